@@ -1,4 +1,4 @@
-//! A certificate authority for one test, a server certificate for the loopback names, and a client certificate.
+//! A certificate authority (CA) for one test, a server certificate for the loopback names, and a client certificate.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ use rcgen::{
 /// Paths of the PEM files of a certificate authority, a server and a client.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The authority's certificate, which clients trust.
-    pub authority: PathBuf,
-    /// The server's private key (PKCS#8), its certificate and the authority's: a Kafka keystore of type PEM.
+    /// The CA's certificate, which clients trust.
+    pub ca: PathBuf,
+    /// The server's private key (PKCS#8), its certificate and the CA's: a Kafka keystore of type PEM.
     pub server: PathBuf,
     /// The server's certificate alone.
     pub server_certificate: PathBuf,
@@ -31,18 +31,17 @@ impl Certificates {
     /// # Errors
     /// If a key cannot be generated or a file cannot be written.
     pub fn make(folder: &Path) -> Result<Self> {
-        let mut authority = CertificateParams::new(Vec::<String>::new())?;
-        authority
-            .distinguished_name
+        let mut ca = CertificateParams::new(Vec::<String>::new())?;
+        ca.distinguished_name
             .push(DnType::CommonName, "test authority");
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        let authority_key = KeyPair::generate()?;
-        let authority_certificate = authority.self_signed(&authority_key)?;
-        let issuer = Issuer::new(authority, authority_key);
+        let ca_key = KeyPair::generate()?;
+        let ca_certificate = ca.self_signed(&ca_key)?;
+        let issuer = Issuer::new(ca, ca_key);
 
         let mut server =
             CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
@@ -59,7 +58,7 @@ impl Certificates {
         let client_certificate = client.signed_by(&client_key, &issuer)?;
 
         let files = Self {
-            authority: folder.join("authority.pem"),
+            ca: folder.join("authority.pem"),
             server: folder.join("server.pem"),
             server_certificate: folder.join("server-certificate.pem"),
             server_key: folder.join("server-key.pem"),
@@ -70,11 +69,11 @@ impl Certificates {
         std::fs::write(&files.server_key, server_key.serialize_pem())?;
         std::fs::write(&files.client_certificate, client_certificate.pem())?;
         std::fs::write(&files.client_key, client_key.serialize_pem())?;
-        std::fs::write(&files.authority, authority_certificate.pem())?;
+        std::fs::write(&files.ca, ca_certificate.pem())?;
         let chain = [
             server_key.serialize_pem(),
             server_certificate.pem(),
-            authority_certificate.pem(),
+            ca_certificate.pem(),
         ]
         .concat();
         std::fs::write(&files.server, chain)?;

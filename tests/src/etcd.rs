@@ -28,7 +28,7 @@ pub struct EtcdOptions {
     pub nodes: usize,
     /// Serve clients over TLS with these files.
     pub tls: Option<Certificates>,
-    /// Require client certificates of the same authority.
+    /// Require client certificates of the same CA.
     pub client_certificates: bool,
 }
 
@@ -166,7 +166,7 @@ impl Etcd {
             if own.options.client_certificates {
                 command
                     .arg("--client-cert-auth")
-                    .arg(format!("--trusted-ca-file={}", files.authority.display()));
+                    .arg(format!("--trusted-ca-file={}", files.ca.display()));
             }
         }
         let log = own.folder.path().join(format!("etcd-{at}.log"));

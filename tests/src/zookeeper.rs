@@ -40,7 +40,7 @@ pub struct ZooKeeper {
 pub struct ZooKeeperOptions {
     /// Serve clients over TLS too, with these files.
     pub tls: Option<Certificates>,
-    /// Require client certificates of the same authority.
+    /// Require client certificates of the same CA.
     pub client_certificates: bool,
 }
 
@@ -245,7 +245,7 @@ fn tls_config(files: &Certificates, port: u16, client_certificates: bool) -> Str
          ssl.keyStore.type=PEM\nssl.keyStore.location={}\n\
          ssl.trustStore.type=PEM\nssl.trustStore.location={}\nssl.clientAuth={asked}\n",
         files.server.display(),
-        files.authority.display()
+        files.ca.display()
     )
 }
 

@@ -1,11 +1,11 @@
-//! `cargo xtask dist`: the service and its handlers as they are shipped, with their debug information in files beside them.
+//! `cargo xtask dist`: the service and its handlers as they are shipped, with their debug information in separate files next to them.
 //!
 //! ```text
 //!  cargo build --release ─► sluicegate ─┬─ objcopy --only-keep-debug ─► sluicegate.debug
 //!                                       └─ objcopy --strip-debug ─────► sluicegate, which names that file
 //! ```
 //!
-//! Debuggers and the backtraces of the service read the line tables from the `.debug` file if it stands beside the
+//! Debuggers and the backtraces of the service read the line tables from the `.debug` file if it is next to the
 //! program; names of functions stay in the program. What was made is run before it is called done.
 
 use std::path::{Path, PathBuf};
@@ -74,7 +74,7 @@ struct Shipped {
     debug: u64,
 }
 
-/// Writes `file` without debug information to `folder`, and that information to a file beside it.
+/// Writes `file` without debug information to `folder`, and that information to a file next to it.
 fn separate(file: &Path, folder: &Path) -> Result<Shipped> {
     let name = file.file_name().context("a file without a name")?;
     let path = folder.join(name);

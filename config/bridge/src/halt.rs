@@ -23,7 +23,7 @@ pub enum Halt {
         /// The addresses of the sides.
         stores: Pair<StoreAddress>,
     },
-    /// A listing found so many keys missing that they look lost rather than deleted.
+    /// A listing found so many keys missing that they appear to be lost rather than deleted.
     MassDelete {
         /// The side that lacks them.
         side: Side,
@@ -175,7 +175,7 @@ impl fmt::Display for Halt {
             } => write!(
                 f,
                 "{absent} of {known} keys that both sides held are missing in {store}, and no watch saw them being deleted: \
-                 they look lost; nothing is written or deleted. Restore them there. If they were deleted on purpose, run \
+                 they appear to be lost; nothing is written or deleted. Restore them there. If they were deleted on purpose, run \
                  `sluicegate bridge -c CONFIG --allow-mass-delete` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports `all in sync`; `--dry-run` \
                  shows what would be deleted from {}",
                 side.other()

@@ -5,7 +5,7 @@
 //!   ZooKeeper ────┼─► views ─► decide (pure) ─► Transfer ─► write the other side                 (compare-and-set)
 //!   sync state ───┘      ▲         │                  └─► record what both sides hold now        (compare-and-set)
 //!                        └ confirm: re-read both sides before a delete or an overruling write; halt if a side is
-//!                                    a different store, or lacks so many keys that they look lost
+//!                                    a different store, or lacks so many keys that they appear to be lost
 //! ```
 //!
 //! The sync state of a key records the value that both sides last held, its revision on each side, and the writes under

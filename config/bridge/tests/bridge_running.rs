@@ -445,9 +445,9 @@ fn a_re_created_key_is_kept_if_the_restored_zookeeper_never_had_it() {
     };
     let recorded_as_deleted = |harness: &Harness| {
         let sync_state = harness.sync_state.list().expect("the store is reachable");
-        let note = sync_state.get(&gate("late"));
-        let note = note.and_then(|note| SyncState::from_json(&note.value));
-        note.is_some_and(|note| note.value.is_none() && note.pending.is_empty())
+        let state = sync_state.get(&gate("late"));
+        let state = state.and_then(|state| SyncState::from_json(&state.value));
+        state.is_some_and(|state| state.value.is_none() && state.pending.is_empty())
     };
     harness.wait_until("the bridge has recorded the delete", |harness| {
         record(harness).went_back_at.zookeeper > 0 && recorded_as_deleted(harness)

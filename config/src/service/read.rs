@@ -93,6 +93,10 @@ fn build(
     handlers: Option<HandlersConfig>,
     checker: &mut Checker<'_>,
 ) -> Option<ServiceConfig> {
+    let bridge = match section.object(ServiceConfig::bridge) {
+        Some(bridge) => BridgeConfig::read(bridge, base, checker).map(Some),
+        None => Some(None),
+    };
     let kafka = section.object(ServiceConfig::kafka)?;
     let mut map = |key, role| {
         let path = kafka.path_of(key);
@@ -112,10 +116,6 @@ fn build(
         cache: base.join(plugins.cache),
         ..plugins
     });
-    let bridge = match section.object(ServiceConfig::bridge) {
-        Some(bridge) => BridgeConfig::read(bridge, base, checker).map(Some),
-        None => Some(None),
-    };
     let kafka = KafkaConfig::read(kafka, client, producer);
     ServiceConfig::read(section, kafka, handlers, plugins, bridge)
 }

@@ -187,11 +187,11 @@ impl KafkaSource {
             wait = Duration::ZERO;
         }
         for seen in connection.consumer().context().take() {
-            self.note(seen);
+            self.record(seen);
         }
     }
 
-    fn note(&mut self, seen: CallbackEvent) {
+    fn record(&mut self, seen: CallbackEvent) {
         match seen {
             CallbackEvent::Assign(partitions) => {
                 self.rebalance.assigned(partitions.clone());

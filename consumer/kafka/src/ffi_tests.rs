@@ -237,7 +237,7 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
         .collect();
     let views: Vec<_> = lent.iter_mut().map(|lent| lent.lend(0, 1)).collect();
     let returned = lent[0].lend(0, 1);
-    lent[0].give_back(returned);
+    lent[0].return_view(returned);
     drop(lent);
     assert_eq!(LIVE.get(), given.len(), "nothing was freed");
     // The client is leaked with them, or this would wait forever.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use member::batches::{append, commit_marker, damaged_and_whole, records};
 use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use sluicegate_engine::partition::commit::{CommitNote, Place};
+use sluicegate_engine::partition::commit::{CommitMetadata, CommitTarget};
 use sluicegate_engine::source::{CommitEntry, Origin, Source, SourceEvent, StartAt};
 use sluicegate_kafka::KafkaSource;
 use sluicegate_kafka::mock::MockKafka;
@@ -278,16 +278,16 @@ fn commits_carry_metadata_and_refusals_are_reported() {
     produce(&bootstrap, PARTITIONS, 5);
     let mut member = Member::join(&settings(&bootstrap, &[]));
     member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
-    let note = |offset: i64| CommitNote {
+    let metadata = |offset: i64| CommitMetadata {
         epoch: 7,
         finished: std::iter::once(offset + 1..offset + 3).collect(),
-        ..CommitNote::default()
+        ..CommitMetadata::default()
     };
     let entry = |partition, offset: i64| CommitEntry {
         at: at(partition),
         offset,
         leader_epoch: None,
-        metadata: note(offset).encode(Place {
+        metadata: metadata(offset).encode(CommitTarget {
             group: "g",
             at: &at(partition),
             offset,
@@ -303,13 +303,13 @@ fn commits_carry_metadata_and_refusals_are_reported() {
                 found.at.partition,
                 found.origin,
                 found.offset,
-                found.read.note,
+                found.read.metadata,
             )
         })
         .collect();
     let expected = [
-        (0, Origin::Committed, 3, Some(note(3))),
-        (1, Origin::Committed, 4, Some(note(4))),
+        (0, Origin::Committed, 3, Some(metadata(3))),
+        (1, Origin::Committed, 4, Some(metadata(4))),
         (2, Origin::NewGroup, 0, None),
     ];
     assert_eq!(found, expected);

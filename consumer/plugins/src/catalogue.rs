@@ -239,7 +239,7 @@ impl Catalogue {
         refused.extend(self.non_file_problems(&listing.not_files, &before));
         *before = refused;
         drop(before);
-        self.note_unreadable(&listing.unreadable, had_files);
+        self.record_unreadable(&listing.unreadable, had_files);
         found
     }
 
@@ -281,7 +281,7 @@ impl Catalogue {
     }
 
     /// Records what cannot be read, and logs when that starts and ends. `keeps`: plugins are known from earlier scans.
-    fn note_unreadable(&self, found: &[(PathBuf, String)], keeps: bool) {
+    fn record_unreadable(&self, found: &[(PathBuf, String)], keeps: bool) {
         let why: Vec<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
         let why = why.join("; ");
         let mut noted = relock(&self.unreadable);

@@ -76,7 +76,7 @@ impl ManagedHandler {
             ..HandlerSpec::clone(spec)
         }));
         let reason = format!("gate held closed until its instances are healthy: {why}");
-        self.note_refusal(spec, None, reason);
+        self.record_refusal(spec, None, reason);
         if let Some(refused) = &mut self.refused {
             refused.unhealthy = true;
         }
@@ -131,10 +131,10 @@ impl ManagedHandler {
         reason: String,
     ) {
         self.follow_gate(spec);
-        self.note_refusal(spec, sha256, reason);
+        self.record_refusal(spec, sha256, reason);
     }
 
-    fn note_refusal(&mut self, spec: &Arc<HandlerSpec>, sha256: Option<String>, reason: String) {
+    fn record_refusal(&mut self, spec: &Arc<HandlerSpec>, sha256: Option<String>, reason: String) {
         let same = self
             .refused
             .as_ref()

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     impl UserMetrics {
-        fn note(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), MetricError> {
+        fn add(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), MetricError> {
             self.record(kind, name, value, &Redaction::default())
         }
     }
@@ -285,15 +285,15 @@ mod tests {
     fn metrics_add_set_and_observe_and_keep_their_kind() {
         let metrics = UserMetrics::default();
         for value in [1.0, 2.0] {
-            metrics.note(MetricKind::Counter, "seen", value).unwrap();
-            metrics.note(MetricKind::Gauge, "level", value).unwrap();
+            metrics.add(MetricKind::Counter, "seen", value).unwrap();
+            metrics.add(MetricKind::Gauge, "level", value).unwrap();
             metrics
-                .note(MetricKind::Histogram, "took", value * 6e3)
+                .add(MetricKind::Histogram, "took", value * 6e3)
                 .unwrap();
         }
-        assert!(metrics.note(MetricKind::Gauge, "seen", 1.0).is_err());
-        assert!(metrics.note(MetricKind::Counter, "seen", -1.0).is_err());
-        assert!(metrics.note(MetricKind::Gauge, "level", f64::NAN).is_err());
+        assert!(metrics.add(MetricKind::Gauge, "seen", 1.0).is_err());
+        assert!(metrics.add(MetricKind::Counter, "seen", -1.0).is_err());
+        assert!(metrics.add(MetricKind::Gauge, "level", f64::NAN).is_err());
         let all = metrics.snapshot();
         assert_eq!(all[0].kind, UserMetricKind::Gauge { value: 2.0 });
         assert_eq!(all[1].kind, UserMetricKind::Counter { value: 3.0 });
@@ -312,18 +312,15 @@ mod tests {
     fn names_are_checked_and_bounded_in_number() {
         let metrics = UserMetrics::default();
         for bad in ["", "1st", "with space", "a-b", &"x".repeat(129)] {
-            assert!(
-                metrics.note(MetricKind::Counter, bad, 1.0).is_err(),
-                "{bad}"
-            );
+            assert!(metrics.add(MetricKind::Counter, bad, 1.0).is_err(), "{bad}");
         }
         for n in 0..MAX_METRICS {
             metrics
-                .note(MetricKind::Counter, &format!("m{n}"), 1.0)
+                .add(MetricKind::Counter, &format!("m{n}"), 1.0)
                 .unwrap();
         }
-        assert!(metrics.note(MetricKind::Counter, "one_more", 1.0).is_err());
-        assert!(metrics.note(MetricKind::Counter, "m0", 1.0).is_ok());
+        assert!(metrics.add(MetricKind::Counter, "one_more", 1.0).is_err());
+        assert!(metrics.add(MetricKind::Counter, "m0", 1.0).is_ok());
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! a handler.
 //!
 //! A health check or a new config runs on a worker, and its caller waits with a timeout. `ProbeToken` decides between
-//! the two: either the worker starts it or the caller gives up, never both, so a config is not applied after its caller
+//! the two: either the worker starts it or the caller times out, never both, so a config is not applied after its caller
 //! was told that it is not. Dropping the last `Arc` of a pool releases it: queued batches return, and each worker
 //! drains and drops its instance between two tasks.
 

@@ -141,7 +141,7 @@ impl Call {
 
     /// Copies the outcomes that the call has written, one for each record before the one that hangs. `false` if the call has
     /// made progress or returned since the check: then no record is to blame, and its worker has the outcomes.
-    fn note_completed(&mut self) -> bool {
+    fn record_completed(&mut self) -> bool {
         self.completed.clear();
         let at = self.monitor.current().map(|at| (at.serial, at.index));
         if at != self.seen {
@@ -166,7 +166,7 @@ impl Crew {
         for seat in 0..state.seats.len() {
             let abandoned = match &mut state.seats[seat].phase {
                 Phase::Idle | Phase::Finishing => false,
-                Phase::Calling(call) => call.has_timed_out(now) && call.note_completed(),
+                Phase::Calling(call) => call.has_timed_out(now) && call.record_completed(),
                 Phase::Creating { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.create_timeout
                 }

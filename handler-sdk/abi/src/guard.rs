@@ -30,7 +30,7 @@ impl Scope {
                 if DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
                     before(info);
                 } else {
-                    note(info);
+                    record(info);
                 }
             }));
         });
@@ -45,7 +45,7 @@ impl Drop for Scope {
     }
 }
 
-fn note(info: &PanicHookInfo<'_>) {
+fn record(info: &PanicHookInfo<'_>) {
     let place = info
         .location()
         .map_or_else(|| "unknown place".to_string(), ToString::to_string);

@@ -1,7 +1,7 @@
 //! Records whose memory is lent to calls.
 //!
 //! ```text
-//!  Lent::new(bytes) ── lend ──► RawRecord ─► batch ─► call ─► batch ── give_back ──► none out: the bytes can be freed
+//!  Lent::new(bytes) ── lend ──► RawRecord ─► batch ─► call ─► batch ── return_view ──► none out: the bytes can be freed
 //!                                                      │ hangs; the lender is dropped
 //!                                                      └──► the bytes are leaked
 //! ```
@@ -158,7 +158,7 @@ impl<B: RecordBytes> Lent<B> {
     /// # Panics
     /// When it is the view of another record.
     #[inline]
-    pub fn give_back(&mut self, view: RawRecord) {
+    pub fn return_view(&mut self, view: RawRecord) {
         assert!(
             self.out > 0 && self.view.is_of(&view),
             "a view must be returned to the record that lent it"
@@ -282,10 +282,10 @@ mod tests {
         let dropped = Rc::default();
         let mut record = lent(&dropped, b"k");
         let (one, other) = (record.lend(0, 1), record.lend(0, 1));
-        record.give_back(one);
+        record.return_view(one);
         assert!(record.is_lent());
         reads(&other, b"k");
-        record.give_back(other);
+        record.return_view(other);
         assert!(!record.is_lent());
         drop(record);
         assert_eq!(dropped.get(), 1);
@@ -302,7 +302,7 @@ mod tests {
         let view = record.lend(0, 1);
         assert!(!record.exchange(copy));
         reads(&view, b"old");
-        record.give_back(view);
+        record.return_view(view);
         assert!(record.exchange(copy));
         assert_eq!(dropped.get(), 1);
         reads(&record.lend(0, 1), b"old");
@@ -314,6 +314,6 @@ mod tests {
         let dropped = Rc::default();
         let (mut one, mut other) = (lent(&dropped, b"k"), lent(&dropped, b"k"));
         let _out = other.lend(0, 1);
-        other.give_back(one.lend(0, 1));
+        other.return_view(one.lend(0, 1));
     }
 }

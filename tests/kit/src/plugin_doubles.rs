@@ -226,7 +226,7 @@ impl CallMonitor for Monitor {
 }
 
 impl Instance {
-    fn note(&self, what: String) {
+    fn record(&self, what: String) {
         relock(&self.monitor.script.notifications).push(what);
     }
 
@@ -346,11 +346,11 @@ impl HandlerInstance for Instance {
     }
 
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.note(format!("assigned {topic}/{partition} {epoch}"));
+        self.record(format!("assigned {topic}/{partition} {epoch}"));
     }
 
     fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.note(format!("revoked {topic}/{partition} {epoch}"));
+        self.record(format!("revoked {topic}/{partition} {epoch}"));
     }
 
     fn drain(&mut self, _deadline_ms: u64) {

@@ -230,7 +230,7 @@ impl Kafka {
         format!("127.0.0.1:{}", self.own().nodes[0].ports.login)
     }
 
-    /// `host:port` of the first node's SASL listener over TLS, and the authority to trust.
+    /// `host:port` of the first node's SASL listener over TLS, and the CA to trust.
     ///
     /// # Panics
     /// If the cluster was not started with `secured`.
@@ -243,7 +243,7 @@ impl Kafka {
             .expect("start the cluster with secured: true");
         (
             format!("localhost:{}", own.nodes[0].ports.secure),
-            &certificates.authority,
+            &certificates.ca,
         )
     }
 

@@ -95,7 +95,7 @@ fn secured_listeners(text: &mut String, certificates: &Certificates) {
          ssl.truststore.type=PEM\n\
          ssl.truststore.location={}\n",
         certificates.server.display(),
-        certificates.authority.display(),
+        certificates.ca.display(),
     );
     let plain = format!(
         "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"

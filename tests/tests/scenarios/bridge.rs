@@ -39,14 +39,14 @@ fn delete(store: &dyn Store, key: &ControlKey) {
     deleted.unwrap_or_else(|error| panic!("{error}"));
 }
 
-struct Scene {
+struct Harness {
     etcd: Etcd,
     zookeeper: ZooKeeper,
     config: BridgeConfig,
     sides: Pair<Arc<dyn Store>>,
 }
 
-impl Scene {
+impl Harness {
     fn start() -> Self {
         let etcd = Etcd::start_own(&EtcdOptions::default());
         let etcd = etcd.unwrap_or_else(|error| panic!("{error:#}"));
@@ -123,11 +123,11 @@ impl Scene {
 
 #[test]
 fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
-    let scene = Scene::start();
-    put(scene.store(Side::Etcd), &gate("auditor"), "true");
-    put(scene.store(Side::ZooKeeper), &gate("relay"), "false");
-    put(scene.store(Side::ZooKeeper), &gate("broken"), "perhaps");
-    let stores = BridgeStores::open(&scene.config).unwrap_or_else(|error| panic!("{error}"));
+    let harness = Harness::start();
+    put(harness.store(Side::Etcd), &gate("auditor"), "true");
+    put(harness.store(Side::ZooKeeper), &gate("relay"), "false");
+    put(harness.store(Side::ZooKeeper), &gate("broken"), "perhaps");
+    let stores = BridgeStores::open(&harness.config).unwrap_or_else(|error| panic!("{error}"));
     let planned =
         dry_run(&stores, Side::Etcd, Pair::default()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(planned.halt, None);
@@ -144,9 +144,9 @@ fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
             ("relay/enabled", Side::Etcd, DryRunStep::Write),
         ]
     );
-    let bridge = scene.bridge();
-    scene.wait_value(Side::ZooKeeper, &gate("auditor"), Some("true"));
-    scene.wait_value(Side::Etcd, &gate("relay"), Some("false"));
+    let bridge = harness.bridge();
+    harness.wait_value(Side::ZooKeeper, &gate("auditor"), Some("true"));
+    harness.wait_value(Side::Etcd, &gate("relay"), Some("false"));
     wait_for("the refusal to be reported", DEADLINE, || {
         match bridge.report().refused.as_slice() {
             [refused] if refused.place == "/plugins/broken" => Ok(()),
@@ -156,9 +156,9 @@ fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
     let mut times = Vec::new();
     for round in 0..20 {
         let value = if round % 2 == 0 { "false" } else { "true" };
-        put(scene.store(Side::Etcd), &gate("auditor"), value);
+        put(harness.store(Side::Etcd), &gate("auditor"), value);
         let written = Instant::now();
-        scene.wait_value(Side::ZooKeeper, &gate("auditor"), Some(value));
+        harness.wait_value(Side::ZooKeeper, &gate("auditor"), Some(value));
         times.push(written.elapsed());
     }
     times.sort();
@@ -169,15 +169,15 @@ fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
         slowest.as_secs_f64() * 1e3
     );
     assert!(slowest < TRANSFER_DEADLINE, "{slowest:?}");
-    delete(scene.store(Side::ZooKeeper), &gate("auditor"));
-    scene.wait_value(Side::Etcd, &gate("auditor"), None);
+    delete(harness.store(Side::ZooKeeper), &gate("auditor"));
+    harness.wait_value(Side::Etcd, &gate("auditor"), None);
     drop(bridge);
-    delete(scene.store(Side::Etcd), &gate("relay"));
-    let _again = scene.bridge();
-    scene.wait_value(Side::ZooKeeper, &gate("relay"), None);
+    delete(harness.store(Side::Etcd), &gate("relay"));
+    let _again = harness.bridge();
+    harness.wait_value(Side::ZooKeeper, &gate("relay"), None);
 }
 
-impl Scene {
+impl Harness {
     /// Gates that are in sync on both sides.
     fn put_gates(&self, bridge: &Bridge, names: std::ops::Range<usize>) {
         for name in names {
@@ -200,14 +200,14 @@ impl Scene {
 
 #[test]
 fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
-    let mut scene = Scene::start();
-    let bridge = scene.bridge();
-    scene.put_gates(&bridge, 0..6);
+    let mut harness = Harness::start();
+    let bridge = harness.bridge();
+    harness.put_gates(&bridge, 0..6);
     drop(bridge);
-    let wiped = scene.zookeeper.restore(None);
+    let wiped = harness.zookeeper.restore(None);
     wiped.unwrap_or_else(|error| panic!("{error:#}"));
 
-    let bridge = scene.bridge();
+    let bridge = harness.bridge();
     let reason = wait_for("the bridge to halt", DEADLINE, || {
         let report = bridge.report();
         let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
@@ -218,8 +218,8 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     assert!(reason.contains("--accept-store zookeeper` instead of this bridge"));
     stays("both sides", Duration::from_secs(6), || {
         let counts = (
-            scene.values(Side::Etcd)?.len(),
-            scene.values(Side::ZooKeeper)?.len(),
+            harness.values(Side::Etcd)?.len(),
+            harness.values(Side::ZooKeeper)?.len(),
         );
         match counts {
             (6, 0) => Ok(()),
@@ -229,19 +229,22 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     assert_eq!(bridge.report().counts.deletes, Pair::default());
 
     // Follows the advice; then ZooKeeper gets everything, and the first bridge resumes.
-    let accepting = scene.accepting_bridge(Side::ZooKeeper);
-    scene.settle(&accepting);
-    scene.settle(&bridge);
-    assert_eq!(scene.values(Side::ZooKeeper).map(|keys| keys.len()), Ok(6));
+    let accepting = harness.accepting_bridge(Side::ZooKeeper);
+    harness.settle(&accepting);
+    harness.settle(&bridge);
+    assert_eq!(
+        harness.values(Side::ZooKeeper).map(|keys| keys.len()),
+        Ok(6)
+    );
 }
 
 /// With another map the same store has other keys: those that are no longer seen were not deleted.
 #[test]
 fn a_halted_bridge_inside_a_service_is_a_problem_of_the_service() {
-    let scene = Scene::start();
-    let bridge = scene.bridge();
-    put(scene.store(Side::Etcd), &gate("a"), "false");
-    scene.settle(&bridge);
+    let harness = Harness::start();
+    let bridge = harness.bridge();
+    put(harness.store(Side::Etcd), &gate("a"), "false");
+    harness.settle(&bridge);
     drop(bridge);
     let kafka = Kafka::shared();
     let topic = unique("source");
@@ -249,8 +252,8 @@ fn a_halted_bridge_inside_a_service_is_a_problem_of_the_service() {
     let block = format!(
         "bridge:\n  etcd: {{ endpoints: {:?}, paths: {{ enabled: \"{{name}}/gate\" }} }}\n  \
          zookeeper: {{ servers: \"{}\" }}\n  admin: {{ listen: \"127.0.0.1:0\" }}\n",
-        scene.etcd.endpoints(),
-        scene.zookeeper.connect()
+        harness.etcd.endpoints(),
+        harness.zookeeper.connect()
     );
     let workdir = Workdir::new(kafka.bootstrap(), &unique("group"), &block);
     workdir.plugins(&["relay"]);
@@ -281,13 +284,13 @@ fn a_halted_bridge_inside_a_service_is_a_problem_of_the_service() {
 #[test]
 fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
     for side in Side::BOTH {
-        let mut scene = Scene::start();
-        let bridge = scene.bridge();
+        let mut harness = Harness::start();
+        let bridge = harness.bridge();
         for name in 0..3 {
             let gate = gate(&format!("h{name}"));
-            put(scene.store(Side::Etcd), &gate, "false");
+            put(harness.store(Side::Etcd), &gate, "false");
         }
-        scene.settle(&bridge);
+        harness.settle(&bridge);
         let moved = PathMap::new(|kind| match kind {
             KeyKind::Enabled => "{name}/gate",
             KeyKind::Spec => "{name}/spec",
@@ -299,11 +302,11 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
         });
         let moved = moved.unwrap_or_else(|error| panic!("{error}"));
         match side {
-            Side::Etcd => scene.config.etcd.paths = moved,
-            Side::ZooKeeper => scene.config.zookeeper.paths = moved,
+            Side::Etcd => harness.config.etcd.paths = moved,
+            Side::ZooKeeper => harness.config.zookeeper.paths = moved,
         }
         // As during the rollout of a config: one bridge already has it.
-        let other = scene.bridge();
+        let other = harness.bridge();
         let reason = wait_for("the bridge to halt", DEADLINE, || {
             let report = other.report();
             let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
@@ -315,19 +318,19 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
             reason.contains("`paths` were changed on purpose"),
             "{reason}"
         );
-        let kept = |scene: &Scene| {
-            let gates = Pair::from_fn(|side| scene.values(side).map(|keys| keys.len()));
+        let kept = |harness: &Harness| {
+            let gates = Pair::from_fn(|side| harness.values(side).map(|keys| keys.len()));
             match (gates.etcd?, gates.zookeeper?) {
                 (3, 3) => Ok(()),
                 other => Err(format!("{other:?} gates")),
             }
         };
-        stays("both sides", Duration::from_secs(6), || kept(&scene));
+        stays("both sides", Duration::from_secs(6), || kept(&harness));
         assert_eq!(other.report().counts.deletes, Pair::default());
         drop(other);
 
-        let accepting = scene.accepting_bridge(side);
-        let stores = BridgeStores::open(&scene.config).unwrap_or_else(|error| panic!("{error}"));
+        let accepting = harness.accepting_bridge(side);
+        let stores = BridgeStores::open(&harness.config).unwrap_or_else(|error| panic!("{error}"));
         wait_for("the gates at their new paths", DEADLINE, || {
             let tree = stores.sides.of(side).list();
             let tree = tree.map_err(|error| error.to_string())?;
@@ -340,7 +343,7 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
                 false => Err(format!("{:?}", tree.entries.keys())),
             }
         });
-        stays("both sides", Duration::from_secs(3), || kept(&scene));
+        stays("both sides", Duration::from_secs(3), || kept(&harness));
         for bridge in [&bridge, &accepting] {
             assert_eq!(bridge.report().counts.deletes, Pair::default());
         }
@@ -349,34 +352,34 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
 
 #[test]
 fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
-    let mut scene = Scene::start();
-    let bridge = scene.bridge();
-    scene.put_gates(&bridge, 0..3);
-    let backup = scene.zookeeper.back_up();
+    let mut harness = Harness::start();
+    let bridge = harness.bridge();
+    harness.put_gates(&bridge, 0..3);
+    let backup = harness.zookeeper.back_up();
     let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
     // The start of a bridge writes a new marker to ZooKeeper, which the backup does not have.
     drop(bridge);
-    let bridge = scene.bridge();
-    scene.put_gates(&bridge, 3..30);
-    let restored = scene.zookeeper.restore(Some(&backup));
+    let bridge = harness.bridge();
+    harness.put_gates(&bridge, 3..30);
+    let restored = harness.zookeeper.restore(Some(&backup));
     restored.unwrap_or_else(|error| panic!("{error:#}"));
-    scene.settle(&bridge);
-    assert_eq!(scene.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
+    harness.settle(&bridge);
+    assert_eq!(harness.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
 
     // Again while no bridge runs, with other writes before one starts.
     drop(bridge);
-    let restored = scene.zookeeper.restore(Some(&backup));
+    let restored = harness.zookeeper.restore(Some(&backup));
     restored.unwrap_or_else(|error| panic!("{error:#}"));
     for round in 0..200 {
         let value = if round % 2 == 0 { "false" } else { "true" };
-        put(scene.store(Side::ZooKeeper), &gate("h0"), value);
+        put(harness.store(Side::ZooKeeper), &gate("h0"), value);
     }
-    let bridge = scene.bridge();
-    scene.settle(&bridge);
-    assert_eq!(scene.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
+    let bridge = harness.bridge();
+    harness.settle(&bridge);
+    assert_eq!(harness.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
     assert_eq!(bridge.report().counts.deletes, Pair::default());
-    delete(scene.store(Side::ZooKeeper), &gate("h7"));
-    scene.wait_value(Side::Etcd, &gate("h7"), None);
+    delete(harness.store(Side::ZooKeeper), &gate("h7"));
+    harness.wait_value(Side::Etcd, &gate("h7"), None);
 }
 
 /// The last edits of a key on each side that the store acknowledged, or may have applied.
@@ -388,8 +391,8 @@ struct Edits {
 
 #[test]
 fn two_bridges_converge_through_store_restarts() {
-    let mut scene = Scene::start();
-    let mut bridges = vec![scene.bridge(), scene.bridge()];
+    let mut harness = Harness::start();
+    let mut bridges = vec![harness.bridge(), harness.bridge()];
     let edits = if long() { 10_000 } else { 600 };
     let mut random = Random(0x5eed);
     let mut known: BTreeMap<ControlKey, Edits> = BTreeMap::new();
@@ -398,16 +401,19 @@ fn two_bridges_converge_through_store_restarts() {
         if number % (edits / 4) == edits / 8 {
             let side = Side::BOTH[(number / (edits / 4)) % 2];
             println!("    {number} edits: {side} is killed and restarted");
-            scene.bounce(side);
+            harness.bounce(side);
         }
         if number == edits / 2 {
             conflicts += conflicts_of(&bridges[0]);
-            bridges[0] = scene.bridge();
+            bridges[0] = harness.bridge();
         }
-        edit(&scene, &mut random, &mut known);
+        edit(&harness, &mut random, &mut known);
     }
     wait_for("both sides to be equal", CONVERGENCE_DEADLINE, || {
-        let (etcd, zookeeper) = (scene.values(Side::Etcd)?, scene.values(Side::ZooKeeper)?);
+        let (etcd, zookeeper) = (
+            harness.values(Side::Etcd)?,
+            harness.values(Side::ZooKeeper)?,
+        );
         if etcd != zookeeper {
             return Err(difference(&etcd, &zookeeper));
         }
@@ -455,7 +461,7 @@ fn difference(
 }
 
 /// A random edit. Handlers a and b are edited on one side each, the others on both.
-fn edit(scene: &Scene, random: &mut Random, known: &mut BTreeMap<ControlKey, Edits>) {
+fn edit(harness: &Harness, random: &mut Random, known: &mut BTreeMap<ControlKey, Edits>) {
     let name = ["a", "b", "c", "d", "e", "f", "g", "h"][random.below(8)];
     let side = match name {
         "a" => Side::Etcd,
@@ -471,7 +477,7 @@ fn edit(scene: &Scene, random: &mut Random, known: &mut BTreeMap<ControlKey, Edi
     };
     let value = (random.below(4) > 0).then_some(value);
     let last = known.entry(key.clone()).or_default().last.of_mut(side);
-    match scene
+    match harness
         .store(side)
         .write(&key, value.as_ref().map(String::as_bytes), Expected::Any)
     {

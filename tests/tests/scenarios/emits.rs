@@ -21,14 +21,14 @@ const LARGE: usize = 10 << 20;
 /// Settings of topics for large records.
 const ROOM: [(&str, &str); 1] = [("max.message.bytes", "20000000")];
 
-struct Scene {
+struct Harness {
     client: Client,
     source: String,
     group: String,
     workdir: Workdir,
 }
 
-impl Scene {
+impl Harness {
     fn new(partitions: i32, settings: &[(&str, &str)]) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
@@ -80,21 +80,21 @@ fn values(records: &[Read]) -> BTreeSet<String> {
 
 #[test]
 fn records_of_10_mb_are_copied_and_dead_lettered() {
-    let scene = Scene::new(1, &ROOM);
-    let copies = scene.topic("copies", &ROOM);
-    let letters = scene.topic("fails", &ROOM);
-    scene.topic("copy", &[]);
-    scene.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
+    let harness = Harness::new(1, &ROOM);
+    let copies = harness.topic("copies", &ROOM);
+    let letters = harness.topic("fails", &ROOM);
+    harness.topic("copy", &[]);
+    harness.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
     let fails = "{ rules: [ { when: { one_in: 1 }, do: error, class: terminal } ] }";
-    scene.spec("fails", "misbehave", fails);
-    let mut service = Service::ready(&scene.workdir, &[]);
+    harness.spec("fails", "misbehave", fails);
+    let mut service = Service::ready(&harness.workdir, &[]);
     // The second one fits into the default limit of 1,000,000 bytes only without dead-letter headers.
     let sizes = [LARGE, 999_500, 10];
     let records = sizes.map(|size| Outgoing::new("k", vec![b'x'; size]));
-    scene.client.produce(&scene.source, records);
-    scene.settled();
+    harness.client.produce(&harness.source, records);
+    harness.settled();
     for topic in [&copies, &letters] {
-        let read = scene.client.read(topic);
+        let read = harness.client.read(topic);
         let read: Vec<usize> = read
             .iter()
             .map(|record| record.value.as_ref().map_or(0, Vec::len))
@@ -109,15 +109,15 @@ fn records_of_10_mb_are_copied_and_dead_lettered() {
 #[test]
 fn a_missing_output_topic_holds_its_records_and_recovers_without_a_dead_letter() {
     const RECORDS: u64 = 2_000;
-    let scene = Scene::new(3, &[]);
-    let letters = scene.topic("copy", &[]);
-    let missing = format!("{}.missing", scene.source);
-    scene.spec("copy", "relay", &format!("{{ topic: {missing} }}"));
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let harness = Harness::new(3, &[]);
+    let letters = harness.topic("copy", &[]);
+    let missing = format!("{}.missing", harness.source);
+    harness.spec("copy", "relay", &format!("{{ topic: {missing} }}"));
+    let mut service = Service::ready(&harness.workdir, &[]);
     let record = |number: u64| Outgoing::new(&format!("k{}", number % 50), number.to_string());
-    scene
+    harness
         .client
-        .produce(&scene.source, (0..RECORDS).map(record));
+        .produce(&harness.source, (0..RECORDS).map(record));
     let problem = wait_for("the missing topic to be a problem", DEADLINE, || {
         let status = service.api("status")?;
         let problems = status["problems"].as_array().cloned().unwrap_or_default();
@@ -137,7 +137,7 @@ fn a_missing_output_topic_holds_its_records_and_recovers_without_a_dead_letter()
     assert_eq!(problem["remedy"], "create the topic");
     let mut since = BTreeSet::new();
     let explained = wait_for("five refusals of the missing topic", DEADLINE, || {
-        let explained = service.api(&format!("explain/{}/0", scene.source))?;
+        let explained = service.api(&format!("explain/{}/0", harness.source))?;
         let refused = &explained["held_by"][0]["waits_for"]["refused"];
         match refused["tries"].as_u64() {
             Some(tries) if tries > 1 => since.extend(refused["since_ms"].as_i64()),
@@ -167,13 +167,13 @@ fn a_missing_output_topic_holds_its_records_and_recovers_without_a_dead_letter()
         service.process().log_tail()
     );
 
-    scene.client.create_topic(&missing, 3);
-    scene.settled();
-    let copies = scene.client.read(&missing);
+    harness.client.create_topic(&missing, 3);
+    harness.settled();
+    let copies = harness.client.read(&missing);
     let expected: BTreeSet<String> = (0..RECORDS).map(|number| number.to_string()).collect();
     assert_eq!(values(&copies), expected);
     assert_eq!(copies.len() as u64, RECORDS, "no copy twice");
-    assert_eq!(scene.client.count(&letters), 0);
+    assert_eq!(harness.client.count(&letters), 0);
     assert_eq!(outcomes(&service, "copy"), [RECORDS, 0, 0, 0]);
     let status = service.api("status").expect("status");
     let problems = status["problems"].to_string();
@@ -185,10 +185,10 @@ fn a_missing_output_topic_holds_its_records_and_recovers_without_a_dead_letter()
 fn a_refused_record_does_not_affect_its_batch() {
     const RECORDS: u64 = 2_000;
     let any_time = [("message.timestamp.after.max.ms", "9223372036854775807")];
-    let scene = Scene::new(1, &any_time);
-    let copies = scene.topic("copies", &[]);
-    let letters = scene.topic("copy", &[]);
-    scene.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
+    let harness = Harness::new(1, &any_time);
+    let copies = harness.topic("copies", &[]);
+    let letters = harness.topic("copy", &[]);
+    harness.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("a clock");
@@ -198,19 +198,19 @@ fn a_refused_record_does_not_affect_its_batch() {
         let ahead_ms = if is_bad(number) { 7_200_000 } else { 0 };
         Outgoing::new(&format!("k{number}"), number.to_string()).at(now_ms + ahead_ms)
     };
-    scene
+    harness
         .client
-        .produce(&scene.source, (0..RECORDS).map(record));
-    let mut service = Service::ready(&scene.workdir, &[]);
-    scene.settled();
+        .produce(&harness.source, (0..RECORDS).map(record));
+    let mut service = Service::ready(&harness.workdir, &[]);
+    harness.settled();
     let expected = |bad: bool| -> BTreeSet<String> {
         let numbers = (0..RECORDS).filter(|number| is_bad(*number) == bad);
         numbers.map(|number| number.to_string()).collect()
     };
-    let dead_letters = scene.client.read(&letters);
+    let dead_letters = harness.client.read(&letters);
     assert_eq!(values(&dead_letters), expected(true));
     assert_eq!(dead_letters.len(), 200, "each once");
-    assert_eq!(values(&scene.client.read(&copies)), expected(false));
+    assert_eq!(values(&harness.client.read(&copies)), expected(false));
     assert_eq!(outcomes(&service, "copy"), [1_800, 0, 200, 0]);
     let header = |name: &str| dead_letters[0].header(name).unwrap_or_default();
     assert_eq!(header("__dlq.errors.reason"), "emit_refused");
@@ -222,10 +222,10 @@ fn a_refused_record_does_not_affect_its_batch() {
 
 #[test]
 fn emits_before_a_drop_or_a_dead_letter_are_written() {
-    let scene = Scene::new(1, &[]);
-    let out = scene.topic("out", &[]);
-    let letters = scene.topic("mixed", &[]);
-    scene.spec(
+    let harness = Harness::new(1, &[]);
+    let out = harness.topic("out", &[]);
+    let letters = harness.topic("mixed", &[]);
+    harness.spec(
         "mixed",
         "misbehave",
         &format!(
@@ -234,15 +234,17 @@ fn emits_before_a_drop_or_a_dead_letter_are_written() {
              {{ when: {{ header: kind, equals: error }}, do: error, class: terminal }} ] }}"
         ),
     );
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let mut service = Service::ready(&harness.workdir, &[]);
     let record = |number: u64| {
         let kind = ["drop", "error", "plain"][number as usize % 3];
         Outgoing::new(&format!("k{}", number % 7), number.to_string()).header("kind", kind)
     };
-    scene.client.produce(&scene.source, (0..300).map(record));
-    scene.settled();
-    assert_eq!(scene.client.read(&out).len(), 300);
-    assert_eq!(scene.client.count(&letters), 100);
+    harness
+        .client
+        .produce(&harness.source, (0..300).map(record));
+    harness.settled();
+    assert_eq!(harness.client.read(&out).len(), 300);
+    assert_eq!(harness.client.count(&letters), 100);
     assert_eq!(outcomes(&service, "mixed"), [100, 0, 100, 100]);
     assert!(service.stop(DEADLINE).success());
 }

@@ -139,13 +139,7 @@ fn token() -> String {
     )
 }
 
-fn workdir(
-    bootstrap: &str,
-    group: &str,
-    endpoint: &Endpoint,
-    authority: &Path,
-    secret: &str,
-) -> Workdir {
+fn workdir(bootstrap: &str, group: &str, endpoint: &Endpoint, ca: &Path, secret: &str) -> Workdir {
     let workdir = Workdir::new(bootstrap, group, "");
     let config = std::fs::read_to_string(workdir.config()).expect("the config");
     let login = format!(
@@ -154,7 +148,7 @@ fn workdir(
          sasl.oauthbearer.client.secret: \"${{file:secret}}\"\n    \
          sasl.oauthbearer.token.endpoint.url: {}\n    https.ca.location: {}\nhandlers:\n",
         endpoint.url,
-        authority.display()
+        ca.display()
     );
     workdir.write("sluicegate.yaml", &config.replace("handlers:\n", &login));
     workdir.write("secret", secret);
@@ -184,7 +178,7 @@ fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_reported() {
         &kafka.login(),
         "bearer",
         &endpoint,
-        &certificates.authority,
+        &certificates.ca,
         SECRET,
     );
     let mut service = Service::ready(&good, &[]);
@@ -219,7 +213,7 @@ fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_reported() {
         &kafka.login(),
         "intruder",
         &endpoint,
-        &certificates.authority,
+        &certificates.ca,
         wrong,
     );
     let mut service = Service::start(&bad, &[]);

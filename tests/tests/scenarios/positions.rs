@@ -25,7 +25,7 @@ fn records(partition: i32, values: std::ops::Range<i32>) -> Vec<Outgoing> {
         .collect()
 }
 
-struct Scene {
+struct Harness {
     client: Client,
     topic: String,
     copies: String,
@@ -33,7 +33,7 @@ struct Scene {
     workdir: Workdir,
 }
 
-impl Scene {
+impl Harness {
     fn new(partitions: i32) -> Self {
         Self::on(Kafka::shared().bootstrap(), partitions)
     }
@@ -77,9 +77,9 @@ impl Scene {
 
 #[test]
 fn a_log_that_ends_in_control_records_and_aborted_data_has_no_lag_and_survives_retention() {
-    let scene = Scene::new(4);
-    let (client, topic) = (&scene.client, &scene.topic);
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let harness = Harness::new(4);
+    let (client, topic) = (&harness.client, &harness.topic);
+    let mut service = Service::ready(&harness.workdir, &[]);
     client.transact(topic, &records(0, 0..10), true);
     client.transact(topic, &records(1, 0..10), true);
     client.transact(topic, &records(1, 0..25), false);
@@ -88,16 +88,16 @@ fn a_log_that_ends_in_control_records_and_aborted_data_has_no_lag_and_survives_r
     client.transact(topic, &records(3, 5..8), true);
     client.transact(topic, &records(3, 0..4), false);
     client.transact(topic, &records(3, 8..9), true);
-    assert_eq!(scene.ends(), [11, 37, 6, 16]);
+    assert_eq!(harness.ends(), [11, 37, 6, 16]);
     service.wait_outcomes("copy", "ack", 29, DEADLINE);
     service.wait_caught_up(DEADLINE);
-    client.wait_committed(&scene.group, topic, DEADLINE);
-    assert_eq!(scene.copied(), 29, "no aborted record");
+    client.wait_committed(&harness.group, topic, DEADLINE);
+    assert_eq!(harness.copied(), 29, "no aborted record");
     assert!(service.stop(DEADLINE).success());
 
     // Everything deleted was handled: no offset is missing.
-    client.delete_before(topic, (0..).zip(scene.ends()));
-    let mut service = Service::ready(&scene.workdir, &[]);
+    client.delete_before(topic, (0..).zip(harness.ends()));
+    let mut service = Service::ready(&harness.workdir, &[]);
     client.produce(topic, (0..4).flat_map(|partition| records(partition, 0..1)));
     wait_for("the new records to be copied", DEADLINE, || {
         match service.outcomes("copy", "ack")? {
@@ -106,7 +106,7 @@ fn a_log_that_ends_in_control_records_and_aborted_data_has_no_lag_and_survives_r
         }
     });
     service.wait_caught_up(DEADLINE);
-    client.wait_committed(&scene.group, topic, DEADLINE);
+    client.wait_committed(&harness.group, topic, DEADLINE);
     for row in service.partitions().expect("partitions") {
         assert_eq!(row["state"], "running", "{row}");
     }
@@ -115,24 +115,24 @@ fn a_log_that_ends_in_control_records_and_aborted_data_has_no_lag_and_survives_r
 
 #[test]
 fn a_stop_commits_past_control_records_that_it_has_read() {
-    let scene = Scene::new(1);
+    let harness = Harness::new(1);
     // Commits are too rare to happen while it runs.
     let interval = ["--set", "processing.commit_interval=1h"];
-    let mut service = Service::ready(&scene.workdir, &interval);
-    scene
+    let mut service = Service::ready(&harness.workdir, &interval);
+    harness
         .client
-        .transact(&scene.topic, &records(0, 0..10), true);
+        .transact(&harness.topic, &records(0, 0..10), true);
     service.wait_outcomes("copy", "ack", 10, DEADLINE);
     assert!(service.stop(DEADLINE).success());
-    assert_eq!(scene.committed(), [11]);
+    assert_eq!(harness.committed(), [11]);
 }
 
 /// A service with a slow handler and little memory, whose log is being deleted while it reads.
-fn overtaken(policy: &str) -> (Scene, Service, u64) {
-    let scene = Scene::new(1);
+fn overtaken(policy: &str) -> (Harness, Service, u64) {
+    let harness = Harness::new(1);
     let kafka = Kafka::shared().bootstrap();
-    let group = &scene.group;
-    scene.workdir.write(
+    let group = &harness.group;
+    harness.workdir.write(
         "sluicegate.yaml",
         &format!(
             "kafka:\n  bootstrap_servers: {kafka}\n  group_id: {group}\n  client: {{ queued.max.messages.kbytes: 1024, \
@@ -141,23 +141,23 @@ fn overtaken(policy: &str) -> (Scene, Service, u64) {
              commit_interval: 200ms\n  memory: 1MiB\n  offset_out_of_range: {policy}\n"
         ),
     );
-    scene.workdir.plugins(&["misbehave"]);
-    scene.workdir.spec(
+    harness.workdir.plugins(&["misbehave"]);
+    harness.workdir.spec(
         "copy",
         &format!(
             "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{}] }}\nworkers: 1\n\
              config: {{ rules: [ {{ when: {{ one_in: 1 }}, do: sleep, for: 400ms }} ] }}\n",
-            scene.topic
+            harness.topic
         ),
     );
     let large = (0..100).map(|n| Outgoing::new(&format!("k{n}"), vec![b'x'; 150_000]).partition(0));
-    scene.client.produce(&scene.topic, large);
-    let service = Service::ready(&scene.workdir, &[]);
+    harness.client.produce(&harness.topic, large);
+    let service = Service::ready(&harness.workdir, &[]);
     service.wait_outcomes("copy", "ack", 2, DEADLINE);
-    scene.client.delete_before(&scene.topic, [(0, 90)]);
+    harness.client.delete_before(&harness.topic, [(0, 90)]);
     let gone = || {
         let metrics = service.metrics()?;
-        let labels = [("topic", scene.topic.as_str()), ("partition", "0")];
+        let labels = [("topic", harness.topic.as_str()), ("partition", "0")];
         Ok::<u64, String>(metrics.sum("sluicegate_records_gone_total", &labels) as u64)
     };
     let gone = match policy {
@@ -169,15 +169,15 @@ fn overtaken(policy: &str) -> (Scene, Service, u64) {
             }
         }),
     };
-    (scene, service, gone)
+    (harness, service, gone)
 }
 
 #[test]
 fn retention_during_processing_continues_at_the_beginning_if_configured() {
-    let (scene, mut service, gone) = overtaken("earliest");
-    scene
+    let (harness, mut service, gone) = overtaken("earliest");
+    harness
         .client
-        .wait_committed(&scene.group, &scene.topic, DEADLINE);
+        .wait_committed(&harness.group, &harness.topic, DEADLINE);
     service.wait_caught_up(DEADLINE);
     assert!((60..90).contains(&gone), "{gone} offsets");
     assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
@@ -191,19 +191,19 @@ fn retention_during_processing_continues_at_the_beginning_if_configured() {
 
 #[test]
 fn retention_during_processing_continues_at_the_end_if_configured() {
-    let (scene, mut service, gone) = overtaken("latest");
-    scene
+    let (harness, mut service, gone) = overtaken("latest");
+    harness
         .client
-        .wait_committed(&scene.group, &scene.topic, DEADLINE);
+        .wait_committed(&harness.group, &harness.topic, DEADLINE);
     assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
-    scene.client.produce(&scene.topic, records(0, 0..3));
+    harness.client.produce(&harness.topic, records(0, 0..3));
     service.wait_outcomes("copy", "ack", 103 - gone, DEADLINE);
     assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
 fn retention_during_processing_stops_the_partition_visibly() {
-    let (scene, mut service, _) = overtaken("stop");
+    let (harness, mut service, _) = overtaken("stop");
     let row = wait_for("the partition to stop", DEADLINE, || {
         let row = service.partitions()?.remove(0);
         match row["state"].as_str() {
@@ -220,24 +220,24 @@ fn retention_during_processing_stops_the_partition_visibly() {
     assert_eq!(reason, words);
     assert_eq!(row["lag"].as_i64(), Some(100 - frontier));
     let (ready, body) = service.get("/readyz").expect("an answer");
-    let place = format!("partition {}/0 is stopped", scene.topic);
+    let place = format!("partition {}/0 is stopped", harness.topic);
     assert!(ready == 200 && body.contains(&place), "{ready}: {body}");
     let status = service.api("status").expect("a status");
     assert!(status["problems"].to_string().contains(&place), "{status}");
     let metrics = service.metrics().expect("metrics");
-    let stopped = [("topic", scene.topic.as_str()), ("state", "stopped")];
+    let stopped = [("topic", harness.topic.as_str()), ("state", "stopped")];
     assert_eq!(metrics.sum("sluicegate_partition_state", &stopped), 1.0);
     let lag = metrics.sum("sluicegate_partition_lag_records", &stopped[..1]);
     assert_eq!(lag as i64, 100 - frontier);
     assert!(service.stop(DEADLINE).success());
-    assert_eq!(scene.committed(), [frontier], "no offset was skipped");
+    assert_eq!(harness.committed(), [frontier], "no offset was skipped");
 
     // The operator accepts the loss.
     let accepted = ["--set", "processing.offset_out_of_range=earliest"];
-    let mut service = Service::ready(&scene.workdir, &accepted);
-    scene
+    let mut service = Service::ready(&harness.workdir, &accepted);
+    harness
         .client
-        .wait_committed(&scene.group, &scene.topic, DEADLINE);
+        .wait_committed(&harness.group, &harness.topic, DEADLINE);
     assert_eq!(service.outcomes("copy", "ack"), Ok(10));
     assert!(service.stop(DEADLINE).success());
 }
@@ -260,12 +260,12 @@ fn damage(folder: &std::path::Path) {
 fn corrupt_data_holds_its_partition_until_it_can_be_read() {
     let mut kafka =
         Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
-    let scene = Scene::on(kafka.bootstrap(), 1);
+    let harness = Harness::on(kafka.bootstrap(), 1);
     for batch in 0..3 {
         let ten = batch * 10..(batch + 1) * 10;
-        scene.client.produce(&scene.topic, records(0, ten));
+        harness.client.produce(&harness.topic, records(0, ten));
     }
-    let folder = kafka.log_folder(0, &scene.topic, 0);
+    let folder = kafka.log_folder(0, &harness.topic, 0);
     let restart = |kafka: &mut Kafka| {
         kafka
             .stop_node(0, Signal::TERM)
@@ -276,7 +276,7 @@ fn corrupt_data_holds_its_partition_until_it_can_be_read() {
             .unwrap_or_else(|error| panic!("{error:#}"));
     };
     restart(&mut kafka);
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let mut service = Service::ready(&harness.workdir, &[]);
     service.wait_outcomes("copy", "ack", 10, DEADLINE);
     let reason = wait_for("the damage to show", DEADLINE, || {
         let row = service.partitions()?.remove(0);
@@ -289,7 +289,7 @@ fn corrupt_data_holds_its_partition_until_it_can_be_read() {
         reason.contains("data at offset 10 cannot be read"),
         "{reason}"
     );
-    let explained = service.api(&format!("explain/{}/0", scene.topic));
+    let explained = service.api(&format!("explain/{}/0", harness.topic));
     let explained = explained.expect("an explanation");
     assert_eq!(explained["status"], "unreadable", "{explained}");
     stays("the hold", Duration::from_secs(4), || {
@@ -299,13 +299,13 @@ fn corrupt_data_holds_its_partition_until_it_can_be_read() {
         }
     });
     restart(&mut kafka);
-    scene
+    harness
         .client
-        .wait_committed(&scene.group, &scene.topic, DEADLINE * 2);
+        .wait_committed(&harness.group, &harness.topic, DEADLINE * 2);
     service.wait_caught_up(DEADLINE);
-    let mut copies: Vec<String> = scene
+    let mut copies: Vec<String> = harness
         .client
-        .read(&scene.copies)
+        .read(&harness.copies)
         .iter()
         .map(|copy| copy.text())
         .collect();

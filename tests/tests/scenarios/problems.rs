@@ -42,14 +42,14 @@ fn guarded() -> &'static Kafka {
 const LOGIN: &str = "security.protocol: SASL_PLAINTEXT, sasl.mechanism: PLAIN, sasl.username: service, sasl.password: \
                      service-secret, topic.metadata.refresh.interval.ms: 2000";
 
-struct Scene {
+struct Harness {
     client: Client,
     topic: String,
     group: String,
     workdir: Workdir,
 }
 
-impl Scene {
+impl Harness {
     /// A topic of three partitions on the guarded cluster, and a relay that copies it.
     fn new(client_keys: &str, more: &str) -> Self {
         let kafka = guarded();
@@ -69,19 +69,19 @@ impl Scene {
             ),
         );
         workdir.plugins(&["relay", "misbehave"]);
-        let scene = Self {
+        let harness = Self {
             client,
             topic,
             group,
             workdir,
         };
-        scene.spec(
+        harness.spec(
             "copy",
             "relay",
             "",
-            &format!("{{ topic: {}.copy }}", scene.topic),
+            &format!("{{ topic: {}.copy }}", harness.topic),
         );
-        scene
+        harness
     }
 
     /// Members notice the loss of their group soon.
@@ -119,14 +119,14 @@ fn change(acl: &Acl, deny: bool) {
 
 #[test]
 fn a_missing_read_permission_is_shown_and_clears_without_a_record() {
-    let scene = Scene::with_short_timeouts();
-    let mut service = Service::ready(&scene.workdir, &[]);
-    scene.produce(90);
-    scene.settled();
+    let harness = Harness::with_short_timeouts();
+    let mut service = Service::ready(&harness.workdir, &[]);
+    harness.produce(90);
+    harness.settled();
     heals(&mut service);
     let lag = |service: &Service| {
         let metrics = service.metrics().expect("metrics");
-        let of_topic = [("topic", scene.topic.as_str())];
+        let of_topic = [("topic", harness.topic.as_str())];
         metrics
             .matching("sluicegate_partition_lag_records", &of_topic)
             .count()
@@ -134,15 +134,15 @@ fn a_missing_read_permission_is_shown_and_clears_without_a_record() {
     assert_eq!(lag(&service), 3);
     // The topic can still be described: the response to a fetch decides, not the first response.
     let described = Acl::AllowTopic {
-        topic: scene.topic.clone(),
+        topic: harness.topic.clone(),
     };
     change(&described, true);
     let (began, before) = (Instant::now(), warnings(&mut service));
     let rule = Acl::DenyRead {
-        topic: scene.topic.clone(),
+        topic: harness.topic.clone(),
     };
     change(&rule, true);
-    let place = format!("{}/0", scene.topic);
+    let place = format!("{}/0", harness.topic);
     shows(
         &mut service,
         before,
@@ -153,7 +153,7 @@ fn a_missing_read_permission_is_shown_and_clears_without_a_record() {
             explain: (&place, "authorization failed"),
         },
     );
-    let unreadable = [("topic", scene.topic.as_str()), ("state", "unreadable")];
+    let unreadable = [("topic", harness.topic.as_str()), ("state", "unreadable")];
     let metrics = service.metrics().expect("metrics");
     assert_eq!(metrics.sum("sluicegate_partition_state", &unreadable), 3.0);
     assert_eq!(lag(&service), 3, "the time series stay");
@@ -165,18 +165,18 @@ fn a_missing_read_permission_is_shown_and_clears_without_a_record() {
 
 #[test]
 fn a_group_that_refuses_the_member_is_shown_and_clears() {
-    let scene = Scene::with_short_timeouts();
-    let mut service = Service::ready(&scene.workdir, &[]);
-    scene.produce(30);
-    scene.settled();
+    let harness = Harness::with_short_timeouts();
+    let mut service = Service::ready(&harness.workdir, &[]);
+    harness.produce(30);
+    harness.settled();
     let (began, before) = (Instant::now(), warnings(&mut service));
     let rule = Acl::DenyGroup {
-        group: scene.group.clone(),
+        group: harness.group.clone(),
     };
     change(&rule, true);
-    scene.produce(30);
-    let place = format!("{}/0", scene.topic);
-    let group = format!("group {}", scene.group);
+    harness.produce(30);
+    let place = format!("{}/0", harness.topic);
+    let group = format!("group {}", harness.group);
     shows(
         &mut service,
         before,
@@ -194,17 +194,17 @@ fn a_group_that_refuses_the_member_is_shown_and_clears() {
     minute(&mut service, began, before, "a group permission");
     change(&rule, false);
     heals(&mut service);
-    scene.settled();
+    harness.settled();
     assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
 fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear() {
-    let scene = Scene::with_short_timeouts();
-    let letters = format!("{}.dlt", scene.topic);
-    scene.client.create_topic(&letters, 3);
+    let harness = Harness::with_short_timeouts();
+    let letters = format!("{}.dlt", harness.topic);
+    harness.client.create_topic(&letters, 3);
     let more = "retry: { max_attempts: 1 }\ndead_letter: { create: false }\n";
-    scene.spec(
+    harness.spec(
         "bad",
         "misbehave",
         more,
@@ -212,10 +212,10 @@ fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear
     );
     let rule = Acl::DenyWrite { topic: letters };
     change(&rule, true);
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let mut service = Service::ready(&harness.workdir, &[]);
     let before = warnings(&mut service);
-    scene.produce(30);
-    let place = format!("{}/0", scene.topic);
+    harness.produce(30);
+    let place = format!("{}/0", harness.topic);
     shows(
         &mut service,
         before,
@@ -231,11 +231,11 @@ fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear
         },
     );
     change(&rule, false);
-    scene.settled();
+    harness.settled();
     heals(&mut service);
 
-    let missing = format!("{}.missing", scene.topic);
-    scene.spec("bad", "relay", more, &format!("{{ topic: {missing} }}"));
+    let missing = format!("{}.missing", harness.topic);
+    harness.spec("bad", "relay", more, &format!("{{ topic: {missing} }}"));
     let before = warnings(&mut service);
     wait_for("the spec to be applied", DEADLINE, || {
         let handler = service.api("handlers/bad")?;
@@ -244,7 +244,7 @@ fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear
             false => Err(handler.to_string()),
         }
     });
-    scene.produce(30);
+    harness.produce(30);
     shows(
         &mut service,
         before,
@@ -255,29 +255,29 @@ fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear
             explain: (&place, &missing),
         },
     );
-    scene.client.create_topic(&missing, 1);
-    scene.settled();
+    harness.client.create_topic(&missing, 1);
+    harness.settled();
     heals(&mut service);
     assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
 fn one_handler_of_several_does_not_make_the_service_unready() {
-    let scene = Scene::new("", "  max_uncommitted: 1000\n");
-    let flag = scene.workdir.path().join("unhealthy");
+    let harness = Harness::new("", "  max_uncommitted: 1000\n");
+    let flag = harness.workdir.path().join("unhealthy");
     let config = format!("{{ unhealthy_while: {} }}", flag.display());
-    scene.spec("unwell", "misbehave", "", &config);
-    scene.spec(
+    harness.spec("unwell", "misbehave", "", &config);
+    harness.spec(
         "bad",
         "misbehave",
         // One worker: a later successful call on another one would reset the failure count.
         "workers: 1\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
         "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }",
     );
-    let mut service = Service::ready(&scene.workdir, &[]);
+    let mut service = Service::ready(&harness.workdir, &[]);
     let before = warnings(&mut service);
-    scene.produce(30);
-    let place = format!("{}/0", scene.topic);
+    harness.produce(30);
+    let place = format!("{}/0", harness.topic);
     let explained = |words| (place.as_str(), words);
     shows(
         &mut service,
@@ -291,12 +291,12 @@ fn one_handler_of_several_does_not_make_the_service_unready() {
     );
     let restart = |service: &Service| {
         let arguments = ["handlers", "restart", "bad", "--admin", service.admin()];
-        run_binary(scene.workdir.path(), &arguments)
+        run_binary(harness.workdir.path(), &arguments)
             .status
             .success()
     };
     assert!(restart(&service));
-    scene.settled();
+    harness.settled();
     heals(&mut service);
 
     std::fs::write(&flag, "").expect("a file");
@@ -313,7 +313,7 @@ fn one_handler_of_several_does_not_make_the_service_unready() {
     shows(&mut service, before, &unhealthy);
     let gate = |to: &str| {
         let arguments = ["handlers", to, "unwell", "--admin", service.admin()];
-        run_binary(scene.workdir.path(), &arguments)
+        run_binary(harness.workdir.path(), &arguments)
             .status
             .success()
     };
@@ -333,40 +333,40 @@ fn one_handler_of_several_does_not_make_the_service_unready() {
     // One team's mistake, and a topic that does not exist yet.
     let bad = format!(
         "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{}] }}\nworkers: many\n",
-        scene.topic
+        harness.topic
     );
-    scene.workdir.spec("mistyped", &bad);
+    harness.workdir.spec("mistyped", &bad);
     let refused = healthy("spec_refused", &["mistyped.yaml", "workers"]);
     shows(&mut service, before, &refused);
-    scene.workdir.remove("handlers.d/mistyped.yaml");
+    harness.workdir.remove("handlers.d/mistyped.yaml");
     heals(&mut service);
-    let later = format!("{}.later", scene.topic);
-    scene.workdir.spec(
+    let later = format!("{}.later", harness.topic);
+    harness.workdir.spec(
         "later",
-        &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{later}] }}\nconfig: {{ topic: {}.copy }}\n", scene.topic),
+        &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{later}] }}\nconfig: {{ topic: {}.copy }}\n", harness.topic),
     );
     let missing = healthy(
         "topic_missing",
         &["handler `later` reads topic", "create the topic"],
     );
     shows(&mut service, before, &missing);
-    scene.client.create_topic(&later, 1);
+    harness.client.create_topic(&later, 1);
     heals(&mut service);
     assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
 fn a_service_without_a_running_handler_or_during_a_stop_is_not_ready() {
-    let scene = Scene::new("", "  drain_timeout: 30s\n");
-    scene.spec(
+    let harness = Harness::new("", "  drain_timeout: 30s\n");
+    harness.spec(
         "copy",
         "misbehave",
         "timeout: 1m\nrestart: { max_restarts: 2, restart_window: 1m }\n\
          retry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
         "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 }, { when: { one_in: 1 }, do: sleep, for: 15s } ] }",
     );
-    let mut service = Service::ready(&scene.workdir, &[]);
-    scene.produce(1);
+    let mut service = Service::ready(&harness.workdir, &[]);
+    harness.produce(1);
     let unready = |service: &Service, words: &str| {
         wait_for(words, DEADLINE, || {
             let (status, body) = readyz(service)?;
@@ -383,7 +383,7 @@ fn a_service_without_a_running_handler_or_during_a_stop_is_not_ready() {
     );
     let arguments = ["handlers", "restart", "copy", "--admin", service.admin()];
     assert!(
-        run_binary(scene.workdir.path(), &arguments)
+        run_binary(harness.workdir.path(), &arguments)
             .status
             .success()
     );
@@ -465,7 +465,7 @@ fn an_unavailable_cluster_is_shown_and_makes_unready_after_the_stall_timeout() {
 
 #[test]
 fn a_group_with_another_assignor_keeps_the_service_unready_with_the_reason() {
-    let first = Scene::new("partition.assignment.strategy: range, ", "");
+    let first = Harness::new("partition.assignment.strategy: range, ", "");
     let mut other = Service::ready(&first.workdir, &[]);
     let config = std::fs::read_to_string(first.workdir.config()).expect("a config");
     let config = config.replace("partition.assignment.strategy: range, ", "");
@@ -493,12 +493,12 @@ fn a_group_with_another_assignor_keeps_the_service_unready_with_the_reason() {
 #[test]
 fn a_member_without_partitions_is_ready_under_either_protocol() {
     for protocol in ["classic", "consumer"] {
-        let scene = Scene::new(&format!("group.protocol: {protocol}, "), "");
+        let harness = Harness::new(&format!("group.protocol: {protocol}, "), "");
         // The consumer protocol has no client-side assignor.
-        let mut members = vec![Service::ready(&scene.workdir, &[])];
+        let mut members = vec![Service::ready(&harness.workdir, &[])];
         for _ in 0..4 {
             let began = Instant::now();
-            members.push(Service::ready(&scene.workdir, &[]));
+            members.push(Service::ready(&harness.workdir, &[]));
             let took = began.elapsed();
             assert!(
                 took < Duration::from_secs(30),

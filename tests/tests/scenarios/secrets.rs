@@ -94,7 +94,7 @@ impl Outputs {
     }
 }
 
-struct Scene {
+struct Harness {
     client: Client,
     workdir: Workdir,
     etcd: Etcd,
@@ -103,7 +103,7 @@ struct Scene {
     copies: String,
 }
 
-impl Scene {
+impl Harness {
     fn new() -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
@@ -203,7 +203,7 @@ impl Scene {
 }
 
 /// The responses to every GET in the service's OpenAPI document, with placeholders filled in.
-fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs) {
+fn answers(stage: &str, service: &Service, harness: &Harness, outputs: &mut Outputs) {
     let document = service
         .api("openapi.json")
         .unwrap_or_else(|error| panic!("{error}"));
@@ -213,7 +213,7 @@ fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs)
         for name in ["errs", "panics", "copies", "hidden", "shows", "steals-env"] {
             let filled = path
                 .replace("{name}", name)
-                .replace("{topic}", &scene.source)
+                .replace("{topic}", &harness.source)
                 .replace("{partition}", "0")
                 .replace("{offset}", "0");
             let (status, body) = service
@@ -228,14 +228,14 @@ fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs)
 }
 
 /// Emits to a topic whose name is a secret: first while it is missing, then once it exists.
-fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
+fn hidden_topic(harness: &Harness, service: &Service, outputs: &mut Outputs) {
     let missing = "cannot emit to topic ***";
     wait_for("a refused emit", DEADLINE, || match service.api("status") {
         Ok(status) if status.to_string().contains(missing) => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    answers("while a topic is missing", service, scene, outputs);
-    let explain = format!("{}/0/0", scene.source);
+    answers("while a topic is missing", service, harness, outputs);
+    let explain = format!("{}/0/0", harness.source);
     let arguments = [
         "explain",
         &explain,
@@ -244,9 +244,9 @@ fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
         "--output",
         "table",
     ];
-    let said = outputs.run(&scene.workdir, &arguments);
+    let said = outputs.run(&harness.workdir, &arguments);
     assert!(said.contains("*** has refused it for"), "{said}");
-    scene.client.create_topic(TOPIC, 1);
+    harness.client.create_topic(TOPIC, 1);
     let counted = "handler=\"hidden\",topic=\"***\"";
     wait_for("the emitted records", DEADLINE, || {
         let (_, metrics) = service.get("/metrics")?;
@@ -256,18 +256,18 @@ fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
 }
 
 /// Whole records: dead letters of every handler, and copies. The header that an allowed reference sets is checked separately.
-fn records(scene: &Scene, outputs: &mut Outputs) {
+fn records(harness: &Harness, outputs: &mut Outputs) {
     for name in ["errs", "retries", "panics"] {
-        let topic = format!("{}.{name}.dlt", scene.source);
+        let topic = format!("{}.{name}.dlt", harness.source);
         wait_for(
             &format!("dead letters of {name}"),
             DEADLINE,
-            || match scene.client.count(&topic) {
+            || match harness.client.count(&topic) {
                 0 => Err("none".to_owned()),
                 _ => Ok(()),
             },
         );
-        let letters = scene.client.read(&topic);
+        let letters = harness.client.read(&topic);
         let message = |record: &Read| record.header("__dlq.errors.message").unwrap_or_default();
         // Once the panicking handler has failed, the reason of the dead letters comes from the service.
         let says = letters.iter().any(|record| message(record).contains("***"));
@@ -277,7 +277,7 @@ fn records(scene: &Scene, outputs: &mut Outputs) {
             outputs.add(format!("{topic} {at}"), shown(record, ""));
         }
     }
-    for (at, record) in scene.client.read(&scene.copies).iter().enumerate() {
+    for (at, record) in harness.client.read(&harness.copies).iter().enumerate() {
         assert_eq!(record.header("token").as_deref(), Some(LISTED));
         assert_eq!(record.header("stolen"), None);
         outputs.add(format!("copy {at}"), shown(record, "token"));
@@ -294,24 +294,24 @@ fn shown(record: &Read, but: &str) -> String {
 }
 
 /// Runs a bridge until everything is transferred, and collects its outputs.
-fn bridge(scene: &Scene, outputs: &mut Outputs) {
+fn bridge(harness: &Harness, outputs: &mut Outputs) {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
     let right = ZooKeeperSettings::new(zookeeper.connect()).open();
     let right = right.unwrap_or_else(|error| panic!("{error}"));
     let port = free_port();
     let admin = format!("http://127.0.0.1:{port}");
-    scene.workdir.write(
+    harness.workdir.write(
         "bridge.yaml",
         &format!(
             "etcd: {{ endpoints: [\"{}\"] }}\nzookeeper: {{ servers: \"{}\" }}\n\
              admin: {{ listen: \"127.0.0.1:{port}\" }}\n",
-            scene.etcd.endpoint(),
+            harness.etcd.endpoint(),
             zookeeper.connect()
         ),
     );
     outputs.run(
-        &scene.workdir,
+        &harness.workdir,
         &[
             "bridge",
             "-c",
@@ -324,12 +324,15 @@ fn bridge(scene: &Scene, outputs: &mut Outputs) {
     let mut command = Command::new(artefacts::binary());
     command
         .envs(VARIABLES)
-        .current_dir(scene.workdir.path())
+        .current_dir(harness.workdir.path())
         .args(["bridge", "-c", "bridge.yaml"]);
-    let log = scene.workdir.path().join("bridge.log");
+    let log = harness.workdir.path().join("bridge.log");
     let mut bridge = Guarded::start("sluicegate bridge", &mut command, &log, None)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    let here = scene.store.list().unwrap_or_else(|error| panic!("{error}"));
+    let here = harness
+        .store
+        .list()
+        .unwrap_or_else(|error| panic!("{error}"));
     wait_for("the specs to be transferred", DEADLINE, || {
         let there = right.list().map_err(|error| error.to_string())?;
         match there.entries.len() {
@@ -337,7 +340,7 @@ fn bridge(scene: &Scene, outputs: &mut Outputs) {
             some => Err(format!("{some} of {}", here.entries.len())),
         }
     });
-    outputs.run(&scene.workdir, &["bridge", "status", "--admin", &admin]);
+    outputs.run(&harness.workdir, &["bridge", "status", "--admin", &admin]);
     outputs.tree("ZooKeeper", &right);
     bridge.signal(Signal::TERM);
     let ended = bridge
@@ -348,36 +351,36 @@ fn bridge(scene: &Scene, outputs: &mut Outputs) {
 }
 
 /// Runs the service once and collects its outputs and files.
-fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
-    scene.withdraw();
+fn service(harness: &Harness, format: &str, outputs: &mut Outputs) {
+    harness.withdraw();
     let set = format!("logging.format={format}");
-    let mut service = Service::start_with(&scene.workdir, &["--set", &set], &VARIABLES);
+    let mut service = Service::start_with(&harness.workdir, &["--set", &set], &VARIABLES);
     wait_for("the admin server", DEADLINE, || {
         service.api("status").map(drop)
     });
-    scene.refused();
-    let copied = scene.client.count(&scene.copies);
+    harness.refused();
+    let copied = harness.client.count(&harness.copies);
     let produced = (0..5).map(|n| Outgoing::new(&format!("k{n}"), "{\"amount\": 1}"));
-    scene.client.produce(&scene.source, produced);
+    harness.client.produce(&harness.source, produced);
     wait_for("copies", DEADLINE, || {
-        match scene.client.count(&scene.copies) {
+        match harness.client.count(&harness.copies) {
             count if count >= copied + 5 => Ok(()),
             count => Err(format!("{count}")),
         }
     });
     wait_for("every refusal in the member's key", DEADLINE, || {
-        let keys = all_keys(&scene.etcd);
+        let keys = all_keys(&harness.etcd);
         let member = keys.get(MEMBER).cloned().unwrap_or_default();
         match REFUSED.iter().find(|name| !member.contains(*name)) {
             None if member.contains("***") => Ok(()),
             _ => Err(member),
         }
     });
-    records(scene, outputs);
+    records(harness, outputs);
     if format == "json" {
-        hidden_topic(scene, &service, outputs);
+        hidden_topic(harness, &service, outputs);
     }
-    answers(format, &service, scene, outputs);
+    answers(format, &service, harness, outputs);
     let admin = service.admin().to_owned();
     for output in ["table", "json"] {
         for command in [
@@ -385,21 +388,21 @@ fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
             &["handlers", "show", "errs"],
             &["handlers", "show", "shows"],
             &["handlers", "show", "panics"],
-            &["explain", &format!("{}/0", scene.source)],
-            &["explain", &format!("{}/0/0", scene.source)],
+            &["explain", &format!("{}/0", harness.source)],
+            &["explain", &format!("{}/0/0", harness.source)],
         ] {
             outputs.run(
-                &scene.workdir,
+                &harness.workdir,
                 &[command, &["--admin", &admin, "--output", output][..]].concat(),
             );
         }
         let validate = ["validate", "-c", "sluicegate.yaml", "--output", output];
-        let said = outputs.run(&scene.workdir, &validate);
+        let said = outputs.run(&harness.workdir, &validate);
         assert!(said.contains("is not allowed in a store's keys"), "{said}");
     }
-    outputs.run(&scene.workdir, &["handlers", "history", "errs"]);
-    outputs.tree("etcd", &scene.store);
-    for (key, value) in all_keys(&scene.etcd) {
+    outputs.run(&harness.workdir, &["handlers", "history", "errs"]);
+    outputs.tree("etcd", &harness.store);
+    for (key, value) in all_keys(&harness.etcd) {
         outputs.add(format!("etcd's {key}"), value);
     }
     assert!(service.stop(DEADLINE).success());
@@ -408,7 +411,7 @@ fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
         assert!(log.contains(said), "no `{said}` in the log: {log}");
     }
     outputs.add(format!("log as {format}"), log);
-    let cache = scene.workdir.path().join(".sluicegate/handlers.cache");
+    let cache = harness.workdir.path().join(".sluicegate/handlers.cache");
     outputs.add(
         "cache",
         std::fs::read_to_string(cache).expect("the cache of specs"),
@@ -437,13 +440,13 @@ fn decoded(text: &str) -> String {
 
 #[test]
 fn no_secret_appears_in_any_output() {
-    let scene = Scene::new();
-    scene.talkative();
+    let harness = Harness::new();
+    harness.talkative();
     let mut outputs = Outputs::default();
     for format in ["json", "text"] {
-        service(&scene, format, &mut outputs);
+        service(&harness, format, &mut outputs);
     }
-    bridge(&scene, &mut outputs);
+    bridge(&harness, &mut outputs);
     assert!(outputs.0.len() > 60, "{:?}", outputs.0.keys());
     let mut leaks = Vec::new();
     for (place, text) in &outputs.0 {

@@ -58,8 +58,8 @@ fn records_flow_through_tls_and_logins() {
         "guarded",
         (0..RECORDS).map(|number| Outgoing::new(&number.to_string(), "v")),
     );
-    let (secure, authority) = kafka.secure();
-    let trust = format!("    ssl.ca.location: {}\n", authority.display());
+    let (secure, ca) = kafka.secure();
+    let trust = format!("    ssl.ca.location: {}\n", ca.display());
     let ways = [
         ("SASL_SSL", "PLAIN", secure.clone(), &*trust),
         ("SASL_SSL", "SCRAM-SHA-256", secure.clone(), &*trust),

@@ -61,13 +61,13 @@ fn a_login_is_required_and_a_revoked_permission_is_enforced() {
     client.create_topic("guarded", 1);
     client.produce("guarded", [Outgoing::new("k", "v")]);
 
-    let (secure, authority) = kafka.secure();
+    let (secure, ca) = kafka.secure();
     for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &secure)
             .set("security.protocol", "SASL_SSL");
-        config.set("ssl.ca.location", authority.display().to_string());
+        config.set("ssl.ca.location", ca.display().to_string());
         config
             .set("sasl.mechanism", mechanism)
             .set("sasl.username", USER)

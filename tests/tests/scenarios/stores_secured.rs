@@ -35,7 +35,7 @@ fn open_zookeeper(settings: &ZooKeeperSettings) -> Arc<dyn Store> {
 
 fn trusting(files: &Certificates) -> TlsFiles {
     TlsFiles {
-        ca_file: files.authority.clone(),
+        ca_file: files.ca.clone(),
         identity: None,
         server_name: None,
     }

@@ -65,7 +65,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
-        name: "fence-not-looked-at",
+        name: "fence-not-checked",
         what: "a handler is called for the next record although the call is cancelled",
         suite: SDK_RULES,
     },
@@ -210,7 +210,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: GAP_DETECTOR,
     },
     Mutant {
-        name: "damage-not-looked-for",
+        name: "checksums-not-verified",
         what: "checksums are not verified",
         suite: SOURCE,
     },

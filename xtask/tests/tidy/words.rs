@@ -55,7 +55,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"\bsilent_pumps\b", "unresponsive_pumps"),
     (
         r"\b(Workshop|Unfit|Tally|Desk|Crossing|Rehearsed|Collision|Follower|EmitGroup|ServiceFacts|PlanIx)\b",
-        "the name in the table of docs/adr/0027-the-words-of-the-field.md",
+        "the name in the table of docs/adr/0027-terms-of-the-ecosystem.md",
     ),
 ];
 
@@ -73,7 +73,7 @@ const ALLOWED: &[(&str, &str)] = &[
 const RECORDS: &[&str] = &[
     "CHANGELOG.md",
     "docs/glossary.md",
-    "docs/adr/0027-the-words-of-the-field.md",
+    "docs/adr/0027-terms-of-the-ecosystem.md",
 ];
 
 /// Whether the rule is for this file: code, pages and configs.

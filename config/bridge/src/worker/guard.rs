@@ -1,5 +1,5 @@
-//! Checks before anything is copied: whether both stores are those of the sync state, and whether missing keys look
-//! lost.
+//! Checks before anything is copied: whether both stores are those of the sync state, and whether missing keys
+//! appear to be lost.
 
 use std::time::{Duration, Instant};
 
@@ -168,7 +168,7 @@ impl Worker {
         }
     }
 
-    /// Returns a halt if so many keys are missing that they look lost. A bridge that is halted for it stays so until
+    /// Returns a halt if so many keys are missing that they appear to be lost. A bridge that is halted for it stays so until
     /// none is missing.
     pub(super) fn check_mass_delete(
         &self,

@@ -328,10 +328,10 @@ impl World {
         let now_ms = self.now_ms + bridge.ahead_ms;
         let began = began.unwrap_or(now_ms);
         let entries = Pair::from_fn(|side| views.of(side).get(key));
-        let noted = sync_state.get(key);
-        let note = noted.and_then(|entry| SyncState::from_json(&entry.value));
-        let note_at = noted.map(|entry| entry.stamp);
-        let ages = bridge.sightings.ages(key, note.as_ref(), self.now_ms);
+        let entry = sync_state.get(key);
+        let state = entry.and_then(|entry| SyncState::from_json(&entry.value));
+        let state_at = entry.map(|entry| entry.stamp);
+        let ages = bridge.sightings.ages(key, state.as_ref(), self.now_ms);
         let decision = decide(&KeyState {
             key,
             places: &Pair::from_fn(|side| self.sides.of(side).locate(key)),
@@ -339,10 +339,10 @@ impl World {
             revisions: Pair::from_fn(|side| views.of(side).revision),
             // The simulation has no watch events: deletes are known only from listings.
             deleted: Pair::default(),
-            sync: note.as_ref(),
+            sync: state.as_ref(),
             ages: &ages,
             // Some deleted keys are forgotten within a run.
-            forget: note_at.is_some_and(|stamp| stamp.revision % 4 == 0),
+            forget: state_at.is_some_and(|stamp| stamp.revision % 4 == 0),
             pair,
             fresh,
             preferred_side: self.preferred_side,
@@ -356,7 +356,7 @@ impl World {
                 Doing::Confirming(key.clone(), now_ms, sync_state.clone(), Pair::default())
             }
             Decision::RecordInSync(agreed) => Doing::Transferring(Transfer::state_only(
-                key, agreed, note_at, &bridge.id, began,
+                key, agreed, state_at, &bridge.id, began,
             )),
             Decision::Copy { to, .. } => Doing::Transferring(Transfer::new(
                 key,
@@ -364,8 +364,8 @@ impl World {
                 *entries.of(to.other()),
                 *entries.of(to),
                 Known {
-                    sync: note.as_ref(),
-                    sync_at: note_at,
+                    sync: state.as_ref(),
+                    sync_at: state_at,
                     ages: &ages,
                     pair,
                 },
@@ -400,9 +400,9 @@ impl SimBridge {
             self.pair = None;
         }
         for key in keys() {
-            let note = sync_state.get(&key);
-            let note = note.and_then(|entry| SyncState::from_json(&entry.value));
-            self.sightings.see(&key, note.as_ref(), clock_ms);
+            let state = sync_state.get(&key);
+            let state = state.and_then(|entry| SyncState::from_json(&entry.value));
+            self.sightings.see(&key, state.as_ref(), clock_ms);
         }
         self.sync_state = sync_state;
     }

@@ -43,14 +43,14 @@ impl World {
         }
         let sync_state = self.sync_state.list().expect("the stores are reachable");
         let record = PairRecord::of(&sync_state).unwrap_or_default();
-        let note = sync_state
+        let state = sync_state
             .get(key)
-            .and_then(|note| SyncState::from_json(&note.value));
+            .and_then(|entry| SyncState::from_json(&entry.value));
         let (mark, since) = marks_of(&self.sides.zookeeper);
         let differs = mark > record.mark.max(record.next.unwrap_or(0)) || mark < record.mark;
         let trusted_from = record.trusted_from;
         let trusted_from = trusted_from.etcd.max(trusted_from.zookeeper).max(since);
-        differs || note.is_none_or(|note| note.mark < trusted_from) || self.foreign().is_some()
+        differs || state.is_none_or(|state| state.mark < trusted_from) || self.foreign().is_some()
     }
 
     fn was_replaced(&self) -> bool {
@@ -134,13 +134,13 @@ impl World {
         let state = self.dice.roll(4);
         match state {
             0 => {
-                let noted = record_of(&self.sync_state).map_or(0, |record| record.mark);
+                let recorded = record_of(&self.sync_state).map_or(0, |record| record.mark);
                 let Some(backup) = self.backups.of(side) else {
                     return;
                 };
                 let is_young = match side {
                     Side::Etcd => backup.mark >= mark_of(&self.sides.zookeeper),
-                    Side::ZooKeeper => backup.mark >= noted,
+                    Side::ZooKeeper => backup.mark >= recorded,
                 };
                 if is_young {
                     // Newer than the last mark: detectable only by its revision, while that is lower.
@@ -251,7 +251,7 @@ impl World {
         put(sync_state, &ControlKey::Bridge, &record);
         // Its sync state says that every key there was on both sides.
         for key in contents(store).into_keys() {
-            let note = SyncState {
+            let state = SyncState {
                 value: Some(sluicegate_bridge::content_hash(b"false")),
                 revisions: Pair {
                     etcd: 1 + self.dice.roll(100) as u64,
@@ -260,7 +260,7 @@ impl World {
                 mark: number as u64,
                 ..SyncState::default()
             };
-            put(sync_state, &key, &note.to_json());
+            put(sync_state, &key, &state.to_json());
         }
     }
 

@@ -7,7 +7,6 @@
 //! ```
 
 mod dead_letters;
-mod doubt;
 mod file;
 mod folder;
 mod gate_edit;
@@ -19,6 +18,7 @@ mod pools;
 mod spec_cache;
 mod store;
 mod store_map;
+mod suspicion;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -22,9 +22,9 @@ use sluicegate_config::service::References;
 use sluicegate_config::snapshot::Snapshot;
 use sluicegate_store::{Cause, Store, StoreError, StoreUpdate, StoreWatch, Tree};
 
-use super::doubt::Known;
 use super::spec_cache::{CacheWriter, Kept, SpecCache};
 use super::store_map::StoreMap;
+use super::suspicion::Known;
 use super::{
     GateWriter, OwnId, SnapshotError, SourceError, SpecSource, UnreachableCause, Update,
     UpdateSink, WatchHandle,
@@ -114,10 +114,10 @@ impl StoreSource {
             applied,
             went_back: self.went_back,
         });
-        let doubt = known
+        let suspicion = known
             .as_ref()
-            .and_then(|known| known.doubt(&tree, &self.store.address()));
-        let Some(reason) = doubt else {
+            .and_then(|known| known.suspicion(&tree, &self.store.address()));
+        let Some(reason) = suspicion else {
             self.tree = Some(Arc::clone(&tree));
             self.went_back = false;
             return Ok(settle(&mut self.map, &tree, &self.store));
@@ -310,10 +310,10 @@ impl SpecWatcher {
             applied,
             went_back: self.went_back,
         });
-        let doubt = known
+        let suspicion = known
             .as_ref()
-            .and_then(|known| known.doubt(&tree, &self.store.address()));
-        let Some(reason) = doubt else {
+            .and_then(|known| known.suspicion(&tree, &self.store.address()));
+        let Some(reason) = suspicion else {
             self.apply(tree);
             return;
         };

@@ -77,7 +77,7 @@ impl<R: Record> Flow<R> {
                 assignment.delivered += 1;
                 assignment
                     .leader_epochs
-                    .note(delivery.offset, delivery.leader_epoch);
+                    .record(delivery.offset, delivery.leader_epoch);
                 return None;
             }
             Delivered::Repeat => {
@@ -99,9 +99,9 @@ impl<R: Record> Flow<R> {
         assignment.delivered += 1;
         assignment
             .leader_epochs
-            .note(delivery.offset, delivery.leader_epoch);
+            .record(delivery.offset, delivery.leader_epoch);
         if let Some(log) = &mut self.record_log {
-            log.note(&assignment.at, &delivery, self.now_ms);
+            log.record(&assignment.at, &delivery, self.now_ms);
         }
         self.route(delivery);
         None

@@ -51,7 +51,7 @@ impl HandlerFlow {
 impl<R: Record> Flow<R> {
     /// Called for a new plan: finds the handlers that are switched off or removed, and skips at once the records that
     /// no handler will run.
-    pub(super) fn note_closed(&mut self) {
+    pub(super) fn record_closed(&mut self) {
         self.closing.clear();
         for (place, handler) in self.handlers.iter_mut().enumerate() {
             let Some(handler) = handler else { continue };

@@ -319,7 +319,7 @@ impl<R: Record> Flow<R> {
                 }
             }
         }
-        self.note_refusals(&refusals, error.is_some());
+        self.record_refusals(&refusals, error.is_some());
         self.admit_overflow();
     }
 
@@ -369,7 +369,7 @@ impl<R: Record> Flow<R> {
     }
 
     /// `whole`: the request failed as a whole, not for single partitions.
-    fn note_refusals(&mut self, refusals: &[(AssignmentId, i64, &CommitError)], whole: bool) {
+    fn record_refusals(&mut self, refusals: &[(AssignmentId, i64, &CommitError)], whole: bool) {
         let Some(&(_, _, first)) = refusals.first() else {
             self.commits.refusals = BackOff::default();
             if !self.commits.refused.is_empty() {

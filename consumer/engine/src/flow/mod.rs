@@ -239,7 +239,7 @@ impl<R: Record> Flow<R> {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
         }
-        self.note_closed();
+        self.record_closed();
         self.drop_retired();
     }
 
@@ -252,7 +252,7 @@ impl<R: Record> Flow<R> {
         self.ownership_changed = true;
         let mut leader_epochs = LeaderEpochs::default();
         if let Some(epoch) = new.leader_epoch {
-            leader_epochs.note(new.start - 1, epoch);
+            leader_epochs.record(new.start - 1, epoch);
         }
         self.assignments.push(Assignment {
             topic: topic_name::kept(&new.at.topic, new.topic_id),

@@ -78,15 +78,15 @@ impl<R: Record> Flow<R> {
         let Some(handler) = &self.handlers[ix.0 as usize] else {
             return held;
         };
-        let mut note = |key| held.extend(self.slab.get(key).map(|entry| entry.slot));
-        handler.backlog.iter().copied().for_each(&mut note);
-        handler.lanes.waiting().for_each(&mut note);
+        let mut hold = |key| held.extend(self.slab.get(key).map(|entry| entry.slot));
+        handler.backlog.iter().copied().for_each(&mut hold);
+        handler.lanes.waiting().for_each(&mut hold);
         for flight in self.flights.iter().filter(|f| f.handler == Some(ix)) {
             let keys = flight.batch.as_ref().map_or(&flight.keys, |b| &b.keys);
-            keys.iter().copied().for_each(&mut note);
+            keys.iter().copied().for_each(&mut hold);
         }
         let tasks = self.tasks.iter().filter(|(of, ..)| *of == ix);
-        tasks.map(|(_, key, _)| key).for_each(&mut note);
+        tasks.map(|(_, key, _)| key).for_each(&mut hold);
         held
     }
 }

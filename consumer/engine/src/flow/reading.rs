@@ -32,7 +32,7 @@ impl<R: Record> Flow<R> {
     /// before.
     pub fn unreadable(&mut self, slot: AssignmentId, cause: &str, remedy: &str) -> bool {
         let unreadable = &mut self.assignments[slot.0 as usize].unreadable;
-        Trouble::note(unreadable, cause, remedy, self.now_ms)
+        Trouble::record(unreadable, cause, remedy, self.now_ms)
     }
 
     /// Records that a partition can be read again. Returns the previous trouble, if there was any.

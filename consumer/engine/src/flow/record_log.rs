@@ -31,7 +31,7 @@ impl<R: Record> Flow<R> {
 
 impl RecordLog {
     /// Logs the record if a line is due.
-    pub(super) fn note<R: Record>(
+    pub(super) fn record<R: Record>(
         &mut self,
         at: &TopicPartition,
         delivery: &Delivery<R>,

@@ -58,7 +58,7 @@ impl<R: Record> Entry<R> {
     /// Returns what was lent to a batch.
     pub fn return_record(&mut self, record: RawRecord) {
         if let Some(lent) = &mut self.record {
-            lent.give_back(record);
+            lent.return_view(record);
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Standstill {
 
 impl<R: Record> Flow<R> {
     /// Records the log end offset that the client knows. To be called about once per second.
-    pub fn note_end(&mut self, slot: AssignmentId, end: Option<i64>) {
+    pub fn record_end(&mut self, slot: AssignmentId, end: Option<i64>) {
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[slot.0 as usize];
         assignment.end = end.or(assignment.end);

@@ -23,7 +23,7 @@ use crate::dispatch::{
 };
 use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::partition::assignment::NewAssignment;
-use crate::partition::commit::{CommitNote, Place};
+use crate::partition::commit::{CommitMetadata, CommitTarget};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
@@ -136,10 +136,10 @@ impl Bench {
             when: Predicate::always(),
         };
         let mut settings = Vec::new();
-        for (place, pool) in self.pools.iter().enumerate() {
-            let ix = HandlerIx(place as u32);
+        for (target, pool) in self.pools.iter().enumerate() {
+            let ix = HandlerIx(target as u32);
             let mut of_one = handler(ix, pool.clone());
-            if change(place, &mut of_one) {
+            if change(target, &mut of_one) {
                 settings.push((ix, of_one));
             }
         }
@@ -463,7 +463,7 @@ fn a_route_that_leaves_a_partition_out_lets_its_last_records_run_first() {
 /// G3: a parked record, and all settled records beyond it, across three owners that hand over cleanly.
 #[test]
 fn finished_records_survive_hand_overs_behind_a_parked_one() {
-    let mut committed = (10, CommitNote::default());
+    let mut committed = (10, CommitMetadata::default());
     let mut ran = Vec::new();
     for owner in 1..=3 {
         let mut bench = Bench::new(1);
@@ -483,13 +483,15 @@ fn finished_records_survive_hand_overs_behind_a_parked_one() {
         ran.push(bench.finish(0, park).len());
         bench.flow.start_drain(&[bench.slot], 1_000);
         let last = bench.flow.commits_due().remove(0);
-        let place = Place {
+        let target = CommitTarget {
             group: "g",
             at: &at(),
             offset: last.offset,
         };
-        let note = CommitNote::decode(&last.metadata, place).note.unwrap();
-        committed = (last.offset, note);
+        let metadata = CommitMetadata::decode(&last.metadata, target)
+            .metadata
+            .unwrap();
+        committed = (last.offset, metadata);
     }
     assert_eq!(ran, [11, 1, 1], "only the parked record runs again");
 }
@@ -500,16 +502,16 @@ fn settled_records_that_were_not_redelivered_survive_a_hand_over() {
     let mut bench = Bench::new(1);
     bench.flow.release(&[bench.slot]);
     bench.slot = bench.flow.assign(NewAssignment {
-        inherited: CommitNote {
+        inherited: CommitMetadata {
             finished: vec![11..13, 20..30],
-            ..CommitNote::default()
+            ..CommitMetadata::default()
         },
         ..NewAssignment::first(at(), 10, 2)
     });
     bench.deliver(10..13, |_| None);
     assert_eq!(bench.finish(0, |_| ACK), [10]);
-    let note = bench.flow.assignment(bench.slot).note();
-    assert_eq!((bench.frontier(), note.finished), (13, vec![20..30]));
+    let metadata = bench.flow.assignment(bench.slot).commit_metadata();
+    assert_eq!((bench.frontier(), metadata.finished), (13, vec![20..30]));
 }
 
 /// A truncated and rewritten log has other records at the settled offsets (KIP-320).
@@ -518,10 +520,10 @@ fn records_of_a_later_leader_run_even_at_settled_offsets() {
     let mut bench = Bench::new(1);
     bench.flow.release(&[bench.slot]);
     bench.slot = bench.flow.assign(NewAssignment {
-        inherited: CommitNote {
+        inherited: CommitMetadata {
             leader_epoch: Some(4),
             finished: vec![1..6],
-            ..CommitNote::default()
+            ..CommitMetadata::default()
         },
         ..NewAssignment::first(at(), 0, 2)
     });

@@ -20,7 +20,7 @@ use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
 use crate::flow::budget::Usage;
-use crate::partition::commit::{CommitNote, Place, TopicUuid};
+use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use crate::partition::ledger::Ledger;
 use crate::partition::trouble::Trouble;
 use crate::routing::TopicPlanId;
@@ -67,7 +67,7 @@ pub struct NewAssignment {
     /// Leader epoch of the record before `start`, as committed.
     pub leader_epoch: Option<i32>,
     /// Commit metadata of the previous owner: finished offsets and their leader epoch.
-    pub inherited: CommitNote,
+    pub inherited: CommitMetadata,
 }
 
 impl NewAssignment {
@@ -80,7 +80,7 @@ impl NewAssignment {
             epoch,
             token_first: false,
             leader_epoch: None,
-            inherited: CommitNote::default(),
+            inherited: CommitMetadata::default(),
         }
     }
 }
@@ -93,7 +93,7 @@ pub struct LeaderEpochs {
 
 impl LeaderEpochs {
     /// Records the leader epoch of a delivered record; negative if the broker sends none.
-    pub fn note(&mut self, offset: i64, epoch: i32) {
+    pub fn record(&mut self, offset: i64, epoch: i32) {
         if self.changes.back().map(|(_, last)| *last) != Some(epoch) {
             if self.changes.len() == MAX_EPOCH_CHANGES {
                 self.changes.pop_front();
@@ -232,7 +232,7 @@ impl<R> Assignment<R> {
     }
 
     /// Contents of the metadata for a commit of the frontier.
-    pub fn note(&self) -> CommitNote {
+    pub fn commit_metadata(&self) -> CommitMetadata {
         let finished = self.ledger.settled_ahead();
         let leader_epoch = finished.last().and_then(|last| {
             if last.end <= self.ledger.next() {
@@ -240,7 +240,7 @@ impl<R> Assignment<R> {
             }
             Some(self.finished_leader_epoch).filter(|epoch| *epoch != i32::MAX)
         });
-        CommitNote {
+        CommitMetadata {
             topic_id: self.topic_id,
             epoch: self.epoch,
             leader_epoch,
@@ -250,7 +250,7 @@ impl<R> Assignment<R> {
 
     /// The encoded metadata for a commit of the frontier.
     pub fn metadata(&self, group: &str) -> String {
-        self.note().encode(Place {
+        self.commit_metadata().encode(CommitTarget {
             group,
             at: &self.at,
             offset: self.ledger.frontier(),
@@ -293,7 +293,7 @@ mod tests {
         let mut epochs = LeaderEpochs::default();
         assert_eq!(epochs.at(5), None);
         for (offset, epoch) in [(10, 3), (11, 3), (12, 4), (20, 7)] {
-            epochs.note(offset, epoch);
+            epochs.record(offset, epoch);
         }
         let known: Vec<_> = [9, 10, 11, 12, 19, 20, 99].map(|at| epochs.at(at)).into();
         assert_eq!(
@@ -307,10 +307,10 @@ mod tests {
     #[test]
     fn a_broker_without_leader_epochs_gives_none_and_changes_are_bounded() {
         let mut epochs = LeaderEpochs::default();
-        epochs.note(0, -1);
+        epochs.record(0, -1);
         assert_eq!(epochs.at(0), None);
         for offset in 0..1_000 {
-            epochs.note(offset, offset as i32);
+            epochs.record(offset, offset as i32);
         }
         assert_eq!(epochs.changes.len(), MAX_EPOCH_CHANGES);
         assert_eq!(epochs.at(999), Some(999));

@@ -59,7 +59,7 @@ impl std::fmt::Display for TopicUuid {
 
 /// A committed offset with its group and partition.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct CommitTarget<'a> {
     /// The consumer group.
     pub group: &'a str,
     /// The partition.
@@ -70,7 +70,7 @@ pub struct Place<'a> {
 
 /// Contents of a commit's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommitNote {
+pub struct CommitMetadata {
     /// The topic that the offset belongs to.
     pub topic_id: TopicUuid,
     /// Fencing token of the owner that committed (G4).
@@ -94,24 +94,24 @@ pub enum NoteError {
 
 /// Decoded metadata: the valid part, and why the rest was dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReadNote {
+pub struct ReadMetadata {
     /// `None` if no part is valid.
-    pub note: Option<CommitNote>,
+    pub metadata: Option<CommitMetadata>,
     /// Why a part was dropped, if one was.
     pub dropped: Option<NoteError>,
 }
 
-impl CommitNote {
-    /// The metadata of a commit at `place`, with as many finished ranges as fit.
-    pub fn encode(&self, place: Place<'_>) -> String {
+impl CommitMetadata {
+    /// The metadata of a commit at `target`, with as many finished ranges as fit.
+    pub fn encode(&self, target: CommitTarget<'_>) -> String {
         let mut bytes = Vec::with_capacity(64);
         push_varint(&mut bytes, self.epoch.into());
         bytes.extend(self.topic_id.0.to_be_bytes());
-        let check = check_of(place.group, place.at, None, &bytes);
+        let check = check_of(target.group, target.at, None, &bytes);
         bytes.extend(&check);
         if !self.finished.is_empty() {
             push_varint(&mut bytes, epoch_as_number(self.leader_epoch));
-            let mut at = place.offset;
+            let mut at = target.offset;
             for range in &self.finished {
                 let kept = bytes.len();
                 push_varint(&mut bytes, (range.start - at) as u64);
@@ -122,69 +122,69 @@ impl CommitNote {
                 }
                 at = range.end;
             }
-            let check = check_of(place.group, place.at, Some(place.offset), &bytes);
+            let check = check_of(target.group, target.at, Some(target.offset), &bytes);
             bytes.extend(&check);
         }
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Decodes the metadata of a commit at `place`.
-    pub fn decode(metadata: &str, place: Place<'_>) -> ReadNote {
+    /// Decodes the metadata of a commit at `target`.
+    pub fn decode(metadata: &str, target: CommitTarget<'_>) -> ReadMetadata {
         // Some clients append the terminator of a C string; encoded metadata never ends with one.
         let text = metadata.trim_end_matches('\0');
         if text.is_empty() {
-            return ReadNote::default();
+            return ReadMetadata::default();
         }
-        let Some((mut note, mut rest, head)) = decode_head(text, place) else {
-            return ReadNote {
-                note: None,
+        let Some((mut metadata, mut rest, head)) = decode_head(text, target) else {
+            return ReadMetadata {
+                metadata: None,
                 dropped: Some(NoteError::Foreign),
             };
         };
         let mut dropped = None;
         if !rest.is_empty() {
-            match decode_finished(&mut rest, &head, place) {
+            match decode_finished(&mut rest, &head, target) {
                 Some((leader_epoch, finished)) => {
-                    note.leader_epoch = leader_epoch;
-                    note.finished = finished;
+                    metadata.leader_epoch = leader_epoch;
+                    metadata.finished = finished;
                 }
                 None => dropped = Some(NoteError::OtherOffset),
             }
         }
-        ReadNote {
-            note: Some(note),
+        ReadMetadata {
+            metadata: Some(metadata),
             dropped,
         }
     }
 }
 
 /// The checked part that identifies log and owner, the bytes after it, and all bytes.
-fn decode_head(text: &str, place: Place<'_>) -> Option<(CommitNote, Vec<u8>, Vec<u8>)> {
+fn decode_head(text: &str, target: CommitTarget<'_>) -> Option<(CommitMetadata, Vec<u8>, Vec<u8>)> {
     let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX)?).ok()?;
     let mut rest = bytes.as_slice();
     let epoch = u32::try_from(take_varint(&mut rest)?).ok()?;
     let topic_id = u128::from_be_bytes(take(&mut rest)?);
     let head = &bytes[..bytes.len() - rest.len()];
     let check: [u8; CHECK] = take(&mut rest)?;
-    if check != check_of(place.group, place.at, None, head) {
+    if check != check_of(target.group, target.at, None, head) {
         return None;
     }
-    let note = CommitNote {
+    let metadata = CommitMetadata {
         topic_id: TopicUuid(topic_id),
         epoch,
-        ..CommitNote::default()
+        ..CommitMetadata::default()
     };
     let rest = rest.to_vec();
-    Some((note, rest, bytes))
+    Some((metadata, rest, bytes))
 }
 
 fn decode_finished(
     rest: &mut Vec<u8>,
     all: &[u8],
-    place: Place<'_>,
+    target: CommitTarget<'_>,
 ) -> Option<(Option<i32>, Vec<Range<i64>>)> {
     let signed = all.len().checked_sub(CHECK)?;
-    let check = check_of(place.group, place.at, Some(place.offset), &all[..signed]);
+    let check = check_of(target.group, target.at, Some(target.offset), &all[..signed]);
     rest.truncate(rest.len().checked_sub(CHECK)?);
     if check != all[signed..] {
         return None;
@@ -192,7 +192,7 @@ fn decode_finished(
     let mut rest = rest.as_slice();
     let leader_epoch = number_as_epoch(take_varint(&mut rest)?)?;
     let mut ranges: Vec<Range<i64>> = Vec::new();
-    let mut at = place.offset;
+    let mut at = target.offset;
     while !rest.is_empty() {
         let start = at.checked_add(i64::try_from(take_varint(&mut rest)?).ok()?)?;
         let end = start.checked_add(i64::try_from(take_varint(&mut rest)?).ok()?)?;

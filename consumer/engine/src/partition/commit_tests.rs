@@ -13,8 +13,8 @@ fn at(topic: &str, partition: i32) -> TopicPartition {
     }
 }
 
-fn note(finished: Vec<Range<i64>>) -> CommitNote {
-    CommitNote {
+fn with_finished(finished: Vec<Range<i64>>) -> CommitMetadata {
+    CommitMetadata {
         topic_id: TopicUuid(7),
         epoch: 57,
         leader_epoch: Some(3),
@@ -33,7 +33,7 @@ proptest! {
         leader_epoch in prop::option::of(0..i32::MAX),
     ) {
         let at = at("orders", 3);
-        let place = Place { group: "g", at: &at, offset };
+        let target = CommitTarget { group: "g", at: &at, offset };
         let mut end = offset;
         let mut gap_before = first;
         let finished: Vec<_> = runs
@@ -45,12 +45,12 @@ proptest! {
                 start..end
             })
             .collect();
-        let written = CommitNote { topic_id: TopicUuid(topic_id), epoch, leader_epoch, finished };
-        let metadata = written.encode(place);
+        let written = CommitMetadata { topic_id: TopicUuid(topic_id), epoch, leader_epoch, finished };
+        let metadata = written.encode(target);
         prop_assert!(metadata.len() <= 4096);
-        let read = CommitNote::decode(&metadata, place);
+        let read = CommitMetadata::decode(&metadata, target);
         prop_assert_eq!(read.dropped, None);
-        let read = read.note.expect("own metadata");
+        let read = read.metadata.expect("own metadata");
         prop_assert_eq!(read.epoch, epoch);
         prop_assert_eq!(read.topic_id, TopicUuid(topic_id));
         prop_assert_eq!(read.leader_epoch, leader_epoch);
@@ -93,10 +93,10 @@ proptest! {
             let named: Vec<i64> = ahead.iter().cloned().flatten().collect();
             let all: Vec<i64> = settled.iter().copied().collect();
             prop_assert_eq!(&named, &all, "the ledger knows the finished offsets");
-            let place = Place { group: "g", at: &at, offset };
-            let read = CommitNote::decode(&note(ahead.clone()).encode(place), place);
+            let target = CommitTarget { group: "g", at: &at, offset };
+            let read = CommitMetadata::decode(&with_finished(ahead.clone()).encode(target), target);
             prop_assert_eq!(read.dropped, None);
-            finished = read.note.expect("own metadata").finished;
+            finished = read.metadata.expect("own metadata").finished;
             prop_assert_eq!(&finished, &ahead);
         }
     }
@@ -104,46 +104,46 @@ proptest! {
     #[test]
     fn foreign_metadata_is_dropped(text in "(s2\\.)?[A-Za-z0-9_-]{0,200}|.{0,60}") {
         let at = at("orders", 3);
-        let read = CommitNote::decode(&text, Place { group: "g", at: &at, offset: 5 });
-        prop_assert_eq!(read.note, None);
+        let read = CommitMetadata::decode(&text, CommitTarget { group: "g", at: &at, offset: 5 });
+        prop_assert_eq!(read.metadata, None);
         prop_assert_eq!(read.dropped.is_none(), text.trim_end_matches('\0').is_empty());
     }
 
     #[test]
     fn a_flipped_bit_drops_the_list_or_all_metadata(bit in 0..800usize) {
         let at = at("orders", 3);
-        let place = Place { group: "g", at: &at, offset: 10 };
-        let written = note(vec![11..13, 20..90, 1_000..1_001]);
-        let mut bytes = URL_SAFE_NO_PAD.decode(&written.encode(place)[PREFIX.len()..]).unwrap();
+        let target = CommitTarget { group: "g", at: &at, offset: 10 };
+        let written = with_finished(vec![11..13, 20..90, 1_000..1_001]);
+        let mut bytes = URL_SAFE_NO_PAD.decode(&written.encode(target)[PREFIX.len()..]).unwrap();
         let bit = bit % (bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         let metadata = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
-        let read = CommitNote::decode(&metadata, place);
+        let read = CommitMetadata::decode(&metadata, target);
         prop_assert!(read.dropped.is_some());
-        prop_assert!(read.note.is_none_or(|note| note.finished.is_empty() && note.epoch == 57));
+        prop_assert!(read.metadata.is_none_or(|metadata| metadata.finished.is_empty() && metadata.epoch == 57));
     }
 }
 
 #[test]
 fn a_list_is_valid_only_for_its_own_offset_group_and_partition() {
     let here = at("orders", 3);
-    let written = note(vec![11..13, 20..21]);
-    let metadata = written.encode(Place {
+    let written = with_finished(vec![11..13, 20..21]);
+    let metadata = written.encode(CommitTarget {
         group: "g",
         at: &here,
         offset: 10,
     });
     let read = |group, at: &TopicPartition, offset| {
-        CommitNote::decode(&metadata, Place { group, at, offset })
+        CommitMetadata::decode(&metadata, CommitTarget { group, at, offset })
     };
-    let (note, dropped) = (read("g", &here, 10).note, read("g", &here, 10).dropped);
-    assert_eq!((note.as_ref(), dropped), (Some(&written), None));
+    let (metadata, dropped) = (read("g", &here, 10).metadata, read("g", &here, 10).dropped);
+    assert_eq!((metadata.as_ref(), dropped), (Some(&written), None));
     for offset in [0, 9, 11, 1_000] {
         let shifted = read("g", &here, offset);
         assert_eq!(shifted.dropped, Some(NoteError::OtherOffset));
-        let note = shifted.note.expect("log and owner are still known");
-        assert_eq!((note.epoch, note.topic_id), (57, TopicUuid(7)));
-        assert_eq!(note.finished, []);
+        let metadata = shifted.metadata.expect("log and owner are still known");
+        assert_eq!((metadata.epoch, metadata.topic_id), (57, TopicUuid(7)));
+        assert_eq!(metadata.finished, []);
     }
     for (group, at) in [
         ("other", here.clone()),
@@ -153,7 +153,7 @@ fn a_list_is_valid_only_for_its_own_offset_group_and_partition() {
     ] {
         let read = read(group, &at, 10);
         assert_eq!(
-            (read.note, read.dropped),
+            (read.metadata, read.dropped),
             (None, Some(NoteError::Foreign)),
             "{group} {at}"
         );
@@ -163,14 +163,17 @@ fn a_list_is_valid_only_for_its_own_offset_group_and_partition() {
 #[test]
 fn metadata_copied_by_a_c_client_is_still_valid() {
     let at = at("orders", 3);
-    let place = Place {
+    let target = CommitTarget {
         group: "g",
         at: &at,
         offset: 10,
     };
-    let written = note(vec![10..12]);
-    let copied = format!("{}\0", written.encode(place));
-    assert_eq!(CommitNote::decode(&copied, place).note, Some(written));
+    let written = with_finished(vec![10..12]);
+    let copied = format!("{}\0", written.encode(target));
+    assert_eq!(
+        CommitMetadata::decode(&copied, target).metadata,
+        Some(written)
+    );
 }
 
 #[test]

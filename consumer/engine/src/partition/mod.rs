@@ -1,7 +1,7 @@
 //! The life of an assigned partition: which records are delivered, settled and committed.
 //!
 //! ```text
-//!  assigned ─► ledger.deliver ─► … ─► ledger.settle ─► frontier ─► commit note ─► released
+//!  assigned ─► ledger.deliver ─► … ─► ledger.settle ─► frontier ─► commit metadata ─► released
 //! ```
 //!
 //! The [`ledger`] knows which offsets are settled, whatever their order; [`commit`] writes what it knows into the

@@ -49,7 +49,7 @@ impl Trouble {
     }
 
     /// Records a failure in `place`. Returns whether it is the first one or has another cause, that is, whether to log it.
-    pub fn note(place: &mut Option<Self>, cause: &str, remedy: &str, now_ms: u64) -> bool {
+    pub fn record(place: &mut Option<Self>, cause: &str, remedy: &str, now_ms: u64) -> bool {
         match place {
             Some(known) => known.again(cause, remedy, now_ms),
             None => {
@@ -116,9 +116,9 @@ mod tests {
     #[test]
     fn trouble_keeps_its_start_and_counts_across_causes() {
         let mut place = None;
-        assert!(Trouble::note(&mut place, "a", "r", 10));
-        assert!(!Trouble::note(&mut place, "a", "r", 20));
-        assert!(Trouble::note(&mut place, "b", "r", 30));
+        assert!(Trouble::record(&mut place, "a", "r", 10));
+        assert!(!Trouble::record(&mut place, "a", "r", 20));
+        assert!(Trouble::record(&mut place, "b", "r", 30));
         let trouble = place.expect("it was noted");
         assert_eq!(
             (trouble.since_ms, trouble.last_ms, trouble.count),

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::partition::commit::{ReadNote, TopicUuid};
+use crate::partition::commit::{ReadMetadata, TopicUuid};
 use crate::record::Record;
 
 /// A partition of a topic.
@@ -102,7 +102,7 @@ pub struct Found {
     /// Why it starts there.
     pub origin: Origin,
     /// The last commit's metadata; its list of settled records is empty unless `origin` is [`Origin::Committed`].
-    pub read: ReadNote,
+    pub read: ReadMetadata,
 }
 
 /// The client's membership in its group.
@@ -184,7 +184,7 @@ pub struct CommitEntry {
     pub offset: i64,
     /// Leader epoch of the record before it, which detects a log truncated below the commit (KIP-320).
     pub leader_epoch: Option<i32>,
-    /// [`crate::partition::commit::CommitNote`], encoded.
+    /// [`crate::partition::commit::CommitMetadata`], encoded.
     pub metadata: String,
 }
 

@@ -11,7 +11,7 @@
 //! "Others" are commits of an earlier generation of the group, or of another application: the members of a new group
 //! commit their start offsets at about the same time, and must not take each other's first commits for a history.
 
-use crate::partition::commit::{CommitNote, Place, ReadNote, TopicUuid};
+use crate::partition::commit::{CommitMetadata, CommitTarget, ReadMetadata, TopicUuid};
 
 use super::{Found, Origin, StartAt, TopicPartition};
 
@@ -54,7 +54,7 @@ pub struct Decision {
     /// Why it starts there.
     pub origin: Origin,
     /// The commit's metadata.
-    pub read: ReadNote,
+    pub read: ReadMetadata,
 }
 
 impl Decision {
@@ -84,18 +84,18 @@ pub fn decide(at: &TopicPartition, evidence: &Evidence<'_>) -> Decision {
             start,
             leader_epoch: None,
             origin,
-            read: ReadNote::default(),
+            read: ReadMetadata::default(),
         };
     };
-    let mut read = CommitNote::decode(&commit.metadata, place(evidence, at, commit));
-    if let Some(note) = &mut read.note
-        && note.topic_id.contradicts(evidence.topic_id)
+    let mut read = CommitMetadata::decode(&commit.metadata, target(evidence, at, commit));
+    if let Some(metadata) = &mut read.metadata
+        && metadata.topic_id.contradicts(evidence.topic_id)
     {
-        note.finished.clear();
+        metadata.finished.clear();
         return Decision {
             start: StartAt::Earliest,
             leader_epoch: None,
-            origin: Origin::Recreated(note.topic_id),
+            origin: Origin::Recreated(metadata.topic_id),
             read,
         };
     }
@@ -107,8 +107,12 @@ pub fn decide(at: &TopicPartition, evidence: &Evidence<'_>) -> Decision {
     }
 }
 
-fn place<'a>(evidence: &'a Evidence<'_>, at: &'a TopicPartition, commit: &Commit) -> Place<'a> {
-    Place {
+fn target<'a>(
+    evidence: &'a Evidence<'_>,
+    at: &'a TopicPartition,
+    commit: &Commit,
+) -> CommitTarget<'a> {
+    CommitTarget {
         group: evidence.group,
         at,
         offset: commit.offset,
@@ -118,13 +122,13 @@ fn place<'a>(evidence: &'a Evidence<'_>, at: &'a TopicPartition, commit: &Commit
 /// Whether the group has read the topic before this generation.
 fn has_history(evidence: &Evidence<'_>) -> bool {
     evidence.others.iter().any(|(at, commit)| {
-        let read = CommitNote::decode(&commit.metadata, place(evidence, at, commit));
-        match read.note {
-            Some(note) if note.topic_id.contradicts(evidence.topic_id) => false,
-            Some(note) => {
+        let read = CommitMetadata::decode(&commit.metadata, target(evidence, at, commit));
+        match read.metadata {
+            Some(metadata) if metadata.topic_id.contradicts(evidence.topic_id) => false,
+            Some(metadata) => {
                 let now = evidence.generation.and_then(|now| u32::try_from(now).ok());
-                let raised = |now| evidence.is_static && note.epoch > now;
-                now.is_none_or(|now| note.epoch < now || raised(now))
+                let raised = |now| evidence.is_static && metadata.epoch > now;
+                now.is_none_or(|now| metadata.epoch < now || raised(now))
             }
             None => true,
         }
@@ -149,13 +153,13 @@ mod tests {
     const UNKNOWN: TopicUuid = TopicUuid(0);
 
     fn commit(partition: i32, topic_id: TopicUuid, epoch: u32) -> Commit {
-        let note = CommitNote {
+        let metadata = CommitMetadata {
             topic_id,
             epoch,
             leader_epoch: None,
             finished: std::iter::once(12..20).collect(),
         };
-        let place = Place {
+        let target = CommitTarget {
             group: "g",
             at: &at(partition),
             offset: 10,
@@ -163,7 +167,7 @@ mod tests {
         Commit {
             offset: 10,
             leader_epoch: Some(4),
-            metadata: note.encode(place),
+            metadata: metadata.encode(target),
         }
     }
 
@@ -217,14 +221,14 @@ mod tests {
                 (same.origin, same.leader_epoch),
                 (Origin::Committed, Some(4))
             );
-            assert_eq!(same.read.note.unwrap().finished, [12..20]);
+            assert_eq!(same.read.metadata.unwrap().finished, [12..20]);
         }
         let recreated = decision(NEW, Some(&committed), &[], StartAt::Latest);
         assert_eq!(recreated.start, StartAt::Earliest);
         assert_eq!(recreated.origin, Origin::Recreated(OLD));
         assert_eq!(recreated.leader_epoch, None);
-        let note = recreated.read.note.unwrap();
-        assert_eq!((note.finished, note.epoch), (Vec::new(), 5));
+        let metadata = recreated.read.metadata.unwrap();
+        assert_eq!((metadata.finished, metadata.epoch), (Vec::new(), 5));
     }
 
     #[test]
@@ -236,7 +240,7 @@ mod tests {
         };
         let found = decision(NEW, Some(&foreign), &[], StartAt::Latest);
         assert_eq!(found.start, StartAt::Offset(10));
-        assert!(found.read.note.is_none() && found.read.dropped.is_some());
+        assert!(found.read.metadata.is_none() && found.read.dropped.is_some());
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Closing {
     }
 
     /// The flow receives an event about a handler; `settled` when the event settles a share.
-    pub fn note_event(&mut self, handler: u32, settled: bool, now_ms: u64) {
+    pub fn record_event(&mut self, handler: u32, settled: bool, now_ms: u64) {
         self.last_event_ms.insert(handler, now_ms);
         if settled {
             self.settled_ms.insert(handler, now_ms);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluicegate_config::spec::TopicPattern;
 use sluicegate_engine::flow::handler::Order;
-use sluicegate_engine::partition::commit::{CommitNote, Place, TopicUuid};
+use sluicegate_engine::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use sluicegate_engine::routing::oracle;
 use sluicegate_engine::routing::oracle::RecordView;
 use sluicegate_engine::source::starts::Commit;
@@ -442,16 +442,16 @@ impl Model {
             return Err(format!("{what}: passes {open}, which is not settled (G1)"));
         }
         owned.settled_to.set(entry.offset);
-        let place = Place {
+        let target = CommitTarget {
             group: "g",
             at: &entry.at,
             offset: entry.offset,
         };
-        let read = CommitNote::decode(&entry.metadata, place);
-        let Some(note) = read.note.filter(|_| read.dropped.is_none()) else {
+        let read = CommitMetadata::decode(&entry.metadata, target);
+        let Some(metadata) = read.metadata.filter(|_| read.dropped.is_none()) else {
             return Err(format!("{what}: its metadata cannot be read (G3)"));
         };
-        for range in note.finished {
+        for range in metadata.finished {
             if let Some(open) = covered(range.clone()).find(|&offset| !settled(offset)) {
                 return Err(format!(
                     "{what}: lists {open} as finished, but it is not (G1)"
@@ -515,13 +515,16 @@ impl Model {
             .get(&owned.at)
             .map(|committed| &committed.commit);
         let committed = commit.map_or(0, |commit| commit.offset);
-        let place = Place {
+        let target = CommitTarget {
             group: "g",
             at: &owned.at,
             offset: committed,
         };
-        let note = commit.and_then(|commit| CommitNote::decode(&commit.metadata, place).note);
-        let finished = note.map(|note| note.finished).unwrap_or_default();
+        let metadata =
+            commit.and_then(|commit| CommitMetadata::decode(&commit.metadata, target).metadata);
+        let finished = metadata
+            .map(|metadata| metadata.finished)
+            .unwrap_or_default();
         let covered = |offset: i64| {
             offset < committed || finished.iter().any(|range| range.contains(&offset))
         };

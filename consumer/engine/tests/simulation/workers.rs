@@ -370,7 +370,7 @@ impl World {
         let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
             && !pending
             && counts.is_some_and(|share| !share.skipped);
-        self.closing.note_event(handler, settles, self.now_ms);
+        self.closing.record_event(handler, settles, self.now_ms);
         match (outcome.code, self.model.share(epoch, offset, handler)) {
             (_, Some(share)) if share.skipped => {}
             (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
@@ -431,7 +431,7 @@ impl World {
             return Ok(());
         }
         let settles = refused.is_none() && (found.dead_lettered || !found.owes_letter);
-        self.closing.note_event(handler, settles, self.now_ms);
+        self.closing.record_event(handler, settles, self.now_ms);
         match refused {
             // The refused record was the dead letter.
             Some(_) if found.dead_lettered => found.stage = Stage::Failed,

@@ -200,22 +200,22 @@ impl World {
 
     /// A new snapshot: a handler is added or removed, or changes its route, gate or generation.
     pub fn swap(&mut self) {
-        let place = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
-        match (self.random.below(5), place) {
+        let target = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
+        match (self.random.below(5), target) {
             (0, _) | (_, None) => self.add_handler(),
-            (1, Some(place)) => {
-                self.handlers.remove(place);
+            (1, Some(target)) => {
+                self.handlers.remove(target);
             }
-            (2, Some(place)) => {
-                self.handlers[place].route = super::script::any_route(&mut self.random);
+            (2, Some(target)) => {
+                self.handlers[target].route = super::script::any_route(&mut self.random);
             }
-            (3, Some(place)) => {
-                let handler = &mut self.handlers[place];
+            (3, Some(target)) => {
+                let handler = &mut self.handlers[target];
                 handler.gate_open = !handler.gate_open;
             }
-            (_, Some(place)) => {
+            (_, Some(target)) => {
                 let seats = self.random.between(1, 3);
-                let handler = &mut self.handlers[place];
+                let handler = &mut self.handlers[target];
                 handler.generation = self.revision + 1;
                 handler.pool = Arc::new(SimPool::new(seats));
                 self.pools
@@ -227,13 +227,13 @@ impl World {
 
     /// The operator closes a handler's gate, or removes the handler.
     pub fn switch_off(&mut self, ix: HandlerIx) {
-        let Some(place) = self.handlers.iter().position(|handler| handler.ix == ix) else {
+        let Some(target) = self.handlers.iter().position(|handler| handler.ix == ix) else {
             return;
         };
         if self.random.chance(50) {
-            self.handlers.remove(place);
+            self.handlers.remove(target);
         } else {
-            self.handlers[place].gate_open = false;
+            self.handlers[target].gate_open = false;
         }
         self.apply();
     }
@@ -324,8 +324,8 @@ impl World {
             StartAt::Offset(offset) => offset,
             _ => 0,
         };
-        let note = decision.read.note.unwrap_or_default();
-        let kept = committed.map(|_| note.epoch);
+        let metadata = decision.read.metadata.unwrap_or_default();
+        let kept = committed.map(|_| metadata.epoch);
         // A static member that was killed reclaims its partitions in the same generation; every other owner gets them in
         // a later one.
         self.generation += i32::from(!self.rejoins);
@@ -338,7 +338,7 @@ impl World {
             epoch,
             token_first,
             leader_epoch: decision.leader_epoch,
-            inherited: note,
+            inherited: metadata,
         };
         self.group.assigned(
             log,

@@ -89,7 +89,7 @@ impl KafkaSource {
         let topic = connection
             .topic_id(&at.topic)
             .ok_or_else(|| SourceError::Retryable(format!("no handle for topic {}", at.topic)))?;
-        self.topics.note(topic, &at.topic, wanted.topic_id);
+        self.topics.record(topic, &at.topic, wanted.topic_id);
         let due = offset_of(wanted.start).or(wanted.due);
         self.gap_detector
             .open(wanted.slot, at.clone(), topic, wanted.start, due);

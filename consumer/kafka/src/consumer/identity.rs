@@ -41,7 +41,7 @@ pub(super) struct Topics {
 impl Topics {
     /// Notes that a partition of the topic was assigned. If the id differs from that of earlier partitions, the topic
     /// was recreated in between, whichever id is the current one; the earlier partitions must still be reported.
-    pub(super) fn note(&mut self, topic: TopicId, name: &Arc<str>, id: TopicUuid) {
+    pub(super) fn record(&mut self, topic: TopicId, name: &Arc<str>, id: TopicUuid) {
         match self.known.iter_mut().find(|known| known.topic == topic) {
             Some(known) if known.id.contradicts(id) => known.mixed = true,
             Some(known) if id.is_known() => known.id = id,
@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn a_topic_whose_id_changes_is_reported_once_and_an_unknown_id_is_ignored() {
         let mut topics = Topics::default();
-        topics.note(TopicId(1), &"a".into(), TopicUuid(10));
-        topics.note(TopicId(2), &"b".into(), TopicUuid(0));
-        topics.note(TopicId(3), &"c".into(), TopicUuid(30));
+        topics.record(TopicId(1), &"a".into(), TopicUuid(10));
+        topics.record(TopicId(2), &"b".into(), TopicUuid(0));
+        topics.record(TopicId(3), &"c".into(), TopicUuid(30));
         let now = |id: TopicId| match id.0 {
             1 => TopicUuid(11),
             2 => TopicUuid(21),
@@ -191,10 +191,10 @@ mod tests {
     fn a_partition_with_a_new_id_does_not_hide_those_assigned_with_the_old_one() {
         for (first, second) in [(10, 11), (11, 10)] {
             let mut topics = Topics::default();
-            topics.note(TopicId(1), &"a".into(), TopicUuid(first));
-            topics.note(TopicId(1), &"a".into(), TopicUuid(0));
+            topics.record(TopicId(1), &"a".into(), TopicUuid(first));
+            topics.record(TopicId(1), &"a".into(), TopicUuid(0));
             assert_eq!(topics.find_recreated(|_| true, |_| TopicUuid(first)), []);
-            topics.note(TopicId(1), &"a".into(), TopicUuid(second));
+            topics.record(TopicId(1), &"a".into(), TopicUuid(second));
             let found = topics.find_recreated(|_| true, |_| TopicUuid(11));
             assert_eq!(
                 found,

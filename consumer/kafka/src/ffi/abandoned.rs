@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rdkafka_sys as sys;
 
-/// Time between two looks at the queues; the client emits statistics every 10 s.
+/// Interval at which the queues are emptied; the client emits statistics every 10 s.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 struct Queue(NonNull<sys::rd_kafka_queue_t>);

@@ -271,7 +271,7 @@ fn no_record_of_a_partition_starts_after_its_drain_deadline() {
         assert!(!flow.is_drained(&[slot]), "started records may finish");
         flow.tick(1_000);
         assert!(flow.is_drained(&[slot]));
-        let finished = flow.assignment(slot).note().finished;
+        let finished = flow.assignment(slot).commit_metadata().finished;
         assert_eq!(
             (flow.assignment(slot).ledger.frontier(), finished),
             (0, vec![]),

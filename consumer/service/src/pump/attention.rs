@@ -57,7 +57,7 @@ impl Pump {
         let slots: BTreeSet<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         for &slot in &slots {
             let end = self.end_offset(slot);
-            self.flow.note_end(slot, end);
+            self.flow.record_end(slot, end);
             self.check_leader(slot, now_ms);
         }
         self.attention

@@ -517,15 +517,15 @@ fn an_existing_record_that_is_not_delivered_is_a_stall() {
         report.partitions[0].clone()
     };
     flow.tick(100_000);
-    flow.note_end(slot, Some(5));
+    flow.record_end(slot, Some(5));
     flow.tick(500_000);
-    flow.note_end(slot, Some(6));
+    flow.record_end(slot, Some(6));
     assert!(
         !stalled(flow).stalled,
         "the log has had it only for a moment"
     );
     flow.tick(559_999);
-    flow.note_end(slot, None);
+    flow.record_end(slot, None);
     assert!(!stalled(flow).stalled);
     flow.tick(560_000);
     let row = stalled(flow);

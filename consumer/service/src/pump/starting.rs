@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sluicegate_engine::flow::report::WallClock;
 use sluicegate_engine::partition::assignment::NewAssignment;
-use sluicegate_engine::partition::commit::{CommitNote, TopicUuid, next_epoch};
+use sluicegate_engine::partition::commit::{CommitMetadata, TopicUuid, next_epoch};
 use sluicegate_engine::partition::trouble::Trouble;
 use sluicegate_engine::source::{
     Found, Membership, Origin, StartAt, StartPartition, TopicPartition,
@@ -173,7 +173,7 @@ impl Pump {
             return;
         };
         let remedy = "the lookup is retried until the cluster answers; see the cause";
-        Trouble::note(&mut pending.trouble, reason, remedy, now_ms);
+        Trouble::record(&mut pending.trouble, reason, remedy, now_ms);
         if let Some(times) = self.count_for_log(&at.topic, "not found") {
             tracing::warn!(
                 topic = &*at.topic,
@@ -215,7 +215,7 @@ impl Pump {
     }
 
     fn assign(&mut self, found: Found, membership: Membership) -> StartPartition {
-        let kept = found.read.note.as_ref().map(|note| note.epoch);
+        let kept = found.read.metadata.as_ref().map(|metadata| metadata.epoch);
         let token = next_epoch(membership.generation, kept, membership.is_static);
         let (epoch, token_first) = token.unwrap_or((u32::MAX, true));
         let start = match found.oldest {
@@ -223,8 +223,8 @@ impl Pump {
             false => StartAt::Offset(found.offset),
         };
         let inherited = match found.origin {
-            Origin::Committed => found.read.note.unwrap_or_default(),
-            _ => CommitNote::default(),
+            Origin::Committed => found.read.metadata.unwrap_or_default(),
+            _ => CommitMetadata::default(),
         };
         let recreated = matches!(found.origin, Origin::Recreated(_));
         self.flow
@@ -283,8 +283,8 @@ fn log_starts(found: &[Found]) {
             Origin::Recreated(_) => "recreated topic: its beginning".into(),
         };
         let mut add = |cause| {
-            let place = (&*one.at.topic, cause);
-            lines.entry(place).or_default().push(one.at.partition);
+            let group = (&*one.at.topic, cause);
+            lines.entry(group).or_default().push(one.at.partition);
         };
         add(origin);
         if let Some(dropped) = one.read.dropped {
@@ -309,7 +309,7 @@ fn log_starts(found: &[Found]) {
 
 #[cfg(test)]
 mod tests {
-    use sluicegate_engine::partition::commit::ReadNote;
+    use sluicegate_engine::partition::commit::ReadMetadata;
 
     use super::*;
 
@@ -324,7 +324,7 @@ mod tests {
             oldest,
             leader_epoch: None,
             origin,
-            read: ReadNote::default(),
+            read: ReadMetadata::default(),
         }
     }
 

@@ -5,7 +5,7 @@
 //!                                        twice, 30 s or more apart ─► stuck: a new client
 //! ```
 //!
-//! librdkafka keeps a broker that it has given up as long as anything refers to it, such as a fetch buffer whose record a
+//! librdkafka keeps a broker that it no longer uses as long as anything refers to it, such as a fetch buffer whose record a
 //! hung call still borrows, and does not connect to it again until then. Such a client recovers only when the process
 //! restarts, while its partitions wait. A client that just reconnects slowly is not replaced: between two answers it
 //! has had several attempts ([`Probe::interval`]). A replacement that does not help doubles the wait for the next one.

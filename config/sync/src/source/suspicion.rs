@@ -23,7 +23,7 @@ impl Known<'_> {
     }
 
     /// Why `now`, listed from `store`, must not be applied without an operator's consent; `None` if it may.
-    pub(super) fn doubt(&self, now: &Tree, store: &StoreAddress) -> Option<String> {
+    pub(super) fn suspicion(&self, now: &Tree, store: &StoreAddress) -> Option<String> {
         let applied = self.applied;
         if now.is_other_than(applied) {
             let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
@@ -109,12 +109,12 @@ mod tests {
                 applied: &applied,
                 went_back,
             };
-            let doubt = known.doubt(&now, &store);
-            let as_said = match (&doubt, said) {
-                (Some(doubt), Some(said)) => doubt.contains(said),
-                (doubt, said) => doubt.is_none() && said.is_none(),
+            let suspicion = known.suspicion(&now, &store);
+            let as_said = match (&suspicion, said) {
+                (Some(suspicion), Some(said)) => suspicion.contains(said),
+                (suspicion, said) => suspicion.is_none() && said.is_none(),
             };
-            assert!(as_said, "{now:?}: {doubt:?}, not {said:?}");
+            assert!(as_said, "{now:?}: {suspicion:?}, not {said:?}");
         }
         let known = Known {
             applied: &applied,
