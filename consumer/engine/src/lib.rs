@@ -6,15 +6,20 @@
 //!                                        └─► frontier ─► commit
 //! ```
 //!
-//! Modules in the order in which a record passes through them. [`flow`] holds them together: it is called by the pump
-//! with what has happened and the present time, and says what is to be done, so that the seeded simulator
-//! (`tests/simulation`) runs exactly the code that runs in production. What it needs from outside is behind traits:
-//! [`source::Source`], [`emit::Emitter`] and [`dispatch::WorkerPool`]. The bytes of a record are a type parameter
-//! ([`record::Record`]), so that nothing here knows where they are kept.
+//! [`engine::Engine::step`] takes an [`event::Event`] and appends [`event::Effect`]s; it is the only way in, for the pump as
+//! for tests on a scripted source. [`life`] decides about partitions (offers, lost offsets, hand-overs, the end of a
+//! membership), [`flow`] about their records and commits; the other modules stand in the order in which a record passes
+//! through them. What remains behind traits are the worker pools and the producer ([`dispatch::WorkerPool`],
+//! [`emit::Emitter`]); [`source::Source`] is the pump's. The bytes of a record are a type parameter ([`record::Record`]), so
+//! that nothing here knows where they are kept.
 
 pub mod record;
 
 pub mod source;
+
+pub mod engine;
+pub mod event;
+pub mod life;
 
 pub mod partition;
 

@@ -9,6 +9,7 @@ use sluicegate_config::service::read_service_config;
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::source::{Source, StartAt};
 use sluicegate_engine::status::ProblemKind;
@@ -115,18 +116,19 @@ fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
     };
     let settings = PumpSettings {
         number,
-        flow: FlowSettings {
-            max_uncommitted: 100,
-            budget_bytes: 1 << 20,
-            stall_timeout_ms: 60_000,
-            commit_interval_ms: 0,
-            drain_timeout_ms: 1_000,
-            group: "g".into(),
-            seed: 1,
+        engine: EngineSettings {
+            flow: FlowSettings {
+                max_uncommitted: 100,
+                budget_bytes: 1 << 20,
+                stall_timeout_ms: 60_000,
+                commit_interval_ms: 0,
+                drain_timeout_ms: 1_000,
+                group: "g".into(),
+                seed: 1,
+            },
+            start: StartAt::Earliest,
+            offset_out_of_range: None,
         },
-        start: StartAt::Earliest,
-        offset_out_of_range: None,
-        drain_timeout: Duration::from_secs(1),
         join_gate: Arc::clone(gate),
         probe: Probe {
             ask: Arc::new(|| false),

@@ -7,6 +7,7 @@ use sluicegate_config::ServiceConfig;
 use sluicegate_config::service::{OffsetOutOfRange, Start};
 use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
 use sluicegate_engine::emit::Emitter;
+use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::settlement::RetryPolicy;
@@ -37,26 +38,27 @@ pub(super) fn pump(
     let processing = &config.processing;
     PumpSettings {
         number,
-        flow: FlowSettings {
-            max_uncommitted: i64::try_from(processing.max_uncommitted).unwrap_or(i64::MAX / 2),
-            budget_bytes: in_flight_bytes(config) / config.kafka.clients.max(1) as u64,
-            stall_timeout_ms: processing.stall_timeout.as_millis() as u64,
-            drain_timeout_ms: processing.drain_timeout.as_millis() as u64,
-            commit_interval_ms: processing.commit_interval.as_millis() as u64,
-            group: config.kafka.group_id.as_str().into(),
-            seed: u64::from(std::process::id()) << 32 | u64::from(number + 1),
+        engine: EngineSettings {
+            flow: FlowSettings {
+                max_uncommitted: i64::try_from(processing.max_uncommitted).unwrap_or(i64::MAX / 2),
+                budget_bytes: in_flight_bytes(config) / config.kafka.clients.max(1) as u64,
+                stall_timeout_ms: processing.stall_timeout.as_millis() as u64,
+                drain_timeout_ms: processing.drain_timeout.as_millis() as u64,
+                commit_interval_ms: processing.commit_interval.as_millis() as u64,
+                group: config.kafka.group_id.as_str().into(),
+                seed: u64::from(std::process::id()) << 32 | u64::from(number + 1),
+            },
+            start: match config.kafka.start {
+                Start::Earliest => StartAt::Earliest,
+                Start::Latest => StartAt::Latest,
+                Start::Time { unix_ms } => StartAt::Time(unix_ms),
+            },
+            offset_out_of_range: match processing.offset_out_of_range {
+                OffsetOutOfRange::Stop => None,
+                OffsetOutOfRange::Earliest => Some(StartAt::Earliest),
+                OffsetOutOfRange::Latest => Some(StartAt::Latest),
+            },
         },
-        start: match config.kafka.start {
-            Start::Earliest => StartAt::Earliest,
-            Start::Latest => StartAt::Latest,
-            Start::Time { unix_ms } => StartAt::Time(unix_ms),
-        },
-        offset_out_of_range: match processing.offset_out_of_range {
-            OffsetOutOfRange::Stop => None,
-            OffsetOutOfRange::Earliest => Some(StartAt::Earliest),
-            OffsetOutOfRange::Latest => Some(StartAt::Latest),
-        },
-        drain_timeout: processing.drain_timeout,
         join_gate: Arc::clone(join_gate),
         probe,
     }

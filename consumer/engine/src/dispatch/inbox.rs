@@ -1,4 +1,4 @@
-//! The pump's inbox: one queue and one wake-up for outcomes, acknowledgements and control requests of other threads.
+//! The pump's inbox: one queue and one wake-up for outcomes and acknowledgements of other threads.
 //!
 //! A push takes the lock once per batch; the pump takes all messages in one swap. The waker is called only if the queue
 //! was empty: the pump empties the queue after every wake-up, so no message is missed.
@@ -34,14 +34,6 @@ pub enum PumpMessage {
     },
     /// A pool that had refused a batch accepts one again.
     PoolFree,
-    /// A request of the control thread, run between two polls.
-    Control(Box<dyn ControlRequest>),
-}
-
-/// A request of the control thread; its implementation downcasts `pump`.
-pub trait ControlRequest: Send {
-    /// Runs on the pump's thread.
-    fn run(self: Box<Self>, pump: &mut dyn std::any::Any);
 }
 
 /// A queue of messages to one pump.

@@ -82,7 +82,8 @@ pub struct FlowSettings {
     pub stall_timeout_ms: u64,
     /// Time between commits.
     pub commit_interval_ms: u64,
-    /// How long a handler that is switched off may settle nothing before its remaining records are skipped.
+    /// How long a revoke waits for in-flight records, and how long a handler that is switched off may settle nothing before its
+    /// remaining records are skipped.
     pub drain_timeout_ms: u64,
     /// The consumer group, for dead letters.
     pub group: Arc<str>,
@@ -276,6 +277,9 @@ impl<R: Record> Flow<R> {
             paused: false,
             stopped: None,
             unreadable: None,
+            fault: None,
+            recovery: None,
+            leaderless_since_ms: None,
             end: None,
             awaited: None,
             entries: 0,
@@ -306,6 +310,11 @@ impl<R: Record> Flow<R> {
         &self.assignments[slot.0 as usize]
     }
 
+    /// The assignment behind a slot.
+    pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
+        &mut self.assignments[slot.0 as usize]
+    }
+
     /// All owned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
         self.current.iter().map(|(at, slot)| (at, *slot))
@@ -316,7 +325,7 @@ impl<R: Record> Flow<R> {
         self.fault.as_deref()
     }
 
-    /// Handles one message of the inbox; the pump runs control requests itself.
+    /// Handles one message of the inbox.
     pub fn receive(&mut self, message: PumpMessage) {
         match message {
             PumpMessage::Finished(batch) => self.finished(batch),
@@ -329,7 +338,6 @@ impl<R: Record> Flow<R> {
                 refused,
             } => self.produced(handler, entry, refused),
             PumpMessage::PoolFree => self.unblock_all(),
-            PumpMessage::Control(_) => debug_assert!(false, "the pump runs control requests"),
         }
     }
 

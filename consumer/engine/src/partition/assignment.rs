@@ -20,6 +20,8 @@ use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
 use crate::flow::budget::Usage;
+use crate::life::faults::ReadFault;
+use crate::life::missing::Recovery;
 use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use crate::partition::ledger::Ledger;
 use crate::partition::trouble::Trouble;
@@ -160,6 +162,12 @@ pub struct Assignment<R> {
     pub stopped: Option<Trouble>,
     /// Why it currently cannot be read, if so.
     pub unreadable: Option<Trouble>,
+    /// The read error that `unreadable` is about, if it ends by itself.
+    pub fault: Option<ReadFault>,
+    /// Recovery from an offset that could not be fetched.
+    pub recovery: Option<Recovery>,
+    /// Since when it has had no leader, on the flow's clock.
+    pub leaderless_since_ms: Option<u64>,
     /// Last known end of its log: one past the last offset.
     pub end: Option<i64>,
     /// The next offset expected, and the time since which the log contains it without its being delivered.
@@ -229,6 +237,8 @@ impl<R> Assignment<R> {
         self.leader_epochs = LeaderEpochs::default();
         self.committed_metadata = String::new();
         self.overflow = VecDeque::new();
+        self.fault = None;
+        self.recovery = None;
     }
 
     /// Contents of the metadata for a commit of the frontier.

@@ -1,28 +1,27 @@
 //! Access to a pump from other threads: requests that it runs between two turns, and the join of its thread.
 
-use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::inbox::ControlRequest;
-use sluicegate_engine::dispatch::{HandlerIx, Inbox, PumpMessage};
+use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::flow::handler::HandlerSettings;
 use sluicegate_engine::partition::trouble::panic_text;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{SourceError, TopicPartition};
 use sluicegate_engine::status::{Explanation, PumpReport};
 
-use super::{Pump, PumpError, StopReport};
+use super::command::{Commands, PumpCommand, Reply};
+use super::{PumpError, StopReport};
 
 /// Maximum time for a dropped pump to leave the group.
 const DROP_GRACE: Duration = Duration::from_secs(5);
 
 /// Address of a pump, for requests from other threads.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct PumpAddress {
-    pub(super) inbox: Arc<Inbox>,
+    pub(super) commands: Arc<Commands>,
     pub(super) missed: Arc<AtomicU64>,
 }
 
@@ -32,31 +31,12 @@ pub struct PumpHandle {
     pub(super) thread: Option<JoinHandle<Result<StopReport, PumpError>>>,
 }
 
-struct Request<F>(F);
-
-impl<F: FnOnce(&mut Pump) + Send> ControlRequest for Request<F> {
-    fn run(self: Box<Self>, pump: &mut dyn Any) {
-        if let Some(pump) = pump.downcast_mut() {
-            (self.0)(pump);
-        }
-    }
-}
-
 impl PumpAddress {
-    /// Runs `request` on the pump's thread between two turns and blocks for the result. `None`: no result within `deadline`.
-    fn call<T: Send + 'static>(
-        &self,
-        deadline: Duration,
-        request: impl FnOnce(&mut Pump) -> T + Send + 'static,
-    ) -> Option<T> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        self.inbox.push(PumpMessage::Control(Box::new(Request(
-            move |pump: &mut Pump| {
-                // The receiver is gone if the caller's deadline has passed.
-                let _ = sender.send(request(pump));
-            },
-        ))));
-        receiver.recv_timeout(deadline).ok()
+    /// Sends the command that `make` builds, and blocks for its answer. `None`: no answer within `deadline`.
+    fn call<T>(&self, deadline: Duration, make: impl FnOnce(Reply<T>) -> PumpCommand) -> Option<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.commands.push(make(reply));
+        answer.recv_timeout(deadline).ok()
     }
 
     /// Applies handlers, routes and topics in one step. `None`: no answer within `deadline`; the request stays queued and is
@@ -68,7 +48,12 @@ impl PumpAddress {
         topics: Vec<String>,
         deadline: Duration,
     ) -> Option<Result<(), SourceError>> {
-        self.call(deadline, move |pump| pump.apply(index, handlers, topics))
+        self.call(deadline, |reply| PumpCommand::Apply {
+            index,
+            handlers,
+            topics,
+            reply,
+        })
     }
 
     /// Changes the subscription without changing the routes. `None`: no answer within `deadline`; the request stays queued and
@@ -78,7 +63,7 @@ impl PumpAddress {
         topics: Vec<String>,
         deadline: Duration,
     ) -> Option<Result<(), SourceError>> {
-        self.call(deadline, move |pump| pump.subscribe(topics))
+        self.call(deadline, |reply| PumpCommand::Subscribe(topics, reply))
     }
 
     /// How often the pump has met a topic that does not exist or denies writes. An increase means that the cluster's topics
@@ -89,14 +74,12 @@ impl PumpAddress {
 
     /// Switches the per-record log line on or off, between two turns. Does not block.
     pub fn set_record_log(&self, on: bool) {
-        let request = move |pump: &mut Pump| pump.flow.set_record_log(on);
-        let request = PumpMessage::Control(Box::new(Request(request)));
-        self.inbox.push(request);
+        self.commands.push(PumpCommand::RecordLog(on));
     }
 
     /// The pump's report. `None`: no answer within `deadline`.
     pub fn report(&self, deadline: Duration) -> Option<PumpReport> {
-        self.call(deadline, |pump| pump.report())
+        self.call(deadline, PumpCommand::Report)
     }
 
     /// What blocks a partition's frontier. `None`: not assigned to this pump, or no answer within `deadline`.
@@ -106,14 +89,12 @@ impl PumpAddress {
         offset: Option<i64>,
         deadline: Duration,
     ) -> Option<Explanation> {
-        self.call(deadline, move |pump| pump.explain(&at, offset, pump.clock))?
+        self.call(deadline, |reply| PumpCommand::Explain(at, offset, reply))?
     }
 
     /// Begins the stop; [`PumpHandle::join_until`] waits for its end.
     pub fn stop(&self) {
-        self.inbox.push(PumpMessage::Control(Box::new(Request(
-            |pump: &mut Pump| pump.stop(),
-        ))));
+        self.commands.push(PumpCommand::Stop);
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sluicegate_engine::source::{AssignmentId, Source, SourceError, TopicPartition, Wake};
+use sluicegate_engine::event::Event;
+use sluicegate_engine::source::{Source, SourceError, Wake};
 use sluicegate_kafka::RecordBuf;
 
 use super::{Pump, PumpError};
@@ -35,64 +36,12 @@ pub type SourceFactory =
     Box<dyn Fn() -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> + Send>;
 
 impl Pump {
-    /// A subscribed topic was deleted and re-created. Offsets of the old topic are no longer committed.
-    pub(super) fn topic_recreated(&mut self, topic: &Arc<str>) {
-        let (partitions, slots): (Vec<TopicPartition>, Vec<AssignmentId>) = self
-            .flow
-            .partitions()
-            .filter(|(at, _)| at.topic == *topic)
-            .map(|(at, slot)| (at.clone(), slot))
-            .unzip();
-        tracing::warn!(
-            topic = &**topic,
-            partitions = partitions.len(),
-            "the topic was deleted and created again; rejoining the group to read it from its beginning"
-        );
-        self.rejoin_without(&slots);
-    }
-
-    /// Rejoins if the group no longer knows this member and the client does not notice, as with the KIP-848 protocol after the
-    /// group was deleted: otherwise no commit would ever succeed again.
-    pub(super) fn rejoin_if_forgotten(&mut self) {
-        if self.stopping.is_some() || !self.flow.has_lost_membership() {
-            return;
-        }
-        let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
-        tracing::warn!(
-            partitions = slots.len(),
-            "the group no longer knows this member, for example after the group was deleted; rejoining, uncommitted records \
-             are reprocessed"
-        );
-        self.rejoin_without(&slots);
-    }
-
-    /// Releases partitions that can no longer be committed, and rejoins the group with a new client.
-    pub(super) fn rejoin_without(&mut self, slots: &[AssignmentId]) {
-        self.flow.release(slots);
-        if self.stopping.is_none() {
-            // A stop that was requested before stays a stop.
-            let last = self.last_rebalance.take();
-            self.renewing = last.is_none();
-            if self.renewing {
-                self.reset_report();
-            }
-            self.start_stop(last.map_or_else(|| self.now_ms(), |last| last.requested_ms()));
-        }
-    }
-
     /// Replaces the client and subscribes it, which rejoins the group.
     pub(super) fn renew(&mut self) -> Result<(), PumpError> {
         let failed = |error: SourceError| PumpError::Source(error.to_string());
-        self.renewing = false;
-        self.stopping = None;
         let now_ms = self.now_ms();
         self.client.renew(now_ms);
-        self.attention.clear();
-        self.starting.forget_all();
-        self.missing.clear();
-        self.unreadable.clear();
-        self.revokes.clear();
-        self.flow.client_renewed();
+        self.step(Event::ClientRenewed);
         self.source = (self.make_source)().map_err(failed)?;
         self.wake.follow(self.source.waker());
         self.client.subscribed(!self.topics.is_empty(), now_ms);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sluicegate_engine::source::{CommitErrorKind, SourceEvent, StartAt};
 
-use crate::pump::missing::scripted::Harness;
+use crate::pump::harness::Harness;
 
 fn recreate(harness: &mut Harness) {
     harness.kafka.recreate_topic("t");

@@ -12,19 +12,16 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sluicegate_engine::source::AssignmentId;
+use sluicegate_engine::event::Event;
 
 use super::Pump;
-use super::closing::LEAVE_GRACE;
 
 /// How long a client is unreachable before the cluster is probed: outages usually end by themselves.
 const UNREACHABLE_FOR_MS: u64 = 60_000;
 /// Maximum number of doublings of that time.
 const MAX_DOUBLINGS: u32 = 5;
-/// How long the replacement waits for calls that borrow records of the old client. Its partitions have no owner here.
-const BORROWED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks whether the cluster answers another client.
 #[derive(Clone)]
@@ -125,24 +122,21 @@ impl Pump {
     pub(super) fn replace_stuck_client(&mut self) {
         let now_ms = self.now_ms();
         let since_ms = self.client.unreachable_ms();
-        if self.is_stopping() || self.topics.is_empty() || self.client.is_login_refused() {
+        if self.engine.is_stopping() || self.topics.is_empty() || self.client.is_login_refused() {
             self.stuck.reset(since_ms, now_ms);
             return;
         }
         if !self.stuck.is_stuck(since_ms, now_ms, &self.settings.probe) {
             return;
         }
-        let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         tracing::warn!(
             seconds = now_ms.saturating_sub(since_ms.unwrap_or(now_ms)) / 1_000,
-            partitions = slots.len(),
+            partitions = self.engine.slots().len(),
             replacements = self.stuck.replaced,
             "this client reaches no broker although the cluster answers another one; replacing it, uncommitted records are \
              reprocessed"
         );
-        self.rejoin_without(&slots);
-        let at_most = Instant::now() + BORROWED_TIMEOUT + LEAVE_GRACE;
-        self.stopping = self.stopping.map(|deadline| deadline.min(at_most));
+        self.step(Event::ClientStuck);
     }
 }
 

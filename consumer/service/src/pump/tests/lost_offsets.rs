@@ -1,207 +1,16 @@
-//! Lost offsets with records in flight, on a scripted source: the effect of each policy.
+//! Lost offsets with records in flight, and read errors: the effect of each policy.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use sluicegate_config::spec::{Predicate, Route, TopicPattern};
-use sluicegate_engine::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::flow::Flow;
 use sluicegate_engine::flow::report::WallClock;
-use sluicegate_engine::flow::{Flow, FlowSettings};
-use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::settlement::RetryPolicy;
-use sluicegate_engine::source::{CommitErrorKind, Rejection, Source, SourceError, SourceEvent};
-use sluicegate_engine::status::{PartitionReport, PartitionState, ProblemKind, RecordStatus};
+use sluicegate_engine::source::{
+    CommitErrorKind, FetchState, PartitionFault, Rejection, SourceEvent, StartAt,
+};
+use sluicegate_engine::status::{PartitionState, ProblemKind, RecordStatus};
 use sluicegate_kafka::RecordBuf;
-use sluicegate_kit::memory_source::MemoryKafka;
-use sluicegate_runtime::{RawOutcome, outcome_code};
 
-use super::*;
-use crate::pump::{Probe, PumpSettings, StopReport};
-
-/// Holds its batches until the test finishes them.
-#[derive(Default)]
-struct HeldPool(
-    // Boxes, as in the trait's signature.
-    #[allow(clippy::vec_box)] Mutex<Vec<Box<Batch>>>,
-);
-
-impl WorkerPool for HeldPool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
-        self.0.lock().unwrap().push(batch);
-        Ok(())
-    }
-
-    fn workers(&self) -> u32 {
-        1
-    }
-
-    fn state(&self) -> PoolState {
-        PoolState::Active
-    }
-}
-
-struct NoEmitter;
-
-impl Emitter for NoEmitter {
-    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
-        panic!("nothing is emitted here")
-    }
-}
-
-pub(crate) struct Harness {
-    pub(crate) kafka: MemoryKafka,
-    pub(crate) pump: Pump,
-    pool: Arc<HeldPool>,
-}
-
-fn at() -> TopicPartition {
-    TopicPartition {
-        topic: "t".into(),
-        partition: 0,
-    }
-}
-
-impl Harness {
-    /// A pump that owns t/0, with records 0 to 4 in flight.
-    pub(crate) fn with_five_in_flight(offset_out_of_range: Option<StartAt>) -> Self {
-        let kafka = MemoryKafka::new(1);
-        let settings = PumpSettings {
-            number: 0,
-            flow: FlowSettings {
-                max_uncommitted: 100,
-                budget_bytes: 1 << 20,
-                stall_timeout_ms: 60_000,
-                commit_interval_ms: 0,
-                drain_timeout_ms: 1_000,
-                group: "g".into(),
-                seed: 1,
-            },
-            start: StartAt::Earliest,
-            offset_out_of_range,
-            drain_timeout: Duration::from_mins(1),
-            join_gate: Arc::default(),
-            probe: Probe {
-                ask: Arc::new(|| false),
-                interval: Duration::from_secs(30),
-            },
-        };
-        let cluster = kafka.clone();
-        let make_source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {
-            Ok(Box::new(cluster.source()))
-        };
-        let inbox = Arc::new(Inbox::new());
-        let mut pump =
-            Pump::new(settings, Box::new(make_source), Arc::new(NoEmitter), inbox).unwrap();
-        let pool = Arc::new(HeldPool::default());
-        let route = Route {
-            topics: vec![TopicPattern::Exact("t".into())],
-            when: Predicate::always(),
-        };
-        let index = RoutingIndex::compile(1, vec![(HandlerIx(0), route)]).unwrap();
-        let handlers = vec![(HandlerIx(0), handler(pool.clone()))];
-        pump.flow.apply(index, handlers);
-        let mut harness = Self { kafka, pump, pool };
-        harness.produce(5);
-        harness.kafka.assign("t", &[0]);
-        harness.turn();
-        assert_eq!(harness.run_all(false), [0, 1, 2, 3, 4]);
-        harness
-    }
-
-    pub(crate) fn produce(&self, count: usize) {
-        for _ in 0..count {
-            self.kafka.produce("t", 0, None, Some(b"v"), &[]);
-        }
-    }
-
-    /// Retention deletes the unread records up to offset 40; 10 records remain.
-    fn overtake(&self) {
-        self.kafka.delete_before("t", 0, 40);
-        self.produce(10);
-    }
-
-    /// Advances the pump's clock.
-    pub(crate) fn advance(&mut self, by: Duration) {
-        self.pump.started -= by;
-    }
-
-    pub(crate) fn turn(&mut self) {
-        for _ in 0..5 {
-            if self.pump.closed {
-                return;
-            }
-            self.pump
-                .turn(&mut Vec::new(), &mut Vec::new(), &mut Vec::new());
-        }
-    }
-
-    /// Work that the pump's stop has left behind.
-    pub(crate) fn left(&mut self) -> StopReport {
-        self.pump.left.unfinished += self.pump.flow.take_unfinished();
-        self.pump.left
-    }
-
-    pub(crate) fn stop(&mut self) {
-        self.pump.stop();
-        self.turn();
-    }
-
-    /// Runs a turn and returns the offsets that the pool held; with `finish`, acknowledges them first.
-    pub(crate) fn run_all(&mut self, finish: bool) -> Vec<i64> {
-        let pool = self.pool.clone();
-        let mut held = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let batches = held.iter();
-        let records = batches.flat_map(|batch| batch.records.iter().map(|record| record.offset));
-        let offsets = records.collect();
-        if finish {
-            for mut batch in held.drain(..) {
-                let done = RawOutcome {
-                    code: outcome_code::ACK,
-                    ..RawOutcome::default()
-                };
-                batch.outcomes = vec![done; batch.records.len()];
-                self.pump.flow.receive(PumpMessage::Finished(batch));
-            }
-        }
-        drop(held);
-        self.turn();
-        offsets
-    }
-
-    pub(crate) fn committed(&self) -> Option<i64> {
-        self.kafka.committed("t", 0).map(|(offset, _)| offset)
-    }
-
-    fn report(&self) -> PartitionReport {
-        self.pump.report().partitions.remove(0)
-    }
-}
-
-fn handler(pool: Arc<HeldPool>) -> HandlerSettings {
-    HandlerSettings {
-        name: "h".into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 1,
-        pool: Some(pool),
-        gate_open: true,
-        order: Order::Key,
-        retry: RetryPolicy {
-            max_attempts: 1,
-            delay: Duration::ZERO,
-            multiplier: 1.0,
-            max_delay: Duration::ZERO,
-            jitter: 0.0,
-        },
-        dead_letter_topic: "{topic}.dlt".into(),
-        on_failure: OnFailure::Hold,
-        max_in_flight_records: 1_000,
-        max_in_flight_bytes: 1 << 20,
-        keeps_key_state: false,
-        takes_batches: false,
-    }
-}
+use crate::pump::harness::{Harness, at};
 
 #[test]
 fn the_lag_of_a_partition_that_is_not_fetched_grows_with_its_log() {
@@ -368,13 +177,6 @@ fn a_read_error_is_reported_until_a_record_is_read() {
     );
 }
 
-/// Moves the last report of every read error back by `by`.
-fn age(harness: &mut Harness, by: Duration) {
-    for fault in &mut harness.pump.unreadable {
-        fault.reported -= by;
-    }
-}
-
 #[test]
 fn a_restored_permission_clears_the_error_although_no_record_is_read() {
     let mut harness = Harness::with_five_in_flight(None);
@@ -393,13 +195,14 @@ fn a_restored_permission_clears_the_error_although_no_record_is_read() {
         (2, ProblemKind::PartitionUnreadable)
     );
     assert!(problem.remedy.contains("READ"), "{}", problem.remedy);
-    age(&mut harness, DENIED_EXPIRY);
+    harness.advance(Duration::from_secs(3));
     harness.turn();
     assert!(
         harness.report().problem(0).is_some(),
         "the last fetch was refused"
     );
     harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
+    harness.advance(Duration::from_secs(1));
     harness.turn();
     assert_eq!(harness.report().problem(0), None);
 }
@@ -414,7 +217,7 @@ fn damage_is_not_cleared_by_a_successful_fetch() {
         fault: PartitionFault::Damaged,
     });
     harness.turn();
-    age(&mut harness, 10 * TRANSIENT_EXPIRY);
+    harness.advance(Duration::from_mins(10));
     harness.turn();
     assert_eq!(harness.report().state, PartitionState::Unreadable);
 }
@@ -422,6 +225,8 @@ fn damage_is_not_cleared_by_a_successful_fetch() {
 #[test]
 fn damage_stays_the_cause_when_it_moved_the_client_out_of_range() {
     let mut harness = Harness::with_five_in_flight(None);
+    // Nothing waits, so that nothing else becomes a problem in ten minutes.
+    harness.run_all(true);
     let cause = "data at offset 5 cannot be read: MessageSet at offset 5";
     for event in [
         SourceEvent::PartitionError {
@@ -443,7 +248,7 @@ fn damage_stays_the_cause_when_it_moved_the_client_out_of_range() {
         assert_eq!(report.state, PartitionState::Unreadable);
         assert_eq!(report.reason.as_deref(), Some(cause));
     }
-    age(&mut harness, 10 * TRANSIENT_EXPIRY);
+    harness.advance(Duration::from_mins(10));
     harness.turn();
     let problem = harness.report().problem(0).expect("it is still reported");
     assert_eq!(problem.cause, cause);
@@ -510,8 +315,13 @@ fn an_existing_record_that_is_not_delivered_is_a_stall() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.run_all(true);
     harness.turn();
-    let slot = harness.pump.flow.slot(&at()).expect("it is assigned");
-    let flow = &mut harness.pump.flow;
+    let slot = harness
+        .pump
+        .engine
+        .flow()
+        .slot(&at())
+        .expect("it is assigned");
+    let flow = harness.pump.engine.flow_mut();
     let stalled = |flow: &Flow<RecordBuf>| {
         let report = flow.report(WallClock { epoch_ms: 0 }, |_| None);
         report.partitions[0].clone()
@@ -552,15 +362,18 @@ fn an_existing_record_that_is_not_delivered_is_a_stall() {
 fn a_partition_without_a_leader_is_a_problem_after_the_election_timeout() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.set_fetch_state("t", 0, FetchState::NoLeader);
-    let slot = harness.pump.flow.slot(&at()).expect("it is assigned");
-    harness.pump.check_leader(slot, 1_000);
-    harness.pump.check_leader(slot, 5_999);
+    // It is observed once per second; the first time counts as the begin.
+    for _ in 0..5 {
+        harness.advance(Duration::from_secs(1));
+        harness.turn();
+    }
     assert_eq!(harness.report().problem(0), None);
-    harness.pump.check_leader(slot, 6_000);
+    harness.advance(Duration::from_secs(1));
+    harness.turn();
     let problem = harness.report().problem(0).expect("it is a problem");
     assert_eq!(problem.cause, "the partition has no leader");
     harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
-    age(&mut harness, DENIED_EXPIRY);
+    harness.advance(Duration::from_secs(3));
     harness.turn();
     assert_eq!(harness.report().problem(0), None);
 }

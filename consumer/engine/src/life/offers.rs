@@ -1,23 +1,22 @@
-//! Start of assigned partitions: looks up each start offset and fencing token.
+//! Offered partitions: the group has assigned them, and their start offset and fencing token are not known yet.
 //!
 //! ```text
-//!  Assigned ─► find ─┬─► Found ─► token ─► flow.assign ─► source.start ─► first commit: token and start
-//!                    └─► NotFound: reported, retried; other partitions do not wait
+//!  Assigned ─ Find ─┬─► Found ─► token ─► flow.assign ─ Start ─► first commit: token and start
+//!                   └─► NotFound: reported, retried; other partitions do not wait
 //! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluicegate_engine::flow::report::WallClock;
-use sluicegate_engine::partition::assignment::NewAssignment;
-use sluicegate_engine::partition::commit::{CommitMetadata, TopicUuid, next_epoch};
-use sluicegate_engine::partition::trouble::Trouble;
-use sluicegate_engine::source::{
-    Found, Membership, Origin, StartAt, StartPartition, TopicPartition,
-};
-use sluicegate_engine::status::{Explanation, PartitionReport, PartitionState, RecordStatus};
-
-use super::Pump;
+use crate::engine::Engine;
+use crate::event::Effect;
+use crate::flow::report::WallClock;
+use crate::partition::assignment::NewAssignment;
+use crate::partition::commit::{CommitMetadata, TopicUuid, next_epoch};
+use crate::partition::trouble::Trouble;
+use crate::record::Record;
+use crate::source::{Found, Membership, Origin, StartAt, StartPartition, TopicPartition};
+use crate::status::{Explanation, PartitionReport, PartitionState, RecordStatus};
 
 /// An assigned partition whose start offset is not known yet.
 struct Pending {
@@ -35,16 +34,16 @@ const MAX_TOPIC_IDS: usize = 8;
 
 /// Assigned partitions whose start offset is not known yet, and the topic ids seen so far.
 #[derive(Default)]
-pub(super) struct Starting {
+pub(crate) struct Offers {
     pending: BTreeMap<TopicPartition, Pending>,
     /// The ids under which this process has seen each topic. Kafka deletes a topic's commits with it, so commits cannot
     /// distinguish a re-created topic from one never read.
     ids: BTreeMap<Arc<str>, Vec<TopicUuid>>,
 }
 
-impl Starting {
+impl Offers {
     /// Whether each partition has either a known start offset or a reported problem.
-    pub(super) fn is_reported(&self) -> bool {
+    pub(crate) fn is_reported(&self) -> bool {
         self.pending
             .values()
             .all(|pending| pending.trouble.is_some())
@@ -83,22 +82,22 @@ impl Starting {
     }
 
     /// Whether the start offset of a partition is still unknown.
-    pub(super) fn is_pending(&self, at: &TopicPartition) -> bool {
+    pub(crate) fn is_pending(&self, at: &TopicPartition) -> bool {
         self.pending.contains_key(at)
     }
 
-    pub(super) fn forget_all(&mut self) {
+    pub(crate) fn forget_all(&mut self) {
         self.pending.clear();
     }
 
-    pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
+    pub(crate) fn forget(&mut self, partitions: &[TopicPartition]) {
         for at in partitions {
             self.pending.remove(at);
         }
     }
 
     /// Reports of the pending partitions, each with what it waits for.
-    pub(super) fn reports(&self, clock: WallClock) -> impl Iterator<Item = PartitionReport> {
+    pub(crate) fn reports(&self, clock: WallClock) -> impl Iterator<Item = PartitionReport> {
         self.pending.iter().map(move |(at, pending)| {
             let trouble = pending.trouble.as_ref();
             PartitionReport {
@@ -114,7 +113,7 @@ impl Starting {
         })
     }
 
-    pub(super) fn explain(&self, at: &TopicPartition) -> Option<Explanation> {
+    pub(crate) fn explain(&self, at: &TopicPartition) -> Option<Explanation> {
         let pending = self.pending.get(at)?;
         Some(Explanation {
             topic: at.topic.to_string(),
@@ -148,13 +147,13 @@ impl Pending {
     }
 }
 
-impl Pump {
+impl<R: Record> Engine<R> {
     /// The group has assigned partitions: looks up their start offsets.
-    pub(super) fn assigned(&mut self, partitions: &[TopicPartition]) {
-        if self.stopping.is_some() {
+    pub(crate) fn offered(&mut self, partitions: &[TopicPartition]) {
+        if self.stopping.has_begun() {
             return;
         }
-        let since_ms = self.now_ms();
+        let since_ms = self.now_ms;
         let pending = partitions.iter().map(|at| {
             let pending = Pending {
                 since_ms,
@@ -162,14 +161,17 @@ impl Pump {
             };
             (at.clone(), pending)
         });
-        self.starting.pending.extend(pending);
-        self.source.find(partitions, self.settings.start);
+        self.offers.pending.extend(pending);
+        self.effects.push_back(Effect::Find {
+            partitions: partitions.to_vec(),
+            start: self.settings.start,
+        });
     }
 
     /// Records that a start offset is not known. The first time is logged, then one line per minute and topic.
-    pub(super) fn not_found(&mut self, at: &TopicPartition, reason: &str) {
-        let now_ms = self.now_ms();
-        let Some(pending) = self.starting.pending.get_mut(at) else {
+    pub(crate) fn not_found(&mut self, at: &TopicPartition, reason: &str) {
+        let now_ms = self.now_ms;
+        let Some(pending) = self.offers.pending.get_mut(at) else {
             return;
         };
         let remedy = "the lookup is retried until the cluster answers; see the cause";
@@ -186,31 +188,35 @@ impl Pump {
     }
 
     /// Reports partitions whose lookup has had no result for too long.
-    pub(super) fn report_overdue_starts(&mut self, now_ms: u64) {
-        for at in self.starting.overdue(now_ms) {
+    pub(crate) fn report_overdue_lookups(&mut self) {
+        for at in self.offers.overdue(self.now_ms) {
             self.not_found(&at, "the cluster has not answered yet");
         }
     }
 
     /// Starts to read the found partitions that are still assigned.
-    pub(super) fn found(&mut self, mut found: Vec<Found>) {
-        if self.stopping.is_some() {
+    pub(crate) fn found(&mut self, mut found: Vec<Found>, membership: Membership) {
+        if self.stopping.has_begun() {
             return;
         }
-        found.retain(|found| self.starting.is_pending(&found.at));
-        let again = self.starting.mark_recreated(&mut found);
-        self.source.find(&again, StartAt::Earliest);
+        found.retain(|found| self.offers.is_pending(&found.at));
+        let again = self.offers.mark_recreated(&mut found);
+        if !again.is_empty() {
+            self.effects.push_back(Effect::Find {
+                partitions: again,
+                start: StartAt::Earliest,
+            });
+        }
         for one in &found {
-            self.starting.pending.remove(&one.at);
+            self.offers.pending.remove(&one.at);
         }
         log_starts(&found);
-        let membership = self.source.membership();
         let starts: Vec<StartPartition> = found
             .into_iter()
             .map(|found| self.assign(found, membership))
             .collect();
-        if let Err(error) = self.source.start(&starts) {
-            self.failed = Some(format!("cannot start the assigned partitions: {error}"));
+        if !starts.is_empty() {
+            self.effects.push_back(Effect::Start(starts));
         }
     }
 
@@ -252,23 +258,6 @@ impl Pump {
             topic_id: found.topic_id,
         }
     }
-
-    /// What blocks a partition, or one of its records.
-    pub(super) fn explain(
-        &self,
-        at: &TopicPartition,
-        offset: Option<i64>,
-        clock: WallClock,
-    ) -> Option<Explanation> {
-        let running = self.flow.explain(at, offset, clock);
-        let mut explanation = running.or_else(|| self.starting.explain(at))?;
-        let of_client = self.client.problems(self.now_ms(), clock);
-        let reasons = explanation.reason.into_iter();
-        let present_ms = clock.at(self.now_ms());
-        let all = reasons.chain(of_client.iter().map(|problem| problem.sentence(present_ms)));
-        explanation.reason = all.reduce(|all, more| format!("{all}\n{more}"));
-        Some(explanation)
-    }
 }
 
 /// Logs one line per topic and cause, with its partitions.
@@ -309,7 +298,7 @@ fn log_starts(found: &[Found]) {
 
 #[cfg(test)]
 mod tests {
-    use sluicegate_engine::partition::commit::ReadMetadata;
+    use crate::partition::commit::ReadMetadata;
 
     use super::*;
 
@@ -330,9 +319,9 @@ mod tests {
 
     #[test]
     fn a_recreated_topic_starts_at_its_beginning_even_without_commits() {
-        let mut starting = Starting::default();
+        let mut offers = Offers::default();
         let mut first = vec![found(0, 1, Origin::NewGroup, false)];
-        assert_eq!(starting.mark_recreated(&mut first), []);
+        assert_eq!(offers.mark_recreated(&mut first), []);
         assert_eq!(
             first.len(),
             1,
@@ -344,24 +333,24 @@ mod tests {
             found(1, 2, Origin::NewGroup, false),
             found(2, 2, Origin::Committed, false),
         ];
-        let again = starting.mark_recreated(&mut latest);
+        let again = offers.mark_recreated(&mut latest);
         assert_eq!(again.len(), 2, "their first offset is looked up");
         assert_eq!(latest.len(), 1, "a commit in the new topic is used");
         let mut looked_up = vec![found(1, 2, Origin::NewGroup, true)];
-        assert_eq!(starting.mark_recreated(&mut looked_up), []);
+        assert_eq!(offers.mark_recreated(&mut looked_up), []);
         assert_eq!(looked_up[0].origin, Origin::Recreated(TopicUuid(1)));
     }
 
     #[test]
     fn unknown_ids_are_ignored_and_known_ids_are_bounded() {
-        let mut starting = Starting::default();
+        let mut offers = Offers::default();
         for id in [1, 0, 1] {
             let mut one = vec![found(0, id, Origin::NewGroup, false)];
-            assert_eq!(starting.mark_recreated(&mut one), []);
+            assert_eq!(offers.mark_recreated(&mut one), []);
         }
         for id in 1..100 {
-            starting.mark_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
+            offers.mark_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
         }
-        assert!(starting.ids.values().all(|ids| ids.len() == MAX_TOPIC_IDS));
+        assert!(offers.ids.values().all(|ids| ids.len() == MAX_TOPIC_IDS));
     }
 }

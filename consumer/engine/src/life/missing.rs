@@ -1,0 +1,414 @@
+//! Offsets that the client cannot fetch from (G12): distinguished, reported, and recovered from.
+//!
+//! ```text
+//!  OffsetMissing ─► bounds of the log? ─┬─ offset within: it could not be read ─► the read is retried
+//!                                       ├─ out of range, policy stop ─► stopped
+//!                                       └─ out of range, earliest or latest ─► in-flight settled? ─► reset there
+//! ```
+
+use std::ops::Range;
+
+use crate::engine::Engine;
+use crate::event::Effect;
+use crate::record::Record;
+use crate::source::{
+    AssignmentId, BoundsError, PartitionFault, SourceError, StartAt, StartPartition, TopicPartition,
+};
+
+/// Initial delay before the bounds of a log are queried again, or a read is retried; doubles each time.
+const FIRST_RETRY_DELAY_MS: u64 = 500;
+/// Maximum such delay.
+const MAX_RETRY_DELAY_MS: u64 = 30_000;
+/// A retried read without another error for this time has succeeded.
+const READ_TIMEOUT_MS: u64 = 60_000;
+
+/// An offset that the client could not fetch from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// The next offset to read.
+    pub(crate) asked: i64,
+    /// The client's fetch position when the broker rejected it.
+    pub(crate) fetched: Option<i64>,
+    /// Whether the log was truncated before that offset.
+    pub(crate) truncated: bool,
+    /// The broker's error.
+    pub(crate) reason: String,
+}
+
+/// Whether the offset is in the log.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    /// The offset is in the log; the client could not read it.
+    Within,
+    /// The offset is out of range; the text explains why.
+    OutOfRange(String),
+}
+
+impl Lost {
+    /// Distinguishes an offset out of range from a failed read, by the bounds of the log: its first offset, and one past its
+    /// last.
+    fn judge(&self, log: &Range<i64>) -> Judgement {
+        let Range { start, end } = log;
+        let asked = self.asked;
+        if self.truncated {
+            return Judgement::OutOfRange(format!(
+                "the log was truncated before offset {asked} and has other records there now; it has the offsets {start} \
+                 to {end}"
+            ));
+        }
+        if asked < *start {
+            let gone = start - asked;
+            return Judgement::OutOfRange(format!(
+                "offset {asked} is no longer in the log, which begins at {start} and ends at {end}: {gone} offsets are \
+                 gone"
+            ));
+        }
+        if asked > *end {
+            return Judgement::OutOfRange(format!(
+                "offset {asked} is beyond the end of the log, which begins at {start} and ends at {end}: it was \
+                 truncated, or created again"
+            ));
+        }
+        // A log's first offset never decreases: an offset in range now that was rejected before was beyond the end then.
+        if self.fetched == Some(asked) && asked > *start {
+            return Judgement::OutOfRange(format!(
+                "offset {asked} was beyond the end of the log, which has since grown to {end}: it was truncated \
+                 in between"
+            ));
+        }
+        Judgement::Within
+    }
+}
+
+/// A repositioning that the client has not answered yet.
+#[derive(Clone, Debug)]
+enum Goal {
+    /// The read of the lost offset is retried. The text is the cause.
+    Again { cause: String },
+    /// The partition continues at `to`. The text says why the offset is out of range.
+    Elsewhere {
+        words: String,
+        to: i64,
+        log: Range<i64>,
+    },
+}
+
+/// Stage of a recovery.
+#[derive(Clone, Debug)]
+enum Stage {
+    /// The bounds of its log are being queried, or are about to be.
+    Asking,
+    /// Waits until its in-flight records have settled.
+    Settling,
+    /// The client is being repositioned.
+    Seeking(Goal),
+    /// The read is being retried; `delivered` counts the records before the retry.
+    Reading { delivered: u64 },
+}
+
+/// Recovery of a partition from a lost offset. Times are on the engine's clock.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    lost: Lost,
+    stage: Stage,
+    due_ms: u64,
+    delay_ms: u64,
+    /// The bounds were queried, and the answer has not arrived.
+    asked: bool,
+}
+
+impl Recovery {
+    fn schedule_retry(&mut self, now_ms: u64) {
+        self.due_ms = now_ms + self.delay_ms;
+        self.delay_ms = (self.delay_ms * 2).min(MAX_RETRY_DELAY_MS);
+    }
+
+    /// Whether the retried read has succeeded: it was not followed by another error.
+    fn is_over(&self, now_ms: u64) -> bool {
+        matches!(self.stage, Stage::Reading { .. }) && now_ms >= self.due_ms
+    }
+}
+
+impl<R: Record> Engine<R> {
+    /// The client reports that the next offset is out of range (G12).
+    pub(crate) fn offset_missing(
+        &mut self,
+        at: &TopicPartition,
+        asked: Option<i64>,
+        fetched: Option<i64>,
+        truncated: bool,
+        reason: String,
+    ) {
+        let Some(slot) = self.read_slot(at) else {
+            return;
+        };
+        let now_ms = self.now_ms;
+        let lost = Lost {
+            asked: asked.unwrap_or_else(|| self.flow.assignment(slot).ledger.next()),
+            fetched,
+            truncated,
+            reason,
+        };
+        if !self.is_damaged(slot) {
+            let cause = format!("offset {} cannot be read: {}", lost.asked, lost.reason);
+            let remedy = "the log's bounds are being queried";
+            self.flow.unreadable(slot, &cause, remedy);
+        }
+        self.troubled.insert(slot);
+        let assignment = self.flow.assignment_mut(slot);
+        let delivered = assignment.delivered;
+        let Some(known) = &mut assignment.recovery else {
+            assignment.recovery = Some(Recovery {
+                lost,
+                stage: Stage::Asking,
+                due_ms: now_ms,
+                delay_ms: FIRST_RETRY_DELAY_MS,
+                asked: false,
+            });
+            return;
+        };
+        if let Stage::Reading { delivered: before } = known.stage {
+            if delivered > before {
+                known.delay_ms = FIRST_RETRY_DELAY_MS;
+                known.due_ms = now_ms;
+            } else {
+                known.schedule_retry(now_ms);
+            }
+        }
+        known.lost = lost;
+        known.asked = false;
+        known.stage = Stage::Asking;
+    }
+
+    /// Queries the log bounds that are due for lost offsets; the answers arrive as events.
+    pub(crate) fn run_recoveries(&mut self) {
+        if self.troubled.is_empty() || self.stopping.has_begun() {
+            return;
+        }
+        let now_ms = self.now_ms;
+        let mut asked = Vec::new();
+        for &slot in &self.troubled {
+            let flow = &mut self.flow;
+            let (is_unused, at) = (flow.is_unused(slot), flow.assignment(slot).at.clone());
+            let is_read = flow.is_read(&at, slot);
+            let place = &mut flow.assignment_mut(slot).recovery;
+            let Some(recovery) = place else {
+                continue;
+            };
+            if recovery.is_over(now_ms) || !is_read {
+                *place = None;
+                continue;
+            }
+            let ready = match recovery.stage {
+                Stage::Asking => true,
+                Stage::Settling => is_unused,
+                Stage::Seeking(_) | Stage::Reading { .. } => false,
+            };
+            if ready && !recovery.asked && now_ms >= recovery.due_ms {
+                recovery.asked = true;
+                asked.push(at);
+            }
+        }
+        if !asked.is_empty() {
+            self.effects.push_back(Effect::AskBounds(asked));
+        }
+    }
+
+    /// Handles the bounds of a log, or the reason why they are not available.
+    pub(crate) fn bounds(&mut self, at: &TopicPartition, bounds: Result<Range<i64>, BoundsError>) {
+        let Some(slot) = self.flow.slot(at) else {
+            return;
+        };
+        if let Ok(log) = &bounds {
+            self.observations.record_queried_end(slot, log.end);
+        }
+        let now_ms = self.now_ms;
+        let Some(recovery) = &mut self.flow.assignment_mut(slot).recovery else {
+            return;
+        };
+        if !std::mem::take(&mut recovery.asked) {
+            return;
+        }
+        let log = match bounds {
+            Ok(log) => log,
+            Err(reason) => {
+                recovery.schedule_retry(now_ms);
+                if matches!(recovery.stage, Stage::Asking) {
+                    let cause = format!(
+                        "offset {} cannot be read ({}), and the log's bounds are not available: {reason}",
+                        recovery.lost.asked, recovery.lost.reason
+                    );
+                    if !self.is_damaged(slot) {
+                        let remedy = "the query is retried until the brokers answer";
+                        self.cannot_read(slot, &cause, remedy);
+                    }
+                }
+                return;
+            }
+        };
+        let lost = recovery.lost.clone();
+        match lost.judge(&log) {
+            Judgement::Within => {
+                let cause = format!(
+                    "offset {} could not be read although the log has it: {}",
+                    lost.asked, lost.reason
+                );
+                self.seek(slot, lost.asked, Goal::Again { cause });
+            }
+            Judgement::OutOfRange(words) => match self.settings.offset_out_of_range {
+                None => {
+                    let remedy = "commit another offset for the group while it is stopped, or set \
+                                  processing.offset_out_of_range, and restart the service";
+                    self.stop_unfetched(slot, &words, remedy, log.end);
+                }
+                Some(policy) => self.continue_elsewhere(slot, words, log, policy),
+            },
+        }
+    }
+
+    /// Stops a partition whose log ends at `end`.
+    fn stop_unfetched(&mut self, slot: AssignmentId, cause: &str, remedy: &str, end: i64) {
+        self.flow.assignment_mut(slot).recovery = None;
+        self.flow.stop_partition(slot, cause, remedy);
+        self.observations.record_end(slot, self.now_ms, end);
+    }
+
+    fn seek(&mut self, slot: AssignmentId, to: i64, goal: Goal) {
+        let assignment = self.flow.assignment_mut(slot);
+        if let Some(recovery) = &mut assignment.recovery {
+            recovery.stage = Stage::Seeking(goal);
+        }
+        self.effects.push_back(Effect::Seek(StartPartition {
+            slot,
+            at: assignment.at.clone(),
+            start: StartAt::Offset(to),
+            due: Some(to),
+            leader_epoch: None,
+            topic_id: assignment.topic_id,
+        }));
+    }
+
+    /// Resets the partition to the policy's offset, once none of its records is in flight.
+    fn continue_elsewhere(
+        &mut self,
+        slot: AssignmentId,
+        words: String,
+        log: Range<i64>,
+        policy: StartAt,
+    ) {
+        let to = match policy {
+            StartAt::Latest => log.end,
+            _ => log.start,
+        };
+        if self.flow.is_unused(slot) {
+            self.seek(slot, to, Goal::Elsewhere { words, to, log });
+            return;
+        }
+        let remedy = format!(
+            "it continues at offset {to} or later, as processing.offset_out_of_range says, once its in-flight records \
+             have settled"
+        );
+        self.flow.unreadable(slot, &words, &remedy);
+        if let Some(recovery) = &mut self.flow.assignment_mut(slot).recovery {
+            recovery.stage = Stage::Settling;
+        }
+    }
+
+    /// The client has been repositioned, or could not be.
+    pub(crate) fn sought(&mut self, slot: AssignmentId, result: Result<(), SourceError>) {
+        let now_ms = self.now_ms;
+        let assignment = self.flow.assignment_mut(slot);
+        let delivered = assignment.delivered;
+        let Some(recovery) = &mut assignment.recovery else {
+            return;
+        };
+        let Stage::Seeking(goal) = recovery.stage.clone() else {
+            return;
+        };
+        match (goal, result) {
+            (Goal::Again { cause }, Ok(())) => {
+                recovery.stage = Stage::Reading { delivered };
+                recovery.due_ms = now_ms + READ_TIMEOUT_MS;
+                if !self.is_damaged(slot) {
+                    self.cannot_read(slot, &cause, "the read is retried from there");
+                    self.watch(slot, PartitionFault::Passing);
+                }
+            }
+            (Goal::Again { cause }, Err(error)) => {
+                recovery.stage = Stage::Asking;
+                recovery.schedule_retry(now_ms);
+                let cause = format!("{cause}; the retry failed: {error}");
+                self.cannot_read(slot, &cause, "it is retried");
+            }
+            (Goal::Elsewhere { words, to, log }, Ok(())) => self.restarted(slot, &words, to, &log),
+            (Goal::Elsewhere { words, to, log }, Err(SourceError::Terminal(reason))) => {
+                let cause = format!("{words}; continuing at offset {to} failed: {reason}");
+                self.stop_unfetched(slot, &cause, "restart the service", log.end);
+            }
+            (Goal::Elsewhere { words, to, .. }, Err(error)) => {
+                recovery.stage = Stage::Asking;
+                recovery.schedule_retry(now_ms);
+                let cause = format!("{words}; continuing at offset {to} failed: {error}");
+                self.cannot_read(slot, &cause, "it is retried");
+            }
+        }
+    }
+
+    /// The client continues at `to`.
+    fn restarted(&mut self, slot: AssignmentId, words: &str, to: i64, log: &Range<i64>) {
+        let Some(recovery) = self.flow.assignment_mut(slot).recovery.take() else {
+            return;
+        };
+        let asked = recovery.lost.asked;
+        let gone = u64::try_from(to - asked).unwrap_or(0);
+        let another_log = recovery.lost.truncated || asked > log.end;
+        self.flow.restart(slot, to, gone, another_log);
+        let at = &self.flow.assignment(slot).at;
+        tracing::warn!(
+            topic = &*at.topic,
+            partition = at.partition,
+            asked,
+            first = log.start,
+            end = log.end,
+            to,
+            passed_over = gone,
+            "{words}; continuing as processing.offset_out_of_range says"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(asked: i64, fetched: i64) -> Lost {
+        Lost {
+            asked,
+            fetched: Some(fetched),
+            truncated: false,
+            reason: "Broker: Offset out of range".into(),
+        }
+    }
+
+    #[test]
+    fn an_offset_is_missing_only_out_of_range_or_after_a_truncation() {
+        let missing = |lost: Lost, words: &str| match lost.judge(&(50..100)) {
+            Judgement::OutOfRange(said) => assert!(said.contains(words), "{said}"),
+            Judgement::Within => panic!("{lost:?} is missing: {words}"),
+        };
+        missing(
+            lost(10, 10),
+            "begins at 50 and ends at 100: 40 offsets are gone",
+        );
+        missing(lost(101, 101), "beyond the end of the log");
+        missing(lost(70, 70), "was truncated in between");
+        let truncated = Lost {
+            truncated: true,
+            ..lost(70, -1)
+        };
+        missing(truncated, "was truncated before offset 70");
+        for (asked, fetched) in [(50, 101), (50, 50), (70, 101), (100, 101), (99, -2)] {
+            assert_eq!(lost(asked, fetched).judge(&(50..100)), Judgement::Within);
+        }
+    }
+}
