@@ -6,28 +6,31 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::failure::Failure;
 use super::reflector::{WatchConnection, WatchTimings, follow};
-use super::{StoreError, StoreSink, StoreWatch};
+use super::{KeyVersion, StoreError, StoreSink, StoreWatch, check_length};
 
 /// A store's own runtime. It shuts down with its last user, without waiting for tasks that hang.
 pub(super) struct Driver {
+    /// Names the store in errors.
+    store: String,
     runtime: Option<Runtime>,
 }
 
 impl Driver {
     /// Starts the threads. `store` names the store in errors.
-    pub(super) fn start(store: &str) -> Result<Arc<Self>, StoreError> {
+    pub(super) fn start(store: String) -> Result<Arc<Self>, StoreError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("store")
             .enable_all()
             .build()
             .map_err(|error| StoreError::Unreachable {
-                store: store.to_owned(),
+                store: store.clone(),
                 reason: format!("cannot start its threads: {error}"),
             })?;
         let runtime = Some(runtime);
-        Ok(Arc::new(Self { runtime }))
+        Ok(Arc::new(Self { store, runtime }))
     }
 
     fn runtime(&self) -> &Runtime {
@@ -40,7 +43,7 @@ impl Driver {
     ///
     /// # Errors
     /// `None` when the call was abandoned because the store is being dropped.
-    pub(super) fn call<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
@@ -50,6 +53,38 @@ impl Driver {
             let _ = done.send(call.await);
         });
         result.recv().ok()
+    }
+
+    /// Runs `call` like [`Driver::run`]; `what` names it in a refusal.
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let result = self.run(call);
+        let result = result.unwrap_or_else(|| Err(Failure::away("the store is being closed")));
+        result.map_err(|failure| failure.into_error(self.store.clone(), what))
+    }
+
+    /// Runs `write` with owned copies of `place` and `value`, unless the value is longer than `limit`. `write` returns
+    /// `None` where the present value is not as expected.
+    pub(super) fn write<W>(
+        &self,
+        place: String,
+        value: Option<&[u8]>,
+        limit: usize,
+        write: impl FnOnce(String, Option<Vec<u8>>) -> W,
+    ) -> Result<KeyVersion, StoreError>
+    where
+        W: Future<Output = Result<Option<KeyVersion>, Failure>> + Send + 'static,
+    {
+        check_length(&self.store, &place, value, limit)?;
+        let what = match value {
+            Some(_) => format!("the write of {place}"),
+            None => format!("the delete of {place}"),
+        };
+        let written = self.call(&what, write(place.clone(), value.map(<[u8]>::to_vec)))?;
+        written.ok_or(StoreError::Conflict { place })
     }
 
     /// Starts a task that is cancelled, at its next await, when the handle is dropped.

@@ -157,14 +157,6 @@ fn check_length(
     })
 }
 
-/// What a refusal calls the write of `value`, or the delete, at `place`.
-fn name_of_change(value: Option<&[u8]>, place: &str) -> String {
-    match value {
-        Some(_) => format!("the write of {place}"),
-        None => format!("the delete of {place}"),
-    }
-}
-
 /// Rejects an id that cannot be the last segment of a path.
 fn check_member_id(store: &str, id: &str) -> Result<(), StoreError> {
     let is_invalid = |c: char| c.is_control() || c == '/';

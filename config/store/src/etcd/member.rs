@@ -57,7 +57,7 @@ pub(super) fn join(
         if lease == 0 {
             return;
         }
-        let left = driver.call(async move {
+        let left = driver.run(async move {
             let revoked = shared
                 .endpoints
                 .once(|mut client| async move { client.lease_revoke(lease).await });

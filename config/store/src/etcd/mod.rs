@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::reflector::WatchTimings;
 use super::{
     Expected, HistoryEntry, KeyVersion, MAX_VALUE, Membership, Store, StoreAddress, StoreError,
-    StoreSink, StoreWatch, Tree, check_length, check_member_id, name_of_change,
+    StoreSink, StoreWatch, Tree, check_member_id,
 };
 
 /// An etcd cluster. Opened by [`EtcdStore::open`]; clones share connections.
@@ -47,22 +47,12 @@ impl EtcdStore {
             what: "the TLS settings".to_owned(),
             reason: error.to_string(),
         })?;
-        let driver = Driver::start(&name)?;
+        let driver = Driver::start(name)?;
         let shared = Arc::new(Shared {
             settings,
             endpoints,
         });
         Ok(Self { shared, driver })
-    }
-
-    fn call<T: Send + 'static>(
-        &self,
-        what: &str,
-        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let result = self.driver.call(call);
-        let result = result.unwrap_or_else(|| Err(Failure::away("the store is being closed")));
-        result.map_err(|failure| failure.into_error(self.describe(), what))
     }
 }
 
@@ -101,7 +91,7 @@ impl Store for EtcdStore {
 
     fn list(&self) -> Result<Tree, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.call("the listing", async move {
+        self.driver.call("the listing", async move {
             link::read_all(&shared).await.map(|listing| listing.tree)
         })
     }
@@ -119,16 +109,12 @@ impl Store for EtcdStore {
         value: Option<&[u8]>,
         expected: Expected,
     ) -> Result<KeyVersion, StoreError> {
-        let place = self.locate(key);
-        check_length(&self.describe(), &place, value, MAX_VALUE)?;
         let shared = Arc::clone(&self.shared);
-        let what = name_of_change(value, &place);
-        let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
-        let written = self.call(
-            &what,
-            async move { write(&shared, &at, value, expected).await },
-        )?;
-        written.ok_or(StoreError::Conflict { place })
+        let place = self.locate(key);
+        self.driver
+            .write(place, value, MAX_VALUE, |place, value| async move {
+                write(&shared, &place, value, expected).await
+            })
     }
 
     fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
@@ -138,7 +124,7 @@ impl Store for EtcdStore {
 
     fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.call("the listing of members", async move {
+        self.driver.call("the listing of members", async move {
             let prefix = shared.members_prefix();
             let read = link::read_prefix(&shared, &prefix).await?;
             let id = |key: &[u8]| String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
@@ -154,7 +140,7 @@ impl Store for EtcdStore {
         let shared = Arc::clone(&self.shared);
         let place = self.locate(key);
         let what = format!("the history of {place}");
-        self.call(
+        self.driver.call(
             &what,
             async move { history::of(&shared, &place, limit).await },
         )

@@ -51,7 +51,7 @@ pub(super) fn join(
             return;
         };
         let path = format!("{root}/{id}");
-        let left = driver.call(async move { timeout(LEAVE_TIMEOUT, leave(&client, &path)).await });
+        let left = driver.run(async move { timeout(LEAVE_TIMEOUT, leave(&client, &path)).await });
         if !matches!(left, Some(Ok(Ok(())))) {
             tracing::info!("member node not deleted; it expires with its session");
         }

@@ -17,11 +17,10 @@ use sluicegate_config::service::ZooKeeperSettings;
 use self::link::ZooKeeperLink;
 use self::session::{Sessions, failure};
 use super::driver::Driver;
-use super::failure::Failure;
 use super::reflector::WatchTimings;
 use super::{
     Expected, HistoryEntry, KeyVersion, Membership, Store, StoreAddress, StoreError, StoreSink,
-    StoreWatch, Tree, check_length, check_member_id, name_of_change,
+    StoreWatch, Tree, check_member_id,
 };
 
 /// Maximum length of a value, in bytes: a server closes the connection at a packet of 1 MiB, which includes the path
@@ -56,19 +55,9 @@ impl ZooKeeperStore {
     pub fn open(settings: ZooKeeperSettings) -> Result<Self, StoreError> {
         let name = address(&settings).to_string();
         let sessions = sessions(&settings)?;
-        let driver = Driver::start(&name)?;
+        let driver = Driver::start(name)?;
         let shared = Arc::new(Shared { settings, sessions });
         Ok(Self { shared, driver })
-    }
-
-    fn call<T: Send + 'static>(
-        &self,
-        what: &str,
-        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let result = self.driver.call(call);
-        let result = result.unwrap_or_else(|| Err(Failure::away("the store is being closed")));
-        result.map_err(|failure| failure.into_error(self.describe(), what))
     }
 }
 
@@ -99,7 +88,7 @@ impl Store for ZooKeeperStore {
 
     fn list(&self) -> Result<Tree, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.call("the listing", async move {
+        self.driver.call("the listing", async move {
             let client = shared.sessions.connected().await?;
             let listing = link::read_all(&shared, &client, 0).await?;
             Ok(listing.tree)
@@ -120,7 +109,6 @@ impl Store for ZooKeeperStore {
         expected: Expected,
     ) -> Result<KeyVersion, StoreError> {
         let place = self.locate(key);
-        check_length(&self.describe(), &place, value, MAX_VALUE)?;
         if value.is_some_and(<[u8]>::is_empty) {
             return Err(StoreError::Refused {
                 store: self.describe(),
@@ -130,12 +118,10 @@ impl Store for ZooKeeperStore {
             });
         }
         let shared = Arc::clone(&self.shared);
-        let what = name_of_change(value, &place);
-        let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
-        let written = self.call(&what, async move {
-            write::write(&shared, &at, value, expected).await
-        })?;
-        written.ok_or(StoreError::Conflict { place })
+        self.driver
+            .write(place, value, MAX_VALUE, |place, value| async move {
+                write::write(&shared, &place, value, expected).await
+            })
     }
 
     fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
@@ -148,7 +134,7 @@ impl Store for ZooKeeperStore {
 
     fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.call("the listing of members", async move {
+        self.driver.call("the listing of members", async move {
             member::read_all(&shared.sessions, &shared.settings.members_root).await
         })
     }
