@@ -41,13 +41,12 @@ pub(super) trait MemberLink: Send {
     /// Renews the lease or session that the key depends on, or creates a new one.
     fn renew(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Writes `report` under `id`, unless another process holds that. A key without lease or session, and one for which
-    /// `is_own` returns true, is replaced.
+    /// Writes `report` under the id of `claim`, unless another process holds that. A key without lease or session, and
+    /// one that this process wrote, is replaced.
     fn write(
         &mut self,
-        id: &str,
+        claim: &Claim,
         report: &[u8],
-        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
     ) -> impl Future<Output = Result<Written, Failure>> + Send;
 
     /// Resolves when the key may be gone and must be verified at once.
@@ -194,9 +193,7 @@ async fn write<L: MemberLink>(
         if minimal {
             value = report.minimal().to_json();
         }
-        let is_own = |value: &[u8]| claim.is_own(value);
-        let written = link.write(claim.id(), &value, &is_own).await;
-        match written {
+        match link.write(claim, &value).await {
             Ok(Written::Done) => {
                 claim.held();
                 failures.written(whole, minimal);
@@ -322,12 +319,7 @@ mod tests {
             Ok(())
         }
 
-        async fn write(
-            &mut self,
-            id: &str,
-            report: &[u8],
-            is_own: &(dyn Fn(&[u8]) -> bool + Sync),
-        ) -> Result<Written, Failure> {
+        async fn write(&mut self, claim: &Claim, report: &[u8]) -> Result<Written, Failure> {
             let mut store = lock(&self.store);
             store.living();
             if store.longest.is_some_and(|most| report.len() > most) {
@@ -336,11 +328,11 @@ mod tests {
             if !store.leases.contains(&self.lease) {
                 return Err(Failure::away("requested lease not found"));
             }
-            match store.keys.get(id) {
-                Some((_, there)) if !is_own(there) => Ok(Written::Taken(there.clone())),
+            match store.keys.get(claim.id()) {
+                Some((_, there)) if !claim.is_own(there) => Ok(Written::Taken(there.clone())),
                 _ => {
                     let value = (self.lease, report.to_vec());
-                    store.keys.insert(id.to_owned(), value);
+                    store.keys.insert(claim.id().to_owned(), value);
                     Ok(Written::Done)
                 }
             }

@@ -8,6 +8,7 @@ use etcd_client::{Compare, CompareOp, Error, KeyValue, PutOptions, Txn, TxnOp, T
 use sluicegate_config::control::MemberReport;
 
 use super::super::Membership;
+use super::super::claim::Claim;
 use super::super::driver::Driver;
 use super::super::failure::Failure;
 use super::super::keeper::{self, Life, MemberLink, Written};
@@ -146,13 +147,8 @@ impl MemberLink for Lease {
         Ok(())
     }
 
-    async fn write(
-        &mut self,
-        id: &str,
-        report: &[u8],
-        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
-    ) -> Result<Written, Failure> {
-        let key = format!("{}{id}", self.shared.members_prefix());
+    async fn write(&mut self, claim: &Claim, report: &[u8]) -> Result<Written, Failure> {
+        let key = format!("{}{}", self.shared.members_prefix(), claim.id());
         let lease = self.id.load(Ordering::Relaxed);
         if lease == 0 {
             // A key without a lease would never expire.
@@ -175,7 +171,7 @@ impl MemberLink for Lease {
                 }
                 Err(None) => known = 0,
                 // A key without a lease belongs to no live process.
-                Err(Some(there)) if there.lease() == 0 || is_own(there.value()) => {
+                Err(Some(there)) if there.lease() == 0 || claim.is_own(there.value()) => {
                     known = there.mod_revision();
                 }
                 Err(Some(there)) => return Ok(Written::Taken(there.value().to_vec())),

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use zookeeper_client::{Client, CreateMode, Error, SessionState, StateWatcher};
 
 use super::super::Membership;
+use super::super::claim::Claim;
 use super::super::driver::Driver;
 use super::super::failure::Failure;
 use super::super::keeper::{self, Life, MemberLink, Written};
@@ -120,7 +121,7 @@ impl Node {
         client: &Client,
         path: &str,
         report: &[u8],
-        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
+        claim: &Claim,
     ) -> Result<Option<Written>, Failure> {
         let sessions = &self.sessions;
         let (data, stat) = match sessions.answer(client.get_data(path)).await? {
@@ -139,7 +140,7 @@ impl Node {
             }
             // A node without a session belongs to no live process; a node left by an earlier session of this process is
             // replaced.
-            false if stat.ephemeral_owner == 0 || is_own(&data) => {
+            false if stat.ephemeral_owner == 0 || claim.is_own(&data) => {
                 let deleted = client.delete(path, Some(stat.version));
                 sessions.answer(deleted).await?.map(|()| None)
             }
@@ -193,16 +194,11 @@ impl MemberLink for Node {
         Ok(())
     }
 
-    async fn write(
-        &mut self,
-        id: &str,
-        report: &[u8],
-        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
-    ) -> Result<Written, Failure> {
+    async fn write(&mut self, claim: &Claim, report: &[u8]) -> Result<Written, Failure> {
         let client = self.connected().await?;
-        let path = format!("{}/{id}", self.root);
+        let path = format!("{}/{}", self.root, claim.id());
         for _ in 0..ATTEMPTS {
-            if let Some(written) = self.attempt(&client, &path, report, is_own).await? {
+            if let Some(written) = self.attempt(&client, &path, report, claim).await? {
                 return Ok(written);
             }
         }
