@@ -503,24 +503,26 @@ pub fn until(what: &str, condition: impl Fn() -> bool) {
 
 /// A batch with one record per offset.
 pub fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
+    let record = |&offset: &i64| RecordParts {
+        offset,
+        timestamp_ms: -1,
+        epoch: 1,
+        attempt: 1,
+        ..RecordParts::default()
+    };
+    batch_of(flight, offsets.iter().map(record))
+}
+
+/// A batch of these records. They are leaked, because a hung call may read them at any time.
+pub fn batch_of(flight: u32, records: impl IntoIterator<Item = RecordParts>) -> Box<Batch> {
     let mut batch = Box::new(Batch::new());
     batch.flight = FlightKey {
         index: flight,
         serial: 1,
     };
-    for (index, &offset) in offsets.iter().enumerate() {
-        let parts = RecordParts {
-            offset,
-            timestamp_ms: -1,
-            epoch: 1,
-            attempt: 1,
-            ..RecordParts::default()
-        };
+    for (index, parts) in (0..).zip(records) {
         batch.records.push(parts.leaked());
-        batch.keys.push(EntryKey {
-            index: index as u32,
-            serial: 1,
-        });
+        batch.keys.push(EntryKey { index, serial: 1 });
     }
     batch
 }

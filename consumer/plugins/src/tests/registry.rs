@@ -5,11 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::spec::{
-    Backoff, DeadLetter, HandlerConfig, InFlightLimit, OnFailure, Order, Predicate, Restart, Retry,
-    Route, TopicPattern,
-};
-use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
+use sluicegate_config::spec::HandlerConfig;
+use sluicegate_config::{Environment, HandlerSpec, RejectionEffect, Snapshot, read_spec};
 use sluicegate_engine::dispatch::PoolState;
 use sluicegate_engine::status::HandlerState;
 use sluicegate_kit::plugin_doubles::{
@@ -163,42 +160,12 @@ pub(super) fn age(path: &Path) {
 }
 
 pub(super) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
+    let text = format!(
+        "name: {name}\nplugin: copy\nversion: \"{version}\"\nroute: {{ topics: [t] }}\nworkers: 1\ntimeout: 20s\n"
+    );
     HandlerSpec {
-        name: name.to_owned(),
-        plugin: "copy".to_owned(),
-        version: version.parse().unwrap(),
-        enabled: true,
-        route: Route {
-            topics: vec![TopicPattern::Exact("t".to_owned())],
-            when: Predicate::always(),
-        },
-        order: Order::Key,
-        workers: 1,
-        pool: None,
-        max_in_flight: InFlightLimit {
-            records: 10,
-            bytes: 1_000,
-        },
-        timeout: Duration::from_secs(20),
-        retry: Retry {
-            max_attempts: 1,
-            backoff: Backoff {
-                delay: Duration::ZERO,
-                multiplier: 1.0,
-                max_delay: Duration::ZERO,
-                jitter: 0.0,
-            },
-        },
-        dead_letter: DeadLetter {
-            topic: "{topic}.dlt".to_owned(),
-            create: true,
-        },
-        on_failure: OnFailure::Hold,
-        restart: Restart {
-            max_restarts: 10,
-            restart_window: Duration::from_secs(60),
-        },
         config: HandlerConfig::new(serde_json::json!({ "is": config })),
+        ..read_spec(&text, None, &Environment::default()).unwrap()
     }
 }
 
