@@ -10,7 +10,7 @@ use sluicegate_runtime::CallMonitor;
 use crate::crew::Crew;
 use crate::error::ProbeError;
 use crate::pool::Tenant;
-use crate::seats::{Call, Errand, Job, Notices, Phase, Probe, State, Task};
+use crate::seats::{Call, Errand, Job, Notices, Phase, Probe, Seat, State, Task};
 
 /// A thread's right to its seat.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +48,10 @@ impl Crew {
         // Only a finished task makes room; a thread that has just started does not.
         let mut came_free = state.seats[ticket.seat].busy() > 0;
         loop {
-            if state.seats[ticket.seat].incarnation != ticket.incarnation {
+            let Some(seat) = state.seat_of(ticket) else {
                 return Task::Exit;
-            }
-            state.seats[ticket.seat].phase = Phase::Idle;
+            };
+            seat.phase = Phase::Idle;
             if came_free && !state.waiting.is_empty() {
                 let mut notices = Notices::default();
                 state.notify_waiting(&mut notices);
@@ -75,10 +75,9 @@ impl Crew {
     /// Reports that the instance for a job is built; returns the job, unless it was recalled or the thread abandoned.
     pub(super) fn created(&self, ticket: Ticket, monitor: Arc<dyn CallMonitor>) -> Created {
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return Created::Abandoned;
-        }
+        };
         match std::mem::replace(&mut seat.phase, Phase::Finishing) {
             Phase::Creating { job: Some(job), .. } => {
                 seat.phase = Phase::Calling(Call::of(&job, monitor));
@@ -98,10 +97,9 @@ impl Crew {
     ) -> bool {
         let mut notices = Notices::default();
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return false;
-        }
+        };
         if let Phase::Creating { job: Some(job), .. } =
             std::mem::replace(&mut seat.phase, Phase::Finishing)
         {
@@ -124,10 +122,9 @@ impl Crew {
     ) -> bool {
         let mut notices = Notices::default();
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return false;
-        }
+        };
         seat.phase = Phase::Finishing;
         if report.made_progress
             && let Some(tenant_state) = state.tenants.get_mut(&tenant.id)
@@ -146,15 +143,10 @@ impl Crew {
     /// Announces a lifecycle call, which may hang. `false` if the thread was abandoned.
     pub(super) fn begin_lifecycle_call(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return false;
-        }
-        seat.phase = Phase::LifecycleCall {
-            since: Instant::now(),
-            tenant: Arc::clone(tenant),
-            leaving: false,
         };
+        seat.phase = Phase::lifecycle_call(tenant, false);
         true
     }
 
@@ -167,10 +159,9 @@ impl Crew {
         result: Result<(), ProbeError>,
     ) -> bool {
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return false;
-        }
+        };
         if let Phase::Creating {
             reply: Some(reply), ..
         } = std::mem::replace(&mut seat.phase, Phase::Finishing)
@@ -187,10 +178,9 @@ impl Crew {
     /// Reports that the handler's instance here is dropped. `false` if the thread was abandoned; the watchdog then did that.
     pub(super) fn released(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
         let mut state = self.lock();
-        let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation != ticket.incarnation {
+        let Some(seat) = state.seat_of(ticket) else {
             return false;
-        }
+        };
         seat.phase = Phase::Finishing;
         drop(state);
         tenant.worker_released(false);
@@ -205,6 +195,25 @@ impl Crew {
     }
 }
 
+impl State {
+    /// The seat of a thread; `None` if the thread was abandoned and the seat belongs to another one.
+    fn seat_of(&mut self, ticket: Ticket) -> Option<&mut Seat> {
+        let seat = &mut self.seats[ticket.seat];
+        (seat.incarnation == ticket.incarnation).then_some(seat)
+    }
+}
+
+impl Phase {
+    /// A lifecycle call of `tenant` that starts now.
+    fn lifecycle_call(tenant: &Arc<Tenant>, leaving: bool) -> Self {
+        Self::LifecycleCall {
+            since: Instant::now(),
+            tenant: Arc::clone(tenant),
+            leaving,
+        }
+    }
+}
+
 fn take_task(
     state: &mut State,
     seat: usize,
@@ -212,19 +221,11 @@ fn take_task(
 ) -> Option<Task> {
     match state.seats[seat].errands.pop_front() {
         Some(Errand::Leave(tenant)) => {
-            state.seats[seat].phase = Phase::LifecycleCall {
-                since: Instant::now(),
-                tenant: Arc::clone(&tenant),
-                leaving: true,
-            };
+            state.seats[seat].phase = Phase::lifecycle_call(&tenant, true);
             return Some(Task::Leave(tenant));
         }
         Some(Errand::NotifyChange(tenant)) => {
-            state.seats[seat].phase = Phase::LifecycleCall {
-                since: Instant::now(),
-                tenant: Arc::clone(&tenant),
-                leaving: false,
-            };
+            state.seats[seat].phase = Phase::lifecycle_call(&tenant, false);
             return Some(Task::NotifyChange(tenant));
         }
         Some(Errand::CheckHealth) => {
