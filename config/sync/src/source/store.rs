@@ -55,10 +55,8 @@ pub struct StoreSource {
     cache: Option<SpecCache>,
     require_fresh: bool,
     given: Option<Arc<Snapshot>>,
-    /// The tree that `map` was last settled with.
-    tree: Option<Arc<Tree>>,
-    /// See [`Known`].
-    went_back: bool,
+    /// What `map` was last settled with.
+    known: Option<Known>,
     held: Option<HeldBack>,
 }
 
@@ -78,8 +76,7 @@ impl StoreSource {
             cache,
             require_fresh: settings.require_fresh,
             given: None,
-            tree: None,
-            went_back: false,
+            known: None,
             held: None,
             store,
         }
@@ -92,8 +89,10 @@ impl StoreSource {
             Ok(cached) => {
                 let cached = cached?;
                 settle(&mut self.map, &cached.tree, &self.store);
-                self.tree = Some(Arc::new(cached.tree));
-                self.went_back = cached.went_back;
+                self.known = Some(Known {
+                    applied: Arc::new(cached.tree),
+                    went_back: cached.went_back,
+                });
                 Some(cached.saved)
             }
             Err(error) => {
@@ -110,16 +109,10 @@ impl StoreSource {
     /// [`SnapshotError::Unreachable`] if it is held back and a start from the cache is forbidden.
     fn take_first(&mut self, tree: Tree) -> Result<Arc<Snapshot>, SnapshotError> {
         let tree = Arc::new(tree);
-        let known = self.tree.as_ref().map(|applied| Known {
-            applied,
-            went_back: self.went_back,
-        });
-        let suspicion = known
-            .as_ref()
-            .and_then(|known| known.suspicion(&tree, &self.store.address()));
+        let known = self.known.as_ref();
+        let suspicion = known.and_then(|known| known.suspicion(&tree, &self.store.address()));
         let Some(reason) = suspicion else {
-            self.tree = Some(Arc::clone(&tree));
-            self.went_back = false;
+            self.known = Some(Known::new(Arc::clone(&tree)));
             return Ok(settle(&mut self.map, &tree, &self.store));
         };
         let cache = self.cache.as_ref().map(SpecCache::path);
@@ -133,7 +126,9 @@ impl StoreSource {
             cache = %cache.display(),
             "the store's content is held back: starting from the last good specs on disk"
         );
-        self.went_back = known.is_some_and(|known| known.is_behind(&tree));
+        if let Some(known) = &mut self.known {
+            known.went_back = known.is_behind(&tree);
+        }
         self.held = Some((tree, reason));
         Ok(self.map.last())
     }
@@ -217,15 +212,14 @@ impl SpecSource for StoreSource {
             store: Arc::clone(&self.store),
             map: self.map,
             own: self.own.clone(),
-            tree: self.tree,
-            went_back: self.went_back,
+            known: self.known,
             held: self.held,
             given: self.given,
             reachable: true,
             writer,
             sink,
         };
-        if watcher.went_back {
+        if watcher.known.as_ref().is_some_and(|known| known.went_back) {
             // By a later start the store's revision may have grown past the applied one.
             watcher.keep();
         }
@@ -266,10 +260,8 @@ struct SpecWatcher {
     store: Arc<dyn Store>,
     map: StoreMap,
     own: OwnId,
-    /// The applied tree.
-    tree: Option<Arc<Tree>>,
-    /// See [`Known`].
-    went_back: bool,
+    /// What was applied last.
+    known: Option<Known>,
     held: Option<HeldBack>,
     /// The snapshot sent last.
     given: Option<Arc<Snapshot>>,
@@ -305,21 +297,17 @@ impl SpecWatcher {
     fn evaluate(&mut self, tree: Arc<Tree>, cause: Cause) {
         // Changes that a watch of the same store delivers one by one are intended.
         let is_event = cause == Cause::Event && self.held.is_none();
-        let known = self.tree.as_ref().filter(|_| !is_event);
-        let known = known.map(|applied| Known {
-            applied,
-            went_back: self.went_back,
-        });
-        let suspicion = known
-            .as_ref()
-            .and_then(|known| known.suspicion(&tree, &self.store.address()));
+        let known = self.known.as_ref().filter(|_| !is_event);
+        let suspicion = known.and_then(|known| known.suspicion(&tree, &self.store.address()));
         let Some(reason) = suspicion else {
             self.apply(tree);
             return;
         };
-        let went_back = known.is_some_and(|known| known.is_behind(&tree));
-        if went_back != self.went_back {
-            self.went_back = went_back;
+        if let Some(known) = &mut self.known
+            && !known.went_back
+            && known.is_behind(&tree)
+        {
+            known.went_back = true;
             // By a later start the store's revision may have grown past the applied one.
             self.keep();
         }
@@ -332,18 +320,17 @@ impl SpecWatcher {
     }
 
     fn apply(&mut self, tree: Arc<Tree>) {
-        if let Some(before) = &self.tree
-            && tree.revision < before.revision
+        if let Some(known) = &self.known
+            && tree.revision < known.applied.revision
         {
             tracing::warn!(
                 store = self.store.describe(),
-                before = before.revision,
+                before = known.applied.revision,
                 now = tree.revision,
                 "the store went back to an earlier revision: it was restored; following it from there"
             );
         }
-        self.tree = Some(tree);
-        self.went_back = false;
+        self.known = Some(Known::new(tree));
         if self.held.take().is_some() {
             (self.sink)(Update::Released);
         }
@@ -370,11 +357,11 @@ impl SpecWatcher {
     }
 
     fn settle(&mut self) {
-        let Some(tree) = &self.tree else {
+        let Some(known) = &self.known else {
             return;
         };
         self.map.set_member(&self.own.get());
-        let snapshot = settle(&mut self.map, tree, &self.store);
+        let snapshot = settle(&mut self.map, &known.applied, &self.store);
         self.keep();
         let same =
             |given: &Arc<Snapshot>| given.revision == snapshot.revision && *given == snapshot;
@@ -388,11 +375,11 @@ impl SpecWatcher {
 impl SpecWatcher {
     /// Saves the applied state for the next start.
     fn keep(&self) {
-        if let Some((writer, tree)) = self.writer.as_ref().zip(self.tree.as_ref()) {
+        if let Some((writer, known)) = self.writer.as_ref().zip(self.known.as_ref()) {
             writer.keep(Kept {
-                revision: tree.revision,
-                identity: tree.identity.clone(),
-                went_back: self.went_back,
+                revision: known.applied.revision,
+                identity: known.applied.identity.clone(),
+                went_back: known.went_back,
                 values: self.map.good_values(),
             });
         }

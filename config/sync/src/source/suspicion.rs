@@ -4,27 +4,37 @@
 //! were deleted. Changes that a watch of the same store delivered one by one are intended; changes that appear only in a listing
 //! are compared with the applied state.
 
+use std::sync::Arc;
+
 use sluicegate_config::control::ControlKey;
 use sluicegate_store::{StoreAddress, Tree};
 
 /// The state that a listing is compared with.
-pub(super) struct Known<'k> {
+pub(super) struct Known {
     /// The applied state, or its copy in the cache.
-    pub(super) applied: &'k Tree,
+    pub(super) applied: Arc<Tree>,
     /// The store was listed at a lower revision than the applied one, and its content has not been applied since.
     pub(super) went_back: bool,
 }
 
-impl Known<'_> {
+impl Known {
+    /// `applied` was just applied.
+    pub(super) fn new(applied: Arc<Tree>) -> Self {
+        Self {
+            applied,
+            went_back: false,
+        }
+    }
+
     /// Whether the store is at an earlier state than the applied one. Later writes raise its revision but do not restore the state.
     pub(super) fn is_behind(&self, now: &Tree) -> bool {
-        let is_it = !now.is_other_than(self.applied);
+        let is_it = !now.is_other_than(&self.applied);
         self.went_back || is_it && now.revision < self.applied.revision
     }
 
     /// Why `now`, listed from `store`, must not be applied without an operator's consent; `None` if it may.
     pub(super) fn suspicion(&self, now: &Tree, store: &StoreAddress) -> Option<String> {
-        let applied = self.applied;
+        let applied = &*self.applied;
         if now.is_other_than(applied) {
             let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
             return Some(format!(
@@ -92,7 +102,7 @@ mod tests {
             servers: Vec::new(),
             below: String::new(),
         };
-        let applied = tree("x", 10, ALL);
+        let applied = Arc::new(tree("x", 10, ALL));
         for (now, went_back, said) in [
             (tree("x", 11, &ALL[..2]), false, None),
             (tree("x", 11, CHANGED), false, None),
@@ -106,7 +116,7 @@ mod tests {
             (tree("y", 11, ALL), false, Some("another store")),
         ] {
             let known = Known {
-                applied: &applied,
+                applied: Arc::clone(&applied),
                 went_back,
             };
             let suspicion = known.suspicion(&now, &store);
@@ -116,10 +126,7 @@ mod tests {
             };
             assert!(as_said, "{now:?}: {suspicion:?}, not {said:?}");
         }
-        let known = Known {
-            applied: &applied,
-            went_back: false,
-        };
+        let known = Known::new(applied);
         assert!(known.is_behind(&tree("x", 9, ALL)));
         // Revisions of different stores are not comparable.
         assert!(!known.is_behind(&tree("y", 9, ALL)));
