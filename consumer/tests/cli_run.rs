@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sluicegate_kafka::mock::MockKafka;
+use sluicegate_kit::wait::wait_until;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -68,21 +69,19 @@ impl Run {
     }
 
     fn wait_for(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        while !done(self) {
-            let ended = self.child.try_wait().unwrap();
-            assert!(
-                ended.is_none(),
-                "ended with {ended:?} before {what}:\n{}",
-                self.log()
-            );
-            assert!(
-                Instant::now() < deadline,
-                "no {what} in time:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let log = Arc::clone(&self.log);
+        wait_until(
+            DEADLINE,
+            || {
+                if done(self) {
+                    return true;
+                }
+                let ended = self.child.try_wait().unwrap();
+                assert_eq!(ended, None, "ended before {what}:\n{}", self.log());
+                false
+            },
+            || format!("no {what}:\n{}", log.lock().unwrap()),
+        );
     }
 
     fn status_of(&self, path: &str) -> Option<u16> {
@@ -100,20 +99,18 @@ impl Run {
     }
 
     fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                // Its last lines may still be in the pipe.
-                self.reader.take().map(JoinHandle::join);
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "it does not end:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut status = None;
+        wait_until(
+            DEADLINE,
+            || {
+                status = self.child.try_wait().unwrap();
+                status.is_some()
+            },
+            || format!("it does not end:\n{}", self.log.lock().unwrap()),
+        );
+        // Its last lines may still be in the pipe.
+        self.reader.take().map(JoinHandle::join);
+        status.unwrap()
     }
 }
 
