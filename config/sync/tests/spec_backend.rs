@@ -261,7 +261,10 @@ fn an_unavailable_place_is_named() {
     };
     let service = |backend: &SpecBackend| backend.set_gate("copy", true).unwrap_err().to_string();
     for (error, start) in [
-        (spec(&folder), format!("the file system refused {shown}: ")),
+        (
+            spec(&folder),
+            format!("the folder {shown} of handler specs cannot be read: "),
+        ),
         (gate(&folder), format!("cannot write the gate in {shown}: ")),
         (
             service(&folder),

@@ -72,8 +72,7 @@ impl FolderWriter {
 
     /// The files that declare the handler's spec. One that is not YAML declares none.
     fn find_specs(&self, handler: &str) -> Result<Declarations, FleetError> {
-        self.find(handler, name_in_spec)
-            .map_err(|error| refused(&self.folder, error))
+        Ok(self.find(handler, name_in_spec)?)
     }
 
     /// Writes the checked spec `text` of `name` to the first file that declares it, or to a new one.
@@ -187,12 +186,12 @@ fn places(files: &[(PathBuf, String)]) -> Vec<String> {
     places.collect()
 }
 
-/// As a store's refusal, whose reason is text, so that callers need not tell a folder from a store.
-fn refused(path: &Path, reason: impl ToString) -> FleetError {
+/// A file that is not written, as a store's refusal, whose reason is text, so that callers need not tell a folder from a store.
+fn refused(file: &Path, error: std::io::Error) -> FleetError {
     StoreError::Refused {
         store: "the file system".to_owned(),
-        what: path.display().to_string(),
-        reason: reason.to_string(),
+        what: file.display().to_string(),
+        reason: error.to_string(),
     }
     .into()
 }
@@ -232,5 +231,23 @@ mod tests {
             writer.delete("a"),
             Err(FleetError::Unknown { .. })
         ));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_keeps_its_class_and_its_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = FolderWriter::new(folder.path().join("missing"));
+        for error in [
+            missing.apply("a".to_owned(), OLD).unwrap_err(),
+            missing.delete("a").unwrap_err(),
+        ] {
+            assert!(matches!(error, FleetError::Folder(_)), "{error:?}");
+            let cause = std::error::Error::source(&error).unwrap();
+            assert!(cause.downcast_ref::<std::io::Error>().is_some());
+            assert!(
+                error.to_string().contains("set `handlers.file.folder`"),
+                "{error}"
+            );
+        }
     }
 }

@@ -23,7 +23,7 @@ use sluicegate_config::control::KeyNameError;
 use sluicegate_config::problem::Problems;
 use sluicegate_store::StoreError;
 
-use crate::source::GateError;
+use crate::source::{FolderError, GateError};
 
 pub use backend::SpecBackend;
 pub use members::{MemberState, MemberStatus, WaitResult, await_closed, await_members};
@@ -37,6 +37,9 @@ pub enum FleetError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder of specs cannot be listed. Retryable.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The name is not a valid handler name.
     #[error(transparent)]
     Name(#[from] KeyNameError),

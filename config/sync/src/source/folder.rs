@@ -10,6 +10,7 @@
 //! An error affects only the handlers that it names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,17 +30,26 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// Why the spec files of a folder cannot be listed. Retryable: the folder may be created or emptied.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FolderError {
+pub enum FolderError {
+    /// The file system does not list it.
     #[error(
         "the folder {} of handler specs cannot be read: {source}; create it, or set `handlers.file.folder`",
         folder.display()
     )]
     Unreadable {
+        /// The folder.
         folder: PathBuf,
+        /// The file system's error.
         source: std::io::Error,
     },
+    /// It has more files than are read.
     #[error("the folder {} holds {count} specs; at most {most} are read", folder.display(), most = MAX_FILES)]
-    TooMany { folder: PathBuf, count: usize },
+    TooMany {
+        /// The folder.
+        folder: PathBuf,
+        /// Number of spec files in it.
+        count: usize,
+    },
 }
 
 /// The spec files of a folder, sorted. Hidden files are ignored, since editors and writers use them for temporary files.
@@ -76,6 +86,41 @@ pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, FolderError> {
 /// The problem of a link without its target.
 const BROKEN_LINK: &str = "is a link to a file that does not exist; restore the file, or delete the link to delete \
                            the handler";
+
+/// What is known about a listed file whose text cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+enum Unread {
+    /// Deleted since the folder was listed.
+    Deleted,
+    /// A link whose target does not exist.
+    BrokenLink,
+    /// It exists, or its state is unknown.
+    Unreadable,
+}
+
+impl Unread {
+    /// Decides by the metadata of the entry itself, which say whether it is a link, and by those of the file that it leads to.
+    ///
+    /// Only the answer that there is no such file means a deletion. A folder without the permission to search it, a failing disk and
+    /// a stale mount answer with other errors for files that are still there.
+    fn by(is_link: Result<bool, ErrorKind>, followed: Result<(), ErrorKind>) -> Self {
+        match (is_link, followed) {
+            // A file that is not a link, and then not there, was deleted between the two answers.
+            (Err(ErrorKind::NotFound), _) | (Ok(false), Err(ErrorKind::NotFound)) => Self::Deleted,
+            (Ok(true), Err(ErrorKind::NotFound)) => Self::BrokenLink,
+            _ => Self::Unreadable,
+        }
+    }
+
+    fn of(file: &Path) -> Self {
+        let entry = file.symlink_metadata().map(|entry| entry.is_symlink());
+        let followed = file.metadata().map(drop);
+        Self::by(
+            entry.map_err(|error| error.kind()),
+            followed.map_err(|error| error.kind()),
+        )
+    }
+}
 
 /// One parsed file.
 struct Reading {
@@ -191,19 +236,14 @@ impl Folder {
         for file in files {
             let text = match read_text(&file) {
                 Ok(text) => text,
-                // Deleted since the folder was listed. A link is still there when its target is not: the handler stays.
-                Err(_) if file.symlink_metadata().is_err() => continue,
                 Err(problems) => {
-                    let problems = match file.is_symlink() && !file.exists() {
-                        true => Problems::of_file(Some(&file), BROKEN_LINK.to_owned()),
-                        false => problems,
+                    let problems = match Unread::of(&file) {
+                        Unread::Deleted => continue,
+                        // A link is still there when its target is not: the handler stays.
+                        Unread::BrokenLink => Problems::of_file(Some(&file), BROKEN_LINK),
+                        Unread::Unreadable => problems,
                     };
-                    let reading = Reading {
-                        text: String::new(),
-                        result: Err(problems),
-                        refused: RefusedText::default(),
-                    };
-                    readings.insert(file, reading);
+                    readings.insert(file, Reading::without_text(problems));
                     continue;
                 }
             };
@@ -437,8 +477,97 @@ fn duplicate_names(declared: &[DeclaredPool<'_>]) -> Vec<Problem> {
 }
 
 impl Reading {
+    /// Of a file that cannot be read.
+    fn without_text(problems: Problems) -> Self {
+        Self {
+            text: String::new(),
+            result: Err(problems),
+            refused: RefusedText::default(),
+        }
+    }
+
     /// Whether the file could be read, whatever its content.
     fn is_of_text(&self) -> bool {
         !self.text.is_empty() || self.result.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_file_that_is_known_to_be_absent_is_deleted() {
+        let absent = ErrorKind::NotFound;
+        let unknown = [
+            ErrorKind::PermissionDenied,
+            ErrorKind::StaleNetworkFileHandle,
+            ErrorKind::NotADirectory,
+            // EIO, among others.
+            ErrorKind::Other,
+        ];
+        assert_eq!(Unread::by(Err(absent), Err(absent)), Unread::Deleted);
+        assert_eq!(Unread::by(Ok(true), Err(absent)), Unread::BrokenLink);
+        assert_eq!(Unread::by(Ok(false), Err(absent)), Unread::Deleted);
+        for other in unknown {
+            for followed in [Ok(()), Err(absent), Err(other)] {
+                assert_eq!(
+                    Unread::by(Err(other), followed),
+                    Unread::Unreadable,
+                    "{other}"
+                );
+            }
+            for is_link in [true, false] {
+                assert_eq!(
+                    Unread::by(Ok(is_link), Err(other)),
+                    Unread::Unreadable,
+                    "{other}"
+                );
+            }
+        }
+    }
+
+    const SPEC: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
+
+    /// The problems of a start with the specs in `folder`.
+    fn problems_of_start(folder: &Path) -> String {
+        let mut folder = Folder::new(folder.to_path_buf(), Environment::default());
+        folder.scan().unwrap();
+        folder.problems().to_string()
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_followed_is_reported_with_its_own_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let link = root.path().join("a.yaml");
+        std::os::unix::fs::symlink("a.yaml", &link).unwrap();
+        let looped = problems_of_start(root.path());
+        assert!(looped.contains("Too many levels"), "{looped}");
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("missing.yaml", &link).unwrap();
+        let broken = problems_of_start(root.path());
+        assert!(broken.contains(BROKEN_LINK), "{broken}");
+    }
+
+    /// Permissions do not bind root, so the files are hidden by a path that is too long for the kernel: the folder can be listed, as
+    /// without the permission to search it, and nothing in it can be examined.
+    #[test]
+    fn a_start_does_not_lose_the_handler_of_a_file_that_cannot_be_examined() {
+        const LONGEST_PATH: usize = 4095;
+        let root = tempfile::tempdir().unwrap();
+        let short = root.path().join("s");
+        let mut inner = PathBuf::new();
+        let length = |outer: &Path, inner: &Path| outer.join(inner).as_os_str().len();
+        while length(&short, &inner) + 201 < LONGEST_PATH - "/a.yaml".len() {
+            inner.push("d".repeat(200));
+        }
+        std::fs::create_dir_all(short.join(&inner)).unwrap();
+        std::fs::write(short.join(&inner).join("a.yaml"), SPEC).unwrap();
+        assert_eq!(problems_of_start(&short.join(&inner)), "");
+        let more = LONGEST_PATH - length(&short, &inner);
+        let long = root.path().join("s".repeat(1 + more));
+        std::fs::rename(&short, &long).unwrap();
+        let problems = problems_of_start(&long.join(&inner));
+        assert!(problems.contains("cannot be read"), "{problems}");
     }
 }

@@ -24,7 +24,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use file::{FileSource, spec_files_by_name};
-pub(crate) use folder::{FolderError, spec_files};
+pub use folder::FolderError;
+pub(crate) use folder::spec_files;
 pub(crate) use gate_edit::{RefusedText, name_in as name_in_spec, with_gate};
 pub use memory::{MemoryHandle, MemorySource};
 pub use open::{open_source, open_source_read_only};
