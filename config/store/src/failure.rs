@@ -13,7 +13,7 @@ pub(super) enum Failure {
     /// No usable answer; another server or a later attempt may succeed.
     #[error("{0}")]
     Away(String),
-    /// A retry cannot succeed.
+    /// A retry cannot succeed until the cause is removed at the store or in the config.
     #[error("{0}")]
     Refused(String),
     /// The revision asked for is compacted.

@@ -262,6 +262,33 @@ fn an_outage_is_reported_once_and_ends_with_the_changes_made_during_it() {
 }
 
 #[test]
+fn a_refusal_is_told_from_an_outage_and_retried_until_it_ends() {
+    let refused = || Err(Failure::Refused("permission denied".to_owned()));
+    let (seen, calls) = play(
+        4,
+        vec![
+            listing(&[put("a", "true", 3)], 5),
+            refused(),
+            refused(),
+            listing(&[put("a", "false", 6)], 7),
+        ],
+        vec![],
+        vec![cancelled()],
+    );
+    assert_eq!(
+        seen,
+        [
+            "first a=true @5",
+            "unreachable: the store refuses to be read: permission denied; check the credentials and their permission to \
+             read the whole prefix",
+            "reachable",
+            "resync a=false @7"
+        ]
+    );
+    assert_eq!(calls, ["open"; 4]);
+}
+
+#[test]
 fn a_store_that_never_answers_is_reported_unreachable() {
     let (seen, _) = play(1, vec![], vec![], vec![]);
     assert_eq!(seen, ["unreachable: no answer within 300ms"]);

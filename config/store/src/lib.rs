@@ -187,10 +187,10 @@ pub enum StoreUpdate {
         /// How the changes were learned.
         cause: Cause,
     },
-    /// The store cannot be reached or does not answer; the last tree remains (G10). Reported again when the reason
-    /// changes.
+    /// The store cannot be reached, does not answer, or refuses to be read; the last tree remains (G10), and attempts
+    /// continue. Reported again when the reason changes.
     Unreachable {
-        /// Why.
+        /// Why, and for a refusal what to do.
         reason: String,
     },
     /// The store answers again; a tree follows if something changed during the outage.

@@ -37,6 +37,9 @@ use super::{Cause, StoreSink, StoreUpdate, Tree, TreeChange};
 /// Initial and maximum delay between attempts to reach a store; randomized. The maximum is G10's bound for a recovered store.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Remedy for a store that answers, but refuses to be read.
+const REFUSED_REMEDY: &str = "check the credentials and their permission to read the whole prefix";
+
 /// A full reading of the store.
 pub(super) struct Listing {
     /// The content. Its floor is the revision up to which a missing key counts as deleted.
@@ -198,7 +201,7 @@ impl<L: WatchConnection> Reflector<L> {
                 true
             }
             Err(failure) => {
-                self.lost(failure.to_string());
+                self.lost(&failure);
                 false
             }
         }
@@ -267,8 +270,16 @@ impl<L: WatchConnection> Reflector<L> {
         });
     }
 
-    fn lost(&mut self, reason: String) {
+    /// Reports a failed opening. A refusal is retried like an outage, because it ends as soon as the permission is granted; its
+    /// report tells it from an outage, which needs another remedy.
+    fn lost(&mut self, failure: &Failure) {
         self.failures += 1;
+        let reason = match failure {
+            Failure::Refused(reason) => {
+                format!("the store refuses to be read: {reason}; {REFUSED_REMEDY}")
+            }
+            Failure::Away(_) | Failure::Compacted => failure.to_string(),
+        };
         if self.unreachable.as_ref() != Some(&reason) {
             self.unreachable = Some(reason.clone());
             (self.sink)(StoreUpdate::Unreachable { reason });
