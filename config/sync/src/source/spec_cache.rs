@@ -55,22 +55,31 @@ pub(super) struct SpecCache {
     store: StoreAddress,
 }
 
-/// Why the cache of a store is not used. Terminal: the next write replaces the file.
+/// Why the cache of a store is not used. No cause needs a remedy while the store answers: the first content that is applied
+/// replaces the file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CacheError {
+    /// Retryable: the file may be fine.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
-    #[error("unknown format; delete it")]
+    /// Terminal.
+    #[error("unknown format; it is replaced once the store has been read")]
     Format,
-    #[error("checksum mismatch: it was truncated or edited; delete it")]
-    Checksum,
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
+    /// Terminal.
     #[error(
-        "it belongs to another store ({0}); delete it, or set `handlers.cache` to another file"
+        "checksum mismatch: it was truncated or edited; it is replaced once the store has been read"
+    )]
+    Checksum,
+    /// Terminal.
+    #[error("{0}; it is replaced once the store has been read")]
+    Json(#[from] serde_json::Error),
+    /// Terminal. The file may be in use by the service of that store.
+    #[error(
+        "it belongs to another store ({0}) and is replaced once this one has been read; to keep it, set `handlers.cache` to another file"
     )]
     OtherStore(StoreAddress),
-    #[error("invalid time: {0}")]
+    /// Terminal.
+    #[error("invalid time: {0}; it is replaced once the store has been read")]
     Time(#[from] jiff::Error),
 }
 
@@ -317,7 +326,12 @@ mod tests {
             String::new(),
         ] {
             std::fs::write(&path, bad).unwrap();
-            assert!(cache.load(None).is_err());
+            let why = refused(&cache, None);
+            assert!(why.contains("it is replaced once the store"), "{why}");
         }
+        let writer = CacheWriter::start(cache.clone()).unwrap();
+        writer.keep(kept(8, values()));
+        drop(writer);
+        assert_eq!(cache.load(None).unwrap().unwrap().tree.revision, 8);
     }
 }
