@@ -6,7 +6,7 @@ use sluicegate_abi::header_block::{self, Headers};
 use sluicegate_engine::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
 use sluicegate_engine::emit::{AckGroup, FailureKind, RefusedEmits, send_from};
 use sluicegate_engine::record::Record;
-use sluicegate_kit::wait::wait_until;
+use sluicegate_kit::wait::wait_for;
 use sluicegate_runtime::Emit;
 
 use super::*;
@@ -203,9 +203,10 @@ fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
     assert!(text.contains("create the topic"), "{text}");
     let fine = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
     cluster.topic_error("out", fine).unwrap();
-    let is_sent = || send_again(&emitter, Way::Batched, &refused).is_none();
-    wait_until(Duration::from_secs(20), is_sent, || {
-        "the topic exists again, and its record is still refused".to_owned()
+    let resend = || send_again(&emitter, Way::Batched, &refused);
+    wait_for(Duration::from_secs(20), resend, Option::is_none, |last| {
+        let why = last.as_ref().map(|refused| refused.failure.to_string());
+        format!("the topic exists again, and its record is still refused: {why:?}")
     });
 }
 

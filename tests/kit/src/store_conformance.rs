@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::control::{ControlKey, MAX_VALUE, MemberReport};
 use sluicegate_store::{
-    Cause, Expected, KeyVersion, Membership, Store, StoreError, StoreSink, StoreUpdate, StoreWatch,
-    Tree,
+    Cause, Expected, KeyVersion, Membership, MembershipStatus, Store, StoreError, StoreSink,
+    StoreUpdate, StoreWatch, Tree,
 };
 
-use crate::wait::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 /// Maximum time until a watch reports a change while the store is healthy.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -414,13 +414,12 @@ fn listed(store: &dyn Store) -> Vec<(String, u64)> {
 }
 
 fn until_listed(store: &dyn Store, wanted: &[(&str, u64)]) {
-    let is_listed = || {
-        let seen = listed(store);
+    let fits = |seen: &Vec<(String, u64)>| {
         let pairs = seen.iter().map(|(id, applied)| (id.as_str(), *applied));
         pairs.eq(wanted.iter().copied())
     };
-    let seen = || format!("wanted {wanted:?}, saw {:?}", listed(store));
-    wait_until(CHANGE_TIMEOUT, is_listed, seen);
+    let seen = |last: &Vec<(String, u64)>| format!("wanted {wanted:?}, saw {last:?}");
+    wait_for(CHANGE_TIMEOUT, || listed(store), fits, seen);
 }
 
 fn reporting(id: &str, instance: &str, applied_revision: u64) -> MemberReport {
@@ -461,8 +460,8 @@ fn one_id_twice(bench: &dyn Bench) {
     let first = join(&*one, "host-1", "a");
     until_listed(&*two, &[("host-1", 1)]);
     let second = join(&*two, "host-1", "b");
-    let has_moved = || {
-        if second.status().id != "host-1" {
+    let has_moved = |status: &MembershipStatus| {
+        if status.id != "host-1" {
             return true;
         }
         // It may already be listed under its next id.
@@ -475,9 +474,8 @@ fn one_id_twice(bench: &dyn Bench) {
         second.report(reporting("host-1", "b", 2));
         false
     };
-    wait_until(OUTAGE_TIMEOUT, has_moved, || {
-        format!("{:?}", second.status())
-    });
+    let read = || second.status();
+    wait_for(OUTAGE_TIMEOUT, read, has_moved, |last| format!("{last:?}"));
     second.report(reporting("host-1", "b", 2));
     let status = second.status();
     assert!(status.id.starts_with("host-1-"), "{status:?}");

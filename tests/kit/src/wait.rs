@@ -12,14 +12,58 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 #[track_caller]
 pub fn wait_until(
     deadline: Duration,
-    mut condition: impl FnMut() -> bool,
+    condition: impl FnMut() -> bool,
     seen: impl FnOnce() -> String,
 ) {
+    wait_for(deadline, condition, |holds| *holds, |_| seen());
+}
+
+/// Reads until the value `fits`, and returns it.
+///
+/// # Panics
+/// After `deadline`, with `seen` of the value that was judged last: another reading could show a value that fits.
+#[track_caller]
+pub fn wait_for<T>(
+    deadline: Duration,
+    mut read: impl FnMut() -> T,
+    fits: impl Fn(&T) -> bool,
+    seen: impl FnOnce(&T) -> String,
+) -> T {
     let end = Instant::now() + deadline;
-    while !condition() {
+    loop {
+        let value = read();
+        if fits(&value) {
+            return value;
+        }
         if Instant::now() >= end {
-            panic!("waited {deadline:?}: {}", seen());
+            panic!("waited {deadline:?}: {}", seen(&value));
         }
         std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_wait_that_ends_in_vain_shows_the_value_that_was_judged_last() {
+        let judged = Cell::new(0);
+        let mut readings = 0;
+        let read = || {
+            readings += 1;
+            readings
+        };
+        let fits = |value: &u32| {
+            judged.set(*value);
+            false
+        };
+        let wait = || wait_for(Duration::from_millis(20), read, fits, u32::to_string);
+        let panicked = catch_unwind(AssertUnwindSafe(wait)).expect_err("nothing fits");
+        let text = panicked.downcast_ref::<String>().expect("a message");
+        assert_eq!(*text, format!("waited 20ms: {}", judged.get()));
     }
 }
