@@ -191,7 +191,7 @@ impl Catalogue {
         let mut files = relock(&self.files);
         let mut before = std::mem::take(&mut *files);
         let had_files = !before.is_empty();
-        let listing = Listing::of(&self.folder);
+        let mut listing = Listing::of(&self.folder);
         for (path, stamp) in listing.files {
             let known = before.remove(&path);
             let Some(stamp) = stamp else {
@@ -221,6 +221,10 @@ impl Catalogue {
             found.changed |= changed;
             files.insert(path, file);
         }
+        let was_package = |at: &PathBuf| before.keys().any(|path| path.starts_with(at));
+        let unexamined = listing.unexamined.into_iter();
+        let packages = unexamined.filter(|(at, _)| was_package(at));
+        listing.unreadable.extend(packages);
         for (path, file) in before {
             match listing
                 .unreadable

@@ -17,6 +17,9 @@ pub(super) struct Listing {
     pub(super) not_files: Vec<(PathBuf, &'static str)>,
     /// Folders that could not be read, and why.
     pub(super) unreadable: Vec<(PathBuf, String)>,
+    /// Folders that may be packages: their manifest cannot be examined, for the given reason. Often they are none, such as a
+    /// volume's `lost+found`, which is closed to the service.
+    pub(super) unexamined: Vec<(PathBuf, String)>,
 }
 
 impl Listing {
@@ -24,8 +27,15 @@ impl Listing {
     pub(super) fn of(folder: &Path) -> Self {
         let mut listing = Self::default();
         for package in listing.add(folder) {
-            if package.join(MANIFEST).is_file() {
-                listing.add(&package);
+            let manifest = package.join(MANIFEST);
+            match std::fs::metadata(&manifest) {
+                Ok(metadata) if metadata.is_file() => drop(listing.add(&package)),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let why = format!("`{}` cannot be read: {error}", manifest.display());
+                    listing.unexamined.push((package, why));
+                }
             }
         }
         listing.files.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -106,7 +106,10 @@ pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
 impl Artefact {
     /// Reads the file and runs the checks that need no code to run.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
-        let by_manifest = |error: ManifestError| refused(path, "manifest", error);
+        let by_manifest = |error: ManifestError| match error.is_retryable() {
+            true => unreadable(path, error),
+            false => refused(path, "manifest", error),
+        };
         let manifest = Manifest::for_library(path).map_err(by_manifest)?;
         let mut bytes = Vec::new();
         open_regular(path)

@@ -70,6 +70,14 @@ pub(crate) enum ManifestError {
     OtherAbi(String),
 }
 
+impl ManifestError {
+    /// Whether the same files may pass the check later: a manifest that the file system does not give says nothing about the plugin. Bytes
+    /// that are not text are its content.
+    pub(crate) fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreadable { source, .. } if source.kind() != io::ErrorKind::InvalidData)
+    }
+}
+
 /// Why a text is not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SyntaxError {
@@ -217,6 +225,28 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "name: a\nversion: 1.0.0\nkind: native\nentry: liba.so\nabi: '1.0'\nfiles:\n  liba.so: AB\n";
+
+    /// The file system gives no manifest, or the manifest is wrong: only the first can pass later with the same files.
+    #[test]
+    fn a_manifest_that_cannot_be_read_is_not_a_failed_check() {
+        use crate::artefact::Artefact;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let library = folder.path().join("liba.so");
+        let manifest = folder.path().join(NAME);
+        std::fs::write(&library, "no library").expect("it is written");
+        let refusal = || Artefact::read(&library).err().expect("it is refused");
+        std::os::unix::fs::symlink(NAME, &manifest).expect("it is linked");
+        let looped = refusal();
+        assert!(looped.is_retryable(), "{looped}");
+        assert!(looped.to_string().contains("Too many levels"), "{looped}");
+        std::fs::remove_file(&manifest).expect("it is removed");
+        for wrong in [&b"\xff"[..], b"name: [", b""] {
+            std::fs::write(&manifest, wrong).expect("it is written");
+            let refused = refusal();
+            assert!(!refused.is_retryable(), "{refused}");
+        }
+    }
 
     fn identity(name: &str, sha256: &str) -> PluginIdentity {
         PluginIdentity {

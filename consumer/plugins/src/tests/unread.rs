@@ -78,6 +78,33 @@ fn temporarily_unreadable_plugins_stay_known() {
     );
 }
 
+/// A folder whose manifest cannot be examined is still the package that it was; others may never have been one.
+#[test]
+fn a_package_whose_manifest_cannot_be_examined_stays_known() {
+    let harness = RegistryHarness::new(&[("pack/libb.so", "other 1.0.0 other")]);
+    let folder = harness.folder.path().to_owned();
+    put(&folder, "pack/plugin.yaml", "name: other");
+    let catalogue = harness.registry.catalogue();
+    catalogue.scan();
+    let is_known = || catalogue.find("other", &"*".parse().unwrap()).is_ok();
+    assert!(is_known());
+    std::fs::create_dir(folder.join("closed")).unwrap();
+    for package in ["pack", "closed"] {
+        let manifest = folder.join(package).join("plugin.yaml");
+        let _ = std::fs::remove_file(&manifest);
+        std::os::unix::fs::symlink("plugin.yaml", &manifest).unwrap();
+    }
+    catalogue.scan();
+    assert!(is_known());
+    let problem = catalogue.problems().remove(0);
+    assert!(problem.cause.contains("pack/plugin.yaml"), "{problem:?}");
+    assert!(!problem.cause.contains("closed"), "{problem:?}");
+    std::fs::remove_file(folder.join("pack/plugin.yaml")).unwrap();
+    catalogue.scan();
+    assert!(!is_known(), "a folder without a manifest is no package");
+    assert!(catalogue.problems().is_empty());
+}
+
 /// `handler build --into` and the copy of a spec may follow each other within milliseconds.
 #[test]
 fn a_plugin_file_that_is_still_new_is_waited_for_and_not_rejected() {
