@@ -43,6 +43,7 @@ fn every_problem_is_reported_at_once_and_the_exit_code_is_2() {
     );
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(json["valid"], false);
+    assert_eq!(json["plugins_checked"], false);
     assert_eq!(json["problems"][0]["path"], "workers");
     assert_eq!(json["problems"][0]["line"], 4);
 
@@ -112,6 +113,37 @@ fn a_good_config_is_valid_and_overrides_are_checked_too() {
     let out = sluicegate(folder.path(), &bad);
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("did you mean `memory`? (set by --set processing.memroy)"));
+}
+
+/// A result without problems says that it has not searched for the plugins, to people and to programs.
+#[test]
+fn a_valid_config_is_reported_with_whether_its_plugins_were_checked() {
+    let folder = folder("{}\n", SPEC);
+    let validate = |form| {
+        let out = sluicegate(folder.path(), &["validate", "--output", form]);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let checked = || {
+        let json: serde_json::Value = serde_json::from_str(&validate("json")).unwrap();
+        assert_eq!(json["valid"], true);
+        json["plugins_checked"].clone()
+    };
+    let plugins = folder.path().join("plugins");
+    assert_eq!(checked(), false);
+    std::fs::write(&plugins, "").unwrap();
+    assert_eq!(checked(), false);
+    let printed = validate("table");
+    assert!(
+        printed.contains("plugins were not checked: `plugins.folder` is not a readable folder"),
+        "{printed}"
+    );
+    std::fs::remove_file(&plugins).unwrap();
+    std::fs::create_dir(&plugins).unwrap();
+    std::fs::remove_file(folder.path().join("handlers.d/a.yaml")).unwrap();
+    assert_eq!(checked(), true);
+    let printed = validate("table");
+    assert!(!printed.contains("not checked"), "{printed}");
 }
 
 #[test]

@@ -63,12 +63,15 @@ pub(super) struct Arguments {
 /// Result for a valid config. Validation never runs a plugin's code, so a handler's own `config` is not checked.
 const VALID: &str = "valid; a handler checks its own `config` only when `run` creates it";
 /// Addition for a host without the plugins.
-const NO_PLUGINS: &str = "; plugins were not checked: the folder `plugins.folder` does not exist here, and `run` needs it";
+const NO_PLUGINS: &str = "; plugins were not checked: `plugins.folder` is not a readable folder here, and `run` needs it";
 
 /// Result of a validation.
 #[derive(Serialize)]
 struct ValidationResult {
     valid: bool,
+    /// Whether the plugins that the specs name were searched for: not on a host without the folder, and not if earlier problems
+    /// prevent it.
+    plugins_checked: bool,
     problems: Problems,
 }
 
@@ -79,23 +82,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         &Environment::of_process(),
         &arguments.config.sets,
     );
-    let mut unchecked = "";
+    let mut plugins_checked = false;
     if problems.is_empty() {
         let config = arguments.config.load().map_err(Failure::problems)?;
-        if !config.plugins.folder.is_dir() {
-            unchecked = NO_PLUGINS;
-        }
         problems = refused_by_client(&config, Some(&arguments.config.file));
-        problems.merge(specs_without_plugin(&config));
+        // A missing folder is not an error: a config can be checked on a host without its plugins.
+        plugins_checked = config.plugins.folder.is_dir();
+        if plugins_checked {
+            problems.merge(specs_without_plugin(&config));
+        }
     }
     let result = ValidationResult {
         valid: problems.is_empty(),
+        plugins_checked,
         problems,
     };
     if result.valid {
-        return arguments
-            .output
-            .print(&result, |_| format!("{VALID}{unchecked}"));
+        return arguments.output.print(&result, |result| {
+            let unchecked = if result.plugins_checked {
+                ""
+            } else {
+                NO_PLUGINS
+            };
+            format!("{VALID}{unchecked}")
+        });
     }
     // People read the lines on stderr; programs read the same problems as JSON.
     if arguments.output.is_json() {
@@ -141,13 +151,9 @@ fn locate(refusal: &ConfigRefusal, file: Option<&Path>) -> (String, (u32, u32)) 
 /// Maximum wait for plugin files that are still being written.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Specs without a matching plugin in the folder. No plugin code runs. A missing folder is not an error: a config can be
-/// checked on a host without its plugins.
+/// Specs without a matching plugin in the folder. No plugin code runs.
 fn specs_without_plugin(config: &ServiceConfig) -> Problems {
     let mut problems = Problems::new();
-    if !config.plugins.folder.is_dir() {
-        return problems;
-    }
     let source = open_source_read_only(&config.handlers, &Environment::of_process());
     let mut source = match source {
         Ok(source) => source,
