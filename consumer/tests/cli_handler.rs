@@ -39,6 +39,10 @@ fn a_new_handler_has_a_name_that_is_valid_in_a_spec() {
         let printed = String::from_utf8_lossy(&made.stderr).into_owned();
         match made.status.code() {
             Some(0) => {
+                let steps = String::from_utf8_lossy(&made.stdout);
+                assert!(steps.contains("build --into PLUGINS "), "{steps}");
+                let copied = format!("cp handler.yaml SPECS/{name}.yaml ");
+                assert!(steps.contains(&copied), "{steps}");
                 let spec = std::fs::read_to_string(folder.path().join(name).join("handler.yaml"));
                 let read = read_spec(&spec.unwrap(), None, &Environment::default());
                 assert_eq!(read.map(|spec| spec.name), Ok(name.to_owned()));

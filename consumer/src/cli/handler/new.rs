@@ -61,8 +61,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
          next:\n  \
            cd {name}\n  \
            sluicegate handler test           # builds it, runs its tests, then the plugin contract checks\n  \
-           sluicegate handler build --into FOLDER   # copies it to the service's `plugins.folder`\n  \
-           cp handler.yaml FOLDER/{name}.yaml   # to the service's folder of specs; edit `route.topics` first"
+           sluicegate handler build --into PLUGINS   # copies it to the service's `plugins.folder`\n  \
+           cp handler.yaml SPECS/{name}.yaml   # to the service's folder of specs; edit `route.topics` first"
     ))
 }
 
