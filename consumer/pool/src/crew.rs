@@ -88,8 +88,8 @@ impl Crew {
         self.tick_ms.fetch_min(tick, Ordering::Relaxed);
         let id = state.next_tenant;
         state.next_tenant += 1;
-        state.tenants.insert(id, TenantState::default());
         let tenant = Arc::new(Tenant::new(id, setup));
+        state.tenants.insert(id, TenantState::new(&tenant));
         Arc::new(HandlerPool::new(Arc::clone(self), tenant))
     }
 
@@ -305,13 +305,13 @@ impl Crew {
     pub(super) fn leave(self: &Arc<Self>, tenant: &Arc<Tenant>) {
         let mut notices = Notices::default();
         let mut state = self.lock();
-        let tenant_state = state.tenants.remove(&tenant.id).unwrap_or_default();
+        let hung = state.tenants.remove(&tenant.id).map_or(0, |left| left.hung);
         state.turns.remove(tenant.id);
         state.send_back(tenant.id, &mut notices);
         let alive: Vec<usize> = (0..state.seats.len())
             .filter(|&seat| state.seats[seat].alive)
             .collect();
-        tenant.begin_release(alive.len() as u32, tenant_state.hung > 0);
+        tenant.begin_release(alive.len() as u32, hung > 0);
         state.closing |= state.tenants.is_empty();
         for seat in alive {
             let errand = Errand::Leave(Arc::clone(tenant));

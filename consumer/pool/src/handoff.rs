@@ -150,6 +150,46 @@ impl Crew {
         true
     }
 
+    /// The handlers in whose place at this seat a health check may build an instance. `None` if the thread was abandoned.
+    pub(super) fn unhealthy_here(&self, ticket: Ticket) -> Option<Vec<Arc<Tenant>>> {
+        let state = self.lock();
+        let is_ours = state.seats[ticket.seat].incarnation == ticket.incarnation;
+        is_ours.then(|| state.unhealthy_at(ticket.seat))
+    }
+
+    /// Announces that a health check builds an instance, which may hang. `false` if the thread was abandoned.
+    pub(super) fn begin_rebuild(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
+        let mut state = self.lock();
+        let seat = &mut state.seats[ticket.seat];
+        if seat.incarnation != ticket.incarnation {
+            return false;
+        }
+        seat.phase = Phase::Creating {
+            since: Instant::now(),
+            tenant: Arc::clone(tenant),
+            job: None,
+            reply: None,
+        };
+        true
+    }
+
+    /// Reports the result of a health check. `false` if the thread was abandoned: the seat's health is then that of another
+    /// instance.
+    pub(super) fn health_checked(
+        &self,
+        ticket: Ticket,
+        tenant: &Arc<Tenant>,
+        why: Option<String>,
+    ) -> bool {
+        // Under the lock, so that the thread is not abandoned in between.
+        let state = self.lock();
+        if state.seats[ticket.seat].incarnation != ticket.incarnation {
+            return false;
+        }
+        tenant.set_unhealthy(ticket.seat, why);
+        true
+    }
+
     /// Reports the probe's result; on success its config becomes the handler's current config. `false` if the thread was
     /// abandoned; the caller was then informed by the watchdog.
     pub(super) fn probed(

@@ -34,6 +34,9 @@ use crate::restart::RestartPolicy;
 use crate::seats::ProbeToken;
 use crate::stats::HandlerStats;
 
+/// Maximum number of doublings of the delay between two instances that health checks build in place of an unhealthy one.
+const MAX_REBUILD_DOUBLINGS: u32 = 6;
+
 /// What a worker needs to build and call instances of one handler generation.
 pub struct HandlerSetup {
     /// The handler's name in its spec.
@@ -70,8 +73,17 @@ pub(super) struct Tenant {
     owned: Mutex<Vec<Owned>>,
     /// Inboxes refused since the handler was tripped.
     waiting_for_reset: Mutex<Vec<Weak<Inbox>>>,
-    /// Reasons of unhealthy instances, by seat.
-    unhealthy: Mutex<BTreeMap<usize, Since>>,
+    /// Unhealthy instances, by seat.
+    unhealthy: Mutex<BTreeMap<usize, Unhealthy>>,
+}
+
+/// An unhealthy instance, or the lack of one in its place: only a passed health check ends this state, since a gate that is
+/// held for it opens then.
+struct Unhealthy {
+    since: Since,
+    /// Instances that health checks have built in its place; none of them has passed.
+    rebuilds: u32,
+    last_rebuild: Instant,
 }
 
 /// The reason of a state, and its start in milliseconds since the Unix epoch.
@@ -168,19 +180,46 @@ impl Tenant {
         config.json = json;
     }
 
-    /// Records the health of the instance at a seat; `None`: healthy, or there is no instance.
+    /// Records the result of a health check at a seat; `None`: the instance is healthy.
     pub(super) fn set_unhealthy(&self, seat: usize, why: Option<String>) {
         let mut unhealthy = relock(&self.unhealthy);
         match why {
             Some(why) => {
                 self.setup.stats.failed(&format!("unhealthy: {why}"));
-                let since = unhealthy.entry(seat).or_insert_with(|| Since::now(&why));
-                since.why = why.into();
+                let known = unhealthy.entry(seat).or_insert_with(|| Unhealthy {
+                    since: Since::now(&why),
+                    rebuilds: 0,
+                    last_rebuild: Instant::now(),
+                });
+                known.since.why = why.into();
             }
             None => {
                 unhealthy.remove(&seat);
             }
         }
+    }
+
+    pub(super) fn is_unhealthy_at(&self, seat: usize) -> bool {
+        relock(&self.unhealthy).contains_key(&seat)
+    }
+
+    /// Whether a health check is to build an instance in place of the unhealthy one of a seat now. The first one is built
+    /// at the next check, `interval` later; then the delay doubles, because a creation that hangs costs a thread.
+    pub(super) fn begin_rebuild(&self, seat: usize, interval: Duration) -> bool {
+        let mut unhealthy = relock(&self.unhealthy);
+        let Some(known) = unhealthy.get_mut(&seat) else {
+            return false;
+        };
+        let delay = match known.rebuilds {
+            0 => Duration::ZERO,
+            rebuilds => interval * (1 << rebuilds.min(MAX_REBUILD_DOUBLINGS)),
+        };
+        if known.last_rebuild.elapsed() < delay {
+            return false;
+        }
+        known.rebuilds = known.rebuilds.saturating_add(1);
+        known.last_rebuild = Instant::now();
+        true
     }
 
     /// Records a pump's partitions; returns whether they changed.
@@ -361,10 +400,12 @@ impl HandlerPool {
         why.as_ref().map(|since| since.why.clone())
     }
 
-    /// The reason of one unhealthy instance, if there is one.
+    /// The reason of one unhealthy instance, if there is one. An instance that was dropped while it was unhealthy counts
+    /// until the one in its place has passed a health check.
     pub fn unhealthy_reason(&self) -> Option<Arc<str>> {
         let unhealthy = relock(&self.tenant.unhealthy);
-        unhealthy.values().next().map(|since| since.why.clone())
+        let first = unhealthy.values().next();
+        first.map(|known| known.since.why.clone())
     }
 
     /// Time since which the handler is tripped, or else unhealthy; in milliseconds since the Unix epoch.
@@ -374,7 +415,7 @@ impl HandlerPool {
             return Some(since.since_ms);
         }
         let unhealthy = relock(&self.tenant.unhealthy);
-        unhealthy.values().map(|since| since.since_ms).min()
+        unhealthy.values().map(|known| known.since.since_ms).min()
     }
 
     /// Number of threads currently in a call of the handler.

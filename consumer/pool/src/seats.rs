@@ -49,11 +49,21 @@ pub(super) struct State {
 }
 
 /// Per-handler state of the crew.
-#[derive(Default)]
 pub(super) struct TenantState {
+    tenant: Arc<Tenant>,
     pub(super) backoff: RestartBackoff,
     /// Number of its calls that hang on abandoned threads.
     pub(super) hung: u32,
+}
+
+impl TenantState {
+    pub(super) fn new(tenant: &Arc<Tenant>) -> Self {
+        Self {
+            tenant: Arc::clone(tenant),
+            backoff: RestartBackoff::default(),
+            hung: 0,
+        }
+    }
 }
 
 /// A worker's slot: the thread that holds it, that thread's state, and its own queue.
@@ -333,6 +343,16 @@ impl State {
         }
         place.own_was_last = false;
         self.queue.remove(common?)
+    }
+
+    /// The handlers that are unhealthy at `seat` and do not back off there.
+    pub(super) fn unhealthy_at(&self, seat: usize) -> Vec<Arc<Tenant>> {
+        let place = &self.seats[seat];
+        let tenants = self.tenants.values().map(|state| &state.tenant);
+        tenants
+            .filter(|tenant| tenant.is_unhealthy_at(seat) && !place.is_backing_off(tenant.id))
+            .cloned()
+            .collect()
     }
 
     /// Returns the queued batches of a handler to their inboxes.

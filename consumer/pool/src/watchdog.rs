@@ -226,7 +226,6 @@ impl Crew {
                 tracing::error!(handler = %tenant.setup.name, worker = seat, "{why}; worker thread abandoned");
                 tenant.setup.stats.quarantined();
                 tenant.setup.stats.failed(&why);
-                tenant.set_unhealthy(seat, None);
                 tenant.setup.stats.returned(call.records);
                 let bound = MAX_HUNG_CALLS_PER_WORKER * self.workers();
                 if let Some(tenant_state) = state.tenants.get_mut(&tenant.id) {
@@ -254,12 +253,15 @@ impl Crew {
                 let error = ProbeError::Abandoned(limit);
                 let why = error.to_string();
                 tenant.setup.stats.quarantined();
-                if let Some(reply) = reply {
+                match (reply, job) {
                     // The caller may have stopped waiting.
-                    let _ = reply.try_send(Err(error));
-                }
-                if let Some(job) = job {
-                    notices.not_run(job);
+                    (Some(reply), _) => drop(reply.try_send(Err(error))),
+                    (None, Some(job)) => notices.not_run(job),
+                    // Built by a health check, or for a job that was recalled.
+                    (None, None) if tenant.is_unhealthy_at(seat) => {
+                        tenant.set_unhealthy(seat, Some(why.clone()));
+                    }
+                    (None, None) => {}
                 }
                 state.instance_failed(seat, &tenant, &why, notices);
             }
@@ -268,7 +270,6 @@ impl Crew {
             } => {
                 tracing::error!(handler = %tenant.setup.name, worker = seat, "lifecycle call timed out (health, partition or config change, drain or drop); worker thread abandoned");
                 tenant.setup.stats.quarantined();
-                tenant.set_unhealthy(seat, None);
                 if leaving {
                     tenant.worker_released(true);
                 }

@@ -210,7 +210,6 @@ impl Worker {
             tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
             self.to_rebuild.insert(tenant.id);
             self.crew.begin_lifecycle_call(self.ticket, &tenant);
-            tenant.set_unhealthy(self.ticket.seat, None);
             if let Some(built) = self.built.remove(&tenant.id) {
                 drop_guarded(built);
             }
@@ -254,17 +253,55 @@ impl Worker {
         }
     }
 
-    /// Health-checks every instance of this thread; `false` if the thread was abandoned.
+    /// Health-checks every instance of this thread; `false` if the thread was abandoned. Where an unhealthy instance was
+    /// dropped, another one is built and checked: with a closed gate no batch would build it, and the gate opens only to
+    /// healthy instances.
     fn check_health(&mut self) -> bool {
-        for built in self.built.values_mut() {
-            if !self.crew.begin_lifecycle_call(self.ticket, &built.tenant) {
+        let Some(mut missing) = self.crew.unhealthy_here(self.ticket) else {
+            return false;
+        };
+        missing.retain(|tenant| !self.built.contains_key(&tenant.id));
+        let tenants = self.built.values().map(|built| Arc::clone(&built.tenant));
+        for tenant in tenants.collect::<Vec<_>>() {
+            if !self.crew.begin_lifecycle_call(self.ticket, &tenant)
+                || !self.check_instance(&tenant)
+            {
                 return false;
             }
-            let health = checked_health(&mut *built.instance);
-            let why = health.err().map(|error| error.to_string());
-            built.tenant.set_unhealthy(self.ticket.seat, why);
+        }
+        let interval = self.crew.settings.health_interval;
+        missing.retain(|tenant| tenant.begin_rebuild(self.ticket.seat, interval));
+        missing.iter().all(|tenant| self.rebuild(tenant))
+    }
+
+    /// Checks the handler's instance, and drops it if it cannot recover; `false` if the thread was abandoned.
+    fn check_instance(&mut self, tenant: &Arc<Tenant>) -> bool {
+        let Some(built) = self.built.get_mut(&tenant.id) else {
+            return true;
+        };
+        let health = checked_health(&mut *built.instance);
+        let why = health.as_ref().err().map(ToString::to_string);
+        if !self.crew.health_checked(self.ticket, tenant, why) {
+            return false;
+        }
+        if let Err(HealthError::Spent(why)) = health {
+            self.drop_instance(tenant, &why);
         }
         true
+    }
+
+    /// Builds and checks an instance in place of an unhealthy one that was dropped; `false` if the thread was abandoned.
+    fn rebuild(&mut self, tenant: &Arc<Tenant>) -> bool {
+        if !self.crew.begin_rebuild(self.ticket, tenant) {
+            return false;
+        }
+        match self.build(tenant, &tenant.config()) {
+            Ok(_) => self.check_instance(tenant),
+            Err(error) => {
+                let why = format!("the instance failed and cannot be built again: {error}");
+                self.crew.health_checked(self.ticket, tenant, Some(why))
+            }
+        }
     }
 
     fn probe(&mut self, probe: &Probe) -> bool {
@@ -352,12 +389,11 @@ impl Worker {
         }
     }
 
-    /// Drops an unusable instance; it is rebuilt on the next batch.
+    /// Drops an unusable instance; it is rebuilt on the next batch, or at the next health check if it was unhealthy.
     fn drop_instance(&mut self, tenant: &Arc<Tenant>, why: &str) {
         if let Some(built) = self.built.remove(&tenant.id) {
             tracing::warn!(handler = %tenant.setup.name, reason = why, "instance dropped");
             self.to_rebuild.insert(tenant.id);
-            tenant.set_unhealthy(self.ticket.seat, None);
             drop_guarded(built);
         }
     }

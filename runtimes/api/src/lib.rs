@@ -292,7 +292,7 @@ pub enum HealthError {
     /// The handler's reason; a later check may succeed.
     #[error("{0}")]
     Unhealthy(String),
-    /// The check panicked, or the instance panicked earlier or is gone: no later check of this instance succeeds.
+    /// The check panicked, or the instance panicked earlier or is gone: drop it and build another.
     #[error("{0}")]
     Spent(String),
 }

@@ -61,6 +61,10 @@ pub struct Script {
     pub dropped: AtomicU32,
     /// Number of calls that drained an instance.
     pub drained: AtomicU32,
+    /// Number of health checks that still panic; the instance is unusable afterwards.
+    pub panicking_checks: AtomicU32,
+    /// Whether health checks block at the gate `check`.
+    pub hanging_checks: AtomicBool,
     /// Whether health checks fail.
     pub unhealthy: AtomicBool,
     /// Instance name and number of records of each call, in order.
@@ -178,6 +182,7 @@ impl LoadedPlugin for ScriptedPlugin {
         Ok(Box::new(Instance {
             name: instance_name.to_owned(),
             healthy: !config_json.contains("unhealthy"),
+            spent: false,
             monitor: Arc::new(Monitor {
                 script: Arc::clone(&self.script),
                 serial: AtomicU64::new(0),
@@ -194,6 +199,7 @@ impl LoadedPlugin for ScriptedPlugin {
 struct Instance {
     name: String,
     healthy: bool,
+    spent: bool,
     monitor: Arc<Monitor>,
 }
 
@@ -287,6 +293,9 @@ impl HandlerInstance for Instance {
         outcomes: &mut [RawOutcome],
         output: &mut CallOutput,
     ) -> CallStatus {
+        if self.spent {
+            return CallStatus::Spent;
+        }
         let script = &self.monitor.script;
         let records = call.records;
         relock(&script.calls).push((self.name.clone(), records.len()));
@@ -317,6 +326,16 @@ impl HandlerInstance for Instance {
     }
 
     fn health(&mut self) -> Result<(), HealthError> {
+        if self.monitor.script.hanging_checks.load(Ordering::SeqCst) {
+            self.monitor.script.pass("check");
+        }
+        let panicking = &self.monitor.script.panicking_checks;
+        let panics =
+            panicking.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        self.spent |= panics.is_ok();
+        if self.spent {
+            return Err(HealthError::Spent("scripted panic in health".to_owned()));
+        }
         match self.healthy && !self.monitor.script.unhealthy.load(Ordering::SeqCst) {
             true => Ok(()),
             false => Err(HealthError::Unhealthy(

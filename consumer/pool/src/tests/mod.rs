@@ -1,6 +1,7 @@
 //! Pools against scripted plugins. No test relies on sleeps; each waits for a condition with a deadline.
 
 mod ending;
+mod health;
 mod ownership;
 mod pool;
 mod recall;
