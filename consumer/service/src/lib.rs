@@ -260,10 +260,8 @@ fn start_pumps(
         .map(|number| {
             let client = client.of_client(number, config.kafka.clients);
             let connection = client.connection();
-            let probe = Probe {
-                ask: Arc::new(move || answers(&connection)),
-                interval: client.reconnect_backoff_max() * 3,
-            };
+            let ask = Arc::new(move || answers(&connection));
+            let probe = Probe::new(ask, client.reconnect_backoff_max());
             let source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {
                 Ok(Box::new(KafkaSource::new(&client)?))
             };

@@ -74,9 +74,11 @@ impl ClientState {
         self.group == Group::Member
     }
 
-    /// Whether the brokers reject the login: an outage that another client would only repeat.
-    pub(super) fn is_login_refused(&self) -> bool {
-        self.errors.contains_key(&ClientErrorKind::Login)
+    /// Whether the brokers reject the login: an outage that another client would only repeat. An old rejection, which may
+    /// still be shown as the last known cause of an outage, says nothing about a login now.
+    pub(super) fn is_login_refused(&self, now_ms: u64) -> bool {
+        let refused = self.errors.get(&ClientErrorKind::Login);
+        refused.is_some_and(|trouble| now_ms.saturating_sub(trouble.last_ms) < ERROR_EXPIRY_MS)
     }
 
     /// Since when no broker is connected.

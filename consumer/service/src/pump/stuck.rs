@@ -20,7 +20,10 @@ use super::Pump;
 
 /// How long a client is unreachable before the cluster is probed: outages usually end by themselves.
 const UNREACHABLE_FOR_MS: u64 = 60_000;
-/// Maximum number of doublings of that time.
+/// Minimum time between two probes, also for a client that is set to reconnect at once: brokers that have just come back do
+/// not answer every client at the same time.
+const MIN_INTERVAL: Duration = Duration::from_secs(30);
+/// Maximum number of doublings of the time until a replacement.
 const MAX_DOUBLINGS: u32 = 5;
 
 /// Asks whether the cluster answers another client.
@@ -30,6 +33,16 @@ pub struct Probe {
     pub ask: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Time between two probes; longer than the client's own attempts to reconnect are apart.
     pub interval: Duration,
+}
+
+impl Probe {
+    /// A probe for a client that waits at most `reconnect_max` before it reconnects to a broker.
+    pub fn new(ask: Arc<dyn Fn() -> bool + Send + Sync>, reconnect_max: Duration) -> Self {
+        Self {
+            ask,
+            interval: (reconnect_max * 3).max(MIN_INTERVAL),
+        }
+    }
 }
 
 /// What is known about an outage.
@@ -53,6 +66,9 @@ pub(super) struct StuckClient {
 impl StuckClient {
     /// Forgets the answers so far: what they were about is over, or nothing is to be replaced now.
     fn reset(&mut self, since_ms: Option<u64>, now_ms: u64) {
+        if since_ms != self.since_ms {
+            self.replaced = 0;
+        }
         self.since_ms = since_ms;
         self.from_ms = now_ms;
         self.is_stale = self.running.is_some();
@@ -64,7 +80,6 @@ impl StuckClient {
         let answer = self.finished();
         if since_ms != self.since_ms {
             self.reset(since_ms, now_ms);
-            self.replaced = 0;
         }
         if since_ms.is_none() {
             return false;
@@ -122,7 +137,7 @@ impl Pump {
     pub(super) fn replace_stuck_client(&mut self) {
         let now_ms = self.now_ms();
         let since_ms = self.client.unreachable_ms();
-        if self.engine.is_stopping() || self.topics.is_empty() || self.client.is_login_refused() {
+        if self.engine.is_stopping() || self.topics.is_empty() || self.client.is_login_refused(now_ms) {
             self.stuck.reset(since_ms, now_ms);
             return;
         }

@@ -154,3 +154,41 @@ fn nothing_is_asked_while_the_login_is_refused_or_no_topic_is_read() {
     pass(&mut harness, 55);
     assert_eq!(count(&probes), 0, "it has just begun to read");
 }
+
+#[test]
+fn a_login_that_was_refused_once_does_not_keep_a_stuck_client() {
+    let (mut harness, probes) = unreachable(|_| true);
+    tell(&mut harness, ClientErrorKind::Login);
+    pass(&mut harness, 125);
+    assert_eq!(count(&probes), 0, "the minute counts from its expiry");
+    pass(&mut harness, 55);
+    assert!(harness.pump.is_stopping(), "it is replaced");
+}
+
+#[test]
+fn another_outage_waits_a_minute_again_also_if_it_begins_with_a_refused_login() {
+    let (mut harness, probes) = unreachable(|_| true);
+    pass(&mut harness, 105);
+    assert!(harness.pump.is_stopping(), "replaced once");
+    harness.run_all(true);
+    harness.kafka.assign("t", &[0]);
+    harness.run_all(true);
+    assert_eq!(harness.pump.client.unreachable_ms(), None);
+    tell(&mut harness, ClientErrorKind::Login);
+    tell(&mut harness, ClientErrorKind::AllBrokersDown);
+    pass(&mut harness, 125);
+    assert_eq!(count(&probes), 2, "the login was refused");
+    pass(&mut harness, 10);
+    assert_eq!(count(&probes), 3, "a minute after its expiry, not two");
+}
+
+#[test]
+fn two_probes_are_half_a_minute_apart_or_several_attempts_to_reconnect() {
+    let interval = |reconnect_max| Probe::new(Arc::new(|| true), reconnect_max).interval;
+    assert_eq!(interval(Duration::from_millis(100)), MIN_INTERVAL);
+    assert_eq!(
+        interval(Duration::from_mins(1)),
+        Duration::from_mins(3),
+        "a slow client has had several attempts"
+    );
+}
