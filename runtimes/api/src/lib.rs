@@ -266,7 +266,9 @@ pub enum LoadError {
         /// The operating system's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A check failed; only another file can pass it.
+    /// A check failed. Only another file can pass those of [`HandlerRuntime::inspect`]. [`HandlerRuntime::load`] may succeed
+    /// later with the same file where the cause is outside of it: it described itself too late, or the limit of loaded
+    /// libraries was reached, which ends with the process.
     #[error("plugin `{path}` failed its {gate} check: {source}")]
     Refused {
         /// The artefact.
@@ -279,7 +281,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the same file can be loaded later, without another one in its place.
+    /// Whether the file could not be read or copied, so that the same one may pass every check later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })

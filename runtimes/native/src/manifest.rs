@@ -223,6 +223,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artefact::Artefact;
 
     const GOOD: &str = "name: a\nversion: 1.0.0\nkind: native\nentry: liba.so\nabi: '1.0'\nfiles:\n  liba.so: AB\n";
 
@@ -329,5 +330,21 @@ mod tests {
         assert!(nameless.to_string().contains("no `entry`"));
         std::fs::remove_file(folder.path().join(NAME)).unwrap();
         assert!(Manifest::for_library(&library).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_unreadable_manifest_may_be_readable_later_and_an_invalid_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (library, manifest) = (folder.path().join("liba.so"), folder.path().join(NAME));
+        let error = || Artefact::read(&library).err().expect("an error");
+        // No regular file, which cannot be read as any user.
+        std::fs::create_dir(&manifest).unwrap();
+        let unreadable = error();
+        assert!(unreadable.is_retryable(), "{unreadable}");
+        assert!(unreadable.to_string().contains(NAME), "{unreadable}");
+        std::fs::remove_dir(&manifest).unwrap();
+        std::fs::write(&manifest, "[a]").unwrap();
+        let invalid = error();
+        assert!(!invalid.is_retryable(), "{invalid}");
     }
 }
