@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use sluicegate_config::Snapshot;
 
-use super::reconcile::{Required, SpecChange};
+use super::reconcile::{SpecChange, SpecEffect};
 
 /// What a new snapshot changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The changed specs, by handler, with what they require.
+    /// The changed specs, by handler, with what happens to them.
     pub changes: Vec<(String, SpecChange)>,
     /// Whether generations are left to prepare.
     pub prepares: bool,
 }
 
-/// What changed from one snapshot to the next, given what the pending change of a handler requires; `None` if its spec is
-/// refused.
+/// What changed from one snapshot to the next, given what happens to the spec of a handler.
 pub(super) fn between(
     before: &Snapshot,
     after: &Snapshot,
-    required_of: impl Fn(&str) -> Option<Required>,
+    effect_of: impl Fn(&str) -> SpecEffect,
 ) -> Vec<(String, SpecChange)> {
     let now = &after.handlers;
     let gone = before.handlers.keys();
@@ -31,7 +30,7 @@ pub(super) fn between(
         let change = match before.handlers.get(name) {
             None => SpecChange::Added,
             Some(old) if Arc::ptr_eq(old, spec) => return None,
-            Some(old) => SpecChange::between(old, spec, required_of(name))?,
+            Some(old) => SpecChange::between(old, spec, effect_of(name))?,
         };
         Some((name.clone(), change))
     });

@@ -40,7 +40,7 @@ mod tests;
 pub use catalogue::Catalogue;
 pub use changes::Settled;
 pub use generation::GenerationState;
-pub use reconcile::{Required, SpecChange};
+pub use reconcile::{Required, SpecChange, SpecEffect};
 pub use registry::{Applied, Refusal, Registry};
 pub use restarting::{RestartRefusal, RestartState};
 pub use settings::RegistrySettings;

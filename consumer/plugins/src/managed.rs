@@ -7,6 +7,7 @@ use sluicegate_config::HandlerSpec;
 
 use super::catalogue::Artefact;
 use super::generation::Generation;
+use super::reconcile::{Required, SpecEffect};
 
 /// Delay before an unchanged rejected change is retried; doubled each time, up to 64 times this delay.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(30);
@@ -91,6 +92,23 @@ impl ManagedHandler {
                 .generation
                 .as_ref()
                 .is_some_and(|generation| generation.pool.unhealthy_reason().is_none())
+    }
+
+    /// What happens to its newest spec.
+    pub(super) fn effect(&self) -> SpecEffect {
+        match (&self.next, &self.refused) {
+            (PendingChange::Nothing, None) => SpecEffect::Applied(Required::Nothing),
+            (PendingChange::Nothing, Some(refused)) if refused.unhealthy => SpecEffect::Held,
+            (PendingChange::Nothing, Some(_)) => SpecEffect::Refused,
+            (PendingChange::Wanted(wanted) | PendingChange::Preparing(wanted, _), _) => {
+                let found = Some(wanted.artefact.identity.sha256.as_str());
+                // A restart builds a new generation, whatever the spec requires.
+                let serving = self.generation.as_ref().filter(|_| !self.restarting);
+                SpecEffect::Applied(serving.map_or(Required::Generation, |serving| {
+                    serving.required(&wanted.spec, found)
+                }))
+            }
+        }
     }
 
     /// Whether generation `number` is the one being prepared for it.

@@ -134,7 +134,18 @@ pub(crate) fn required(
     }
 }
 
-/// How a spec changed between two snapshots, and what that requires.
+/// What happens to a changed spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecEffect {
+    /// It is applied, or will be once what it requires is ready.
+    Applied(Required),
+    /// It is applied, except that its gate stays closed until its instances are healthy.
+    Held,
+    /// It is refused, for the reason that was logged; only its gate is followed.
+    Refused,
+}
+
+/// How a spec changed between two snapshots, and what happens to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpecChange {
     /// The handler is new.
@@ -147,17 +158,17 @@ pub enum SpecChange {
         fields: Vec<&'static str>,
         /// Whether its gate opens (`true`) or closes.
         gate: Option<bool>,
-        /// What this requires; `None` while the spec is refused, for the reason that was logged.
-        required: Option<Required>,
+        /// What happens to it.
+        effect: SpecEffect,
     },
 }
 
 impl SpecChange {
-    /// The change of a spec; `None` if the specs are equal. `required` is `None` if it is refused.
+    /// The change of a spec; `None` if the specs are equal.
     pub(crate) fn between(
         old: &HandlerSpec,
         new: &HandlerSpec,
-        required: Option<Required>,
+        effect: SpecEffect,
     ) -> Option<Self> {
         let mut fields: Vec<&str> = differences(old, new).iter().map(|one| one.field).collect();
         let gate = (old.enabled != new.enabled).then_some(new.enabled);
@@ -168,7 +179,7 @@ impl SpecChange {
         Some(Self::Changed {
             fields,
             gate,
-            required,
+            effect,
         })
     }
 }
@@ -178,7 +189,7 @@ impl fmt::Display for SpecChange {
         let Self::Changed {
             fields,
             gate,
-            required,
+            effect,
         } = self
         else {
             return f.write_str(match self {
@@ -196,11 +207,14 @@ impl fmt::Display for SpecChange {
         };
         let all: Vec<&str> = gate.into_iter().chain(changed.as_deref()).collect();
         f.write_str(&all.join(", "))?;
-        f.write_str(match required {
-            Some(Required::Nothing) => "",
-            Some(Required::Reconfigure) => "; the running instances are offered the config",
-            Some(Required::Generation) => "; needs a new generation",
-            None => "; refused, only the gate is followed",
+        f.write_str(match effect {
+            SpecEffect::Applied(Required::Nothing) => "",
+            SpecEffect::Applied(Required::Reconfigure) => {
+                "; the running instances are offered the config"
+            }
+            SpecEffect::Applied(Required::Generation) => "; needs a new generation",
+            SpecEffect::Held => "; the gate is held until its instances are healthy",
+            SpecEffect::Refused => "; refused, only the gate is followed",
         })
     }
 }
@@ -395,7 +409,7 @@ mod tests {
     fn a_change_says_its_fields_its_gate_and_what_it_requires() {
         let (old, mut new) = (base(), base());
         let said = |new: &HandlerSpec, required: Required| {
-            let change = SpecChange::between(&old, new, Some(required));
+            let change = SpecChange::between(&old, new, SpecEffect::Applied(required));
             change.map(|change| change.to_string())
         };
         assert_eq!(said(&new, Required::Nothing), None);
@@ -410,10 +424,17 @@ mod tests {
             said(&new, Required::Generation).as_deref(),
             Some("gate closed, order, workers changed; needs a new generation")
         );
-        let refused = SpecChange::between(&old, &new, None).expect("it differs");
+        let refused = SpecChange::between(&old, &new, SpecEffect::Refused).expect("it differs");
         assert_eq!(
             refused.to_string(),
             "gate closed, order, workers changed; refused, only the gate is followed"
+        );
+        let mut closed = base();
+        closed.enabled = false;
+        let held = SpecChange::between(&closed, &old, SpecEffect::Held).expect("it differs");
+        assert_eq!(
+            held.to_string(),
+            "gate opened; the gate is held until its instances are healthy"
         );
     }
 }

@@ -254,13 +254,18 @@ mod tests {
         }];
         let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
             instance.handle(&call, &mut outcomes, &mut output);
-            vec![instance.health().expect_err("it is unhealthy").to_string()]
+            let error = instance.health().expect_err("it is unhealthy");
+            let is_spent = matches!(error, HealthError::Spent(_));
+            assert_eq!(is_spent, error.to_string().contains("spend"), "{error:?}");
+            vec![error.to_string()]
         };
         texts.extend(ask(&mut instance));
         // A later config adds a secret; the old one is still reported.
         redaction.add(&Redactor::new(&[NEWER]));
         for config in [NEWER.to_owned(), format!("spend {NEWER} {SECRET}")] {
             let refused = instance.reconfigure(&config).expect_err("it refuses");
+            let is_spent = matches!(refused, NotTaken::Spent(_));
+            assert_eq!(is_spent, config.contains("spend"), "{refused:?}");
             texts.push(refused.to_string());
             texts.extend(ask(&mut instance));
         }

@@ -38,7 +38,7 @@ use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
 use super::managed::{DesiredSpec, ManagedHandler, PendingChange, reset_in_place};
 use super::outputs;
-use super::reconcile::Required;
+use super::reconcile::{Required, SpecEffect};
 use super::release::Releaser;
 use super::settings::RegistrySettings;
 use super::table::{HandlerPlan, HandlerTable};
@@ -181,7 +181,7 @@ impl Registry {
         let before = std::mem::replace(&mut inner.snapshot, snapshot.clone());
         let prepares = self.converge(&mut inner);
         Settled {
-            changes: changes::between(&before, &inner.snapshot, |name| inner.required_of(name)),
+            changes: changes::between(&before, &inner.snapshot, |name| inner.effect_of(name)),
             prepares,
         }
     }
@@ -497,20 +497,10 @@ impl Inner {
         })
     }
 
-    /// What the pending change of a handler requires; `None` if its spec is refused.
-    fn required_of(&self, name: &str) -> Option<Required> {
-        let live = self.live.get(name)?;
-        match &live.next {
-            PendingChange::Nothing if live.refused.is_some() => None,
-            PendingChange::Nothing => Some(Required::Nothing),
-            PendingChange::Wanted(wanted) | PendingChange::Preparing(wanted, _) => {
-                let found = Some(wanted.artefact.identity.sha256.as_str());
-                let serving = live.generation.as_ref();
-                Some(serving.map_or(Required::Generation, |serving| {
-                    serving.required(&wanted.spec, found)
-                }))
-            }
-        }
+    /// What happens to the spec of a declared handler.
+    fn effect_of(&self, name: &str) -> SpecEffect {
+        let live = self.live.get(name);
+        live.map_or(SpecEffect::Refused, ManagedHandler::effect)
     }
 
     /// Handlers that are not yet as the snapshot declares them.

@@ -1,6 +1,7 @@
 //! Test doubles for pools and generations: a scripted plugin, a producer and a pump's inbox. No test relies on sleeps; each
 //! waits for a condition with a deadline.
 
+mod changes;
 mod held;
 mod preparing;
 mod registry;
