@@ -184,7 +184,7 @@ impl Crew {
     }
 
     /// The seat's thread could not be started: returns the seat's own queue, and the shared queue too if no worker remains.
-    fn without_thread(
+    pub(super) fn without_thread(
         &self,
         state: &mut State,
         seat: usize,

@@ -44,10 +44,12 @@ pub enum ProbeError {
 /// Why a pool's instances did not take a config.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ConfigNotTaken {
-    /// All workers were in long calls; a later attempt, or another pool, may succeed.
+    /// All workers were in long calls, or no thread could be started; a later attempt, or another pool, may succeed.
     #[error("no worker was free in time")]
     Busy,
-    /// The probed instance refused it or is unhealthy with it.
+    /// The probed instance refused it, failed with it or is unhealthy with it, or none could be built with it; or the
+    /// attempt ended without an answer, so that the config may not be to blame: [`ProbeError::Abandoned`],
+    /// [`ProbeError::NoAnswer`], [`ProbeError::ThreadEnded`], [`ProbeError::RuntimePanicked`].
     #[error(transparent)]
     Refused(#[from] ProbeError),
 }

@@ -357,7 +357,12 @@ impl HandlerPool {
     /// # Errors
     /// [`ConfigNotTaken`]; all instances then keep the previous config.
     pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), ConfigNotTaken> {
-        self.try_out(true, Some(config_json.into()), timeout)?;
+        let taken = self.try_out(true, Some(config_json.into()), timeout);
+        taken.map_err(|error| match error {
+            // No instance has seen the config.
+            ConfigNotTaken::Refused(ProbeError::NoThread(_)) => ConfigNotTaken::Busy,
+            error => error,
+        })?;
         self.crew.notify_change(&self.tenant);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! New configs for running instances: applied between two batches, refused without side effects, never applied in part.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,8 +8,9 @@ use std::time::Duration;
 use sluicegate_engine::dispatch::WorkerPool;
 use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
 
-use crate::error::ConfigNotTaken;
+use crate::error::{ConfigNotTaken, ProbeError};
 use crate::pool::{HandlerPool, relock};
+use crate::seats::Notices;
 use crate::tests::pool::PoolHarness;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -153,4 +155,25 @@ fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_ef
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     home.finished();
     assert_eq!(configs(&harness).last().unwrap(), "built with {}");
+}
+
+#[test]
+fn a_config_is_not_blamed_for_a_thread_that_cannot_be_started() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
+    let crew = harness.crew(1);
+    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    until("the call runs", || pool.busy() == 1);
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| pool.reconfigure("new", TIMEOUT));
+        until("it waits", || !crew.lock().seats[0].errands.is_empty());
+        let error = ProbeError::NoThread(Arc::new(io::ErrorKind::WouldBlock.into()));
+        let mut notices = Notices::default();
+        crew.without_thread(&mut crew.lock(), 0, &error, &mut notices);
+        notices.deliver();
+        let taken = taking.join().unwrap();
+        assert!(matches!(taken, Err(ConfigNotTaken::Busy)), "{taken:?}");
+    });
+    harness.script.open("long");
+    home.finished();
 }
