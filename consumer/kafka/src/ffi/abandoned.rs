@@ -1,9 +1,9 @@
-//! Queues of clients that are leaked because a record of theirs is still borrowed: such a client continues to emit
-//! statistics and errors, which would fill its queues for as long as the process runs.
+//! Queues of leaked clients: those that a record is still borrowed from, and those that could not leave their group in
+//! time. Such a client continues to emit statistics and errors, which would fill its queues for as long as the process runs.
 
+use std::io;
 use std::ptr::NonNull;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka_sys as sys;
@@ -11,6 +11,19 @@ use rdkafka_sys as sys;
 /// Interval at which the queues are emptied; the client emits statistics every 10 s.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+static LEAKED: Mutex<Leaked> = Mutex::new(Leaked {
+    queues: Vec::new(),
+    is_drained: false,
+});
+
+/// The queues, kept here and not by the thread: if it cannot be started, the next leak tries again for all of them.
+struct Leaked {
+    queues: Vec<Queue>,
+    /// The thread that empties them runs. It never ends.
+    is_drained: bool,
+}
+
+#[derive(Clone, Copy)]
 struct Queue(NonNull<sys::rd_kafka_queue_t>);
 
 // SAFETY: librdkafka's queues may be polled from any thread, and nothing else uses this one any more.
@@ -19,37 +32,41 @@ unsafe impl Send for Queue {}
 /// Discards what arrives at a queue from now on, on a thread that serves all of them. The queue must belong to a leaked
 /// client: it is never destroyed.
 pub(super) fn drain(queue: NonNull<sys::rd_kafka_queue_t>) {
-    static THREAD: Mutex<Option<Sender<Queue>>> = Mutex::new(None);
-    let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
-    if thread.is_none() {
-        let (send, queues) = channel();
-        let started = std::thread::Builder::new()
-            .name("leaked-clients".to_owned())
-            .spawn(move || run(&queues));
-        match started {
-            Ok(_) => *thread = Some(send),
-            Err(error) => {
-                tracing::warn!(%error, "cannot start the thread that empties queues of leaked clients");
-            }
+    leaked().add(Queue(queue), || {
+        let thread = std::thread::Builder::new().name("leaked-clients".to_owned());
+        thread.spawn(run).map(drop)
+    });
+}
+
+fn leaked() -> MutexGuard<'static, Leaked> {
+    LEAKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Leaked {
+    /// Adds a queue, and starts the thread with `start` if it does not run.
+    fn add(&mut self, queue: Queue, start: impl FnOnce() -> io::Result<()>) {
+        self.queues.push(queue);
+        if self.is_drained {
+            return;
         }
-    }
-    if let Some(thread) = &*thread {
-        // The thread never ends.
-        let _ = thread.send(Queue(queue));
+        match start() {
+            Ok(()) => self.is_drained = true,
+            Err(error) => tracing::warn!(
+                %error,
+                "cannot start the thread that empties queues of leaked clients; the next leaked client tries again"
+            ),
+        }
     }
 }
 
-fn run(new: &Receiver<Queue>) {
-    let mut queues = Vec::new();
+fn run() {
     loop {
-        match new.recv_timeout(INTERVAL) {
-            Ok(queue) => queues.push(queue),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
+        // Emptied without the lock: a pump that leaks its client must not wait for it.
+        let queues = leaked().queues.clone();
         for queue in &queues {
             empty(queue);
         }
+        std::thread::sleep(INTERVAL);
     }
 }
 
@@ -63,5 +80,25 @@ fn empty(queue: &Queue) {
             }
             sys::rd_kafka_event_destroy(event);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_whose_thread_could_not_be_started_waits_for_the_next_one() {
+        let mut leaked = Leaked {
+            queues: Vec::new(),
+            is_drained: false,
+        };
+        let queue = Queue(NonNull::dangling());
+        leaked.add(queue, || Err(io::ErrorKind::WouldBlock.into()));
+        assert_eq!((leaked.queues.len(), leaked.is_drained), (1, false));
+        leaked.add(queue, || Ok(()));
+        assert_eq!((leaked.queues.len(), leaked.is_drained), (2, true));
+        leaked.add(queue, || unreachable!("one thread serves all"));
+        assert_eq!(leaked.queues.len(), 3);
     }
 }
