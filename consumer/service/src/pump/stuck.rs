@@ -137,7 +137,10 @@ impl Pump {
     pub(super) fn replace_stuck_client(&mut self) {
         let now_ms = self.now_ms();
         let since_ms = self.client.unreachable_ms();
-        if self.engine.is_stopping() || self.topics.is_empty() || self.client.is_login_refused(now_ms) {
+        if self.engine.is_stopping()
+            || self.topics.is_empty()
+            || self.client.is_login_refused(now_ms)
+        {
             self.stuck.reset(since_ms, now_ms);
             return;
         }

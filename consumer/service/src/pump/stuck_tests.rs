@@ -162,14 +162,14 @@ fn a_login_that_was_refused_once_does_not_keep_a_stuck_client() {
     pass(&mut harness, 125);
     assert_eq!(count(&probes), 0, "the minute counts from its expiry");
     pass(&mut harness, 55);
-    assert!(harness.pump.is_stopping(), "it is replaced");
+    assert!(harness.pump.engine.is_stopping(), "it is replaced");
 }
 
 #[test]
 fn another_outage_waits_a_minute_again_also_if_it_begins_with_a_refused_login() {
     let (mut harness, probes) = unreachable(|_| true);
     pass(&mut harness, 105);
-    assert!(harness.pump.is_stopping(), "replaced once");
+    assert!(harness.pump.engine.is_stopping(), "replaced once");
     harness.run_all(true);
     harness.kafka.assign("t", &[0]);
     harness.run_all(true);
