@@ -230,6 +230,21 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: ROUTING,
     },
     Mutant {
+        name: "lost-is-handed-over-again",
+        what: "a partition that is lost during its hand-over is released again later, when the group may have assigned it again",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "resumes-before-what-was-read",
+        what: "an out-of-range offset behind what was read resets the partition to the start of its log",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "found-after-the-stop-is-started",
+        what: "a start offset that is found after the stop has begun starts its partition",
+        suite: SIMULATION,
+    },
+    Mutant {
         name: "second-commit-in-flight",
         what: "releasing a partition sends a second commit while one is in flight",
         suite: SIMULATION,

@@ -36,6 +36,14 @@ pub(crate) struct Handovers {
 }
 
 impl Handovers {
+    /// Forgets partitions that were lost in the meantime: the group may assign them again before the others are released.
+    fn forget_lost(&mut self, lost: &[TopicPartition]) {
+        for revoke in &mut self.revokes {
+            revoke.partitions.retain(|at| !lost.contains(at));
+        }
+        self.revokes.retain(|revoke| !revoke.partitions.is_empty());
+    }
+
     /// Forgets the revokes: their partitions are released with all others.
     pub(crate) fn forget_revokes(&mut self) {
         self.revokes.clear();
@@ -62,6 +70,7 @@ impl<R: Record> Engine<R> {
         }
         if lost {
             self.flow.release(&slots);
+            self.handovers.forget_lost(&partitions);
         }
         if self.stopping.has_begun() {
             // Everything drains already. Acknowledging the revoke would make the client rejoin, and delay the last commit.

@@ -223,7 +223,9 @@ impl<R: Record> Engine<R> {
             self.observations.record_queried_end(slot, log.end);
         }
         let now_ms = self.now_ms;
-        let Some(recovery) = &mut self.flow.assignment_mut(slot).recovery else {
+        let assignment = self.flow.assignment_mut(slot);
+        let next = assignment.ledger.next();
+        let Some(recovery) = &mut assignment.recovery else {
             return;
         };
         if !std::mem::take(&mut recovery.asked) {
@@ -246,6 +248,8 @@ impl<R: Record> Engine<R> {
                 return;
             }
         };
+        // A client that delivers records again can be behind what was read: nothing is lost before that.
+        recovery.lost.asked = recovery.lost.asked.max(next);
         let lost = recovery.lost.clone();
         match lost.judge(&log) {
             Judgement::Within => {

@@ -227,7 +227,7 @@ impl World {
         let owned = &self.model.owned[&key.epoch];
         let clock = WallClock { epoch_ms: 0 };
         let name = SimHandler::name(HandlerIx(key.handler));
-        self.flow
+        self.flow()
             .explain(&owned.at, Some(key.offset), clock)
             .is_some_and(|explanation| explanation.held_by.iter().any(|held| held.handler == name))
     }

@@ -43,5 +43,11 @@ situations! {
     last_refused: "last commits of revoked partitions that a rebalancing group refused",
     accepted_later: "revoked partitions whose last commit was accepted after such refusals",
     lost_before_last_commit: "partitions lost while waiting for their last commit",
+    not_found: "lookups of a start offset that failed at first",
+    offers_revoked: "assigned partitions that were revoked before they started",
+    seeks_failed: "repositionings that failed at first",
+    read_again: "offsets that could not be read although the log had them",
+    clients_renewed: "clients replaced while the process ran",
+    stops: "graceful stops",
     tokens_first: "assignments whose token had to be committed before a record ran",
 }

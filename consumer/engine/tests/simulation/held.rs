@@ -81,7 +81,7 @@ fn run(seed: u64, held: usize) -> Check {
         if rounds == MAX_ROUNDS {
             return Err(format!(
                 "{at} is starved by {held} topics with failed handlers (G14): {} bytes are held",
-                world.flow.charged()
+                world.flow().charged()
             ));
         }
     }

@@ -475,14 +475,12 @@ impl Model {
         }
     }
 
-    /// A partition resumes at the start of its log: all records read must be settled, the others are lost to retention.
-    pub fn restart(&mut self, epoch: u32, logs: &[Log]) -> Check {
+    /// A partition whose offset was out of range resumes at `to`: all records read must be settled, the others are lost.
+    pub fn restart(&mut self, epoch: u32, to: i64, logs: &[Log]) -> Check {
         let Some(owned) = self.owned.get_mut(&epoch) else {
             return Ok(());
         };
-        let Some(to) = owned.missing.take() else {
-            return Ok(());
-        };
+        owned.missing = None;
         if let Some((open, _)) = owned.records.iter().find(|(_, held)| !held.is_settled()) {
             return Err(format!(
                 "{} resumes at {to} past {open}, which is in flight",

@@ -1,11 +1,13 @@
 //! Retention deletes records before they are read: the client stops until the partition resumes at the start of its log.
 
+use sluicegate_engine::source::SourceEvent;
+
 use super::model::Check;
 use super::world::World;
 
 impl World {
     /// Moves the start of a log past the next offset of some owner.
-    pub fn retain(&mut self) {
+    pub fn retain(&mut self) -> Check {
         let mut epochs: Vec<u32> = self
             .model
             .owned
@@ -14,7 +16,7 @@ impl World {
             .map(|(&epoch, _)| epoch)
             .collect();
         if epochs.is_empty() {
-            return;
+            return Ok(());
         }
         epochs.sort_unstable();
         let epoch = *self.random.pick(&epochs);
@@ -27,50 +29,38 @@ impl World {
             .last_key_value()
             .map_or(0, |(last, _)| last + 1);
         // A client that sought back is positioned before the frontier, which has advanced since.
-        let frontier = self.flow.assignment(owned.slot).ledger.frontier();
+        let frontier = self.flow().assignment(owned.slot).ledger.frontier();
         let due = given.max(owned.position).max(frontier);
         let start = (due + ahead).min(self.script.logs[log].end());
         let before = self.model.log_start.get(&log).copied().unwrap_or(0);
         if start > due && start > before {
             self.model.log_start.insert(log, start);
-            self.begin_missing(epoch);
+            self.begin_missing(epoch)?;
         }
+        Ok(())
     }
 
-    /// The client's fetch fails if its next offset has been deleted.
-    pub fn begin_missing(&mut self, epoch: u32) {
+    /// The client's fetch fails if its next offset has been deleted, and the engine is told.
+    pub fn begin_missing(&mut self, epoch: u32) -> Check {
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
-            return;
+            return Ok(());
         };
         let start = self.model.log_start.get(&owned.log).copied().unwrap_or(0);
         if owned.position >= start {
-            return;
+            return Ok(());
         }
         owned.missing = Some(start);
-        self.model.coverage.missing_in_flight += u64::from(!self.flow.is_unused(owned.slot));
+        let (slot, at, position) = (owned.slot, owned.at.clone(), owned.position);
+        self.model.coverage.missing_in_flight += u64::from(!self.engine.flow().is_unused(slot));
         self.model
             .trace(|| format!("epoch {epoch}: the log begins at {start} now"));
-    }
-
-    /// Restarts idle partitions with a missing offset at the start of their logs.
-    pub fn restart_missing(&mut self) -> Check {
-        let mut waiting: Vec<u32> = self.model.owned.keys().copied().collect();
-        waiting.sort_unstable();
-        for epoch in waiting {
-            let owned = &self.model.owned[&epoch];
-            let Some(to) = owned.missing.filter(|_| !owned.released && !owned.draining) else {
-                continue;
-            };
-            let slot = owned.slot;
-            if !self.flow.is_unused(slot) {
-                continue;
-            }
-            let gone = u64::try_from(to - owned.position).unwrap_or(0);
-            self.model.restart(epoch, &self.script.logs)?;
-            self.flow.restart(slot, to, gone, false);
-            self.model
-                .trace(|| format!("epoch {epoch} resumes at {to}"));
-        }
-        Ok(())
+        let asked = self.random.chance(80).then_some(position);
+        self.tell_source(SourceEvent::OffsetMissing {
+            at,
+            asked,
+            fetched: Some(position),
+            truncated: false,
+            reason: "out of range".to_owned(),
+        })
     }
 }

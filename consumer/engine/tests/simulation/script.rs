@@ -6,11 +6,12 @@ use std::time::Duration;
 use sluicegate_abi::header_block;
 use sluicegate_config::spec::{PartitionTest, Predicate, Route, Test, TopicPattern};
 use sluicegate_engine::dispatch::HandlerIx;
+use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::partition::commit::TopicUuid;
 use sluicegate_engine::settlement::RetryPolicy;
-use sluicegate_engine::source::TopicPartition;
+use sluicegate_engine::source::{StartAt, TopicPartition};
 
 use super::pools::SimPool;
 use super::random::Random;
@@ -97,6 +98,12 @@ pub struct FaultRates {
     pub reset: u32,
     pub pool_fails: u32,
     pub retention: u32,
+    /// Of lookups, log bounds and seeks.
+    pub lookup_fails: u32,
+    /// Read errors of a partition.
+    pub read_fails: u32,
+    /// Graceful stops, and replacements of the client.
+    pub stop: u32,
 }
 
 /// A handler as one snapshot has it.
@@ -155,6 +162,8 @@ pub struct Script {
     pub faults: FaultRates,
     pub steps: usize,
     pub drain_ms: u64,
+    /// Where a partition continues whose offset is out of range.
+    pub offset_out_of_range: StartAt,
     /// Whether members are static: after a restart they reclaim their partitions in the same generation.
     pub is_static: bool,
 }
@@ -162,6 +171,15 @@ pub struct Script {
 const TOPICS: [&str; 3] = ["orders", "orders.eu", "clicks"];
 
 impl Script {
+    /// Settings of an engine.
+    pub fn engine(&self) -> EngineSettings {
+        EngineSettings {
+            flow: self.flow.clone(),
+            start: StartAt::Earliest,
+            offset_out_of_range: Some(self.offset_out_of_range),
+        }
+    }
+
     /// Generates a script from random numbers.
     pub fn new(random: &mut Random) -> Self {
         let mut logs = Vec::new();
@@ -186,6 +204,11 @@ impl Script {
             faults: any_fault_rates(random),
             steps: random.between(50, 400),
             drain_ms,
+            offset_out_of_range: *random.pick(&[
+                StartAt::Earliest,
+                StartAt::Earliest,
+                StartAt::Latest,
+            ]),
             is_static: random.chance(30),
         }
     }
@@ -275,6 +298,9 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         reset: some(12),
         pool_fails: some(5),
         retention: some(4),
+        lookup_fails: some(40),
+        read_fails: some(6),
+        stop: some(2),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_engine::dispatch::PumpMessage;
+use sluicegate_engine::event::Event;
 use sluicegate_engine::source::Delivery;
 
 use super::model::{Check, Held};
@@ -28,7 +29,7 @@ impl World {
             20..50 => self.work()?,
             50..70 => self.deliver_message()?,
             70..78 => self.answer_produce()?,
-            78..82 => self.answer_commit(),
+            78..82 => self.answer_commit()?,
             82..84 => self.return_hung(),
             84..90 => {
                 let ms = self.random.between(1, 60) as u64;
@@ -36,15 +37,23 @@ impl World {
             }
             _ => self.inject_event()?,
         }
+        if self.random.chance(50) {
+            self.answer_lookup()?;
+            self.answer_bounds()?;
+        }
+        self.end_turn()
+    }
+
+    /// What a pump does in every turn after it has passed the messages and events on.
+    fn end_turn(&mut self) -> Check {
         self.observe()?;
-        self.flow.dispatch();
+        self.tell_observations()?;
+        self.engine.dispatch();
         self.observe()?;
-        self.restart_missing()?;
-        self.tell_positions();
-        self.send_commit()?;
-        self.observe()?;
-        self.pause_some();
-        self.finish_revokes()?;
+        self.tell(Event::Polled)?;
+        let rebalancing = self.group.rebalancing;
+        self.tell(Event::TurnEnd { rebalancing })?;
+        self.check_revokes()?;
         self.observe()
     }
 
@@ -57,14 +66,14 @@ impl World {
             let lost = self.random.chance(30);
             let epochs = self.some_epochs(lost);
             if lost {
-                self.lose(&epochs);
-            } else {
-                self.revoke(&epochs);
+                self.lose(&epochs)?;
+            } else if !self.engine.is_stopping() {
+                self.revoke(&epochs)?;
             }
         }
         let begins = self.random.chance(self.faults.rebalance * 4);
         if begins || (self.group.rebalancing && self.random.chance(30)) {
-            self.rebalance();
+            self.rebalance()?;
         }
         if self.random.chance(self.faults.swap * 4) {
             self.swap();
@@ -85,13 +94,23 @@ impl World {
         self.observe()?;
         let log = self.random.below(self.script.logs.len());
         if self.random.chance(self.faults.recreate) {
-            self.recreate(log);
+            self.recreate(log)?;
         }
         if self.random.chance(self.faults.reset) {
             self.reset_offset(log);
         }
         if self.random.chance(self.faults.retention * 4) {
-            self.retain();
+            self.retain()?;
+        }
+        if self.random.chance(self.faults.read_fails * 4) {
+            self.fail_read()?;
+        }
+        if self.random.chance(self.faults.stop) {
+            self.replace_client()?;
+        }
+        if self.random.chance(self.faults.stop) {
+            let rebalancing = self.group.rebalancing;
+            self.tell(Event::Stop { rebalancing })?;
         }
         Ok(())
     }
@@ -106,13 +125,12 @@ impl World {
     }
 
     fn assign_some(&mut self) -> Check {
-        for log in 0..self.script.logs.len() {
-            let free = self.model.current(&self.script.logs[log].at).is_none();
-            if free && self.random.chance(60) {
-                self.assign(log)?;
-            }
+        let mut logs = self.free_logs();
+        logs.retain(|_| self.random.chance(60));
+        match logs.is_empty() {
+            true => Ok(()),
+            false => self.assign(&logs),
         }
-        Ok(())
     }
 
     /// A random subset of the assigned partitions; includes those being revoked only if `draining`.
@@ -131,7 +149,7 @@ impl World {
 
     /// Reads records, up to the flow's read quota.
     fn poll(&mut self) -> Check {
-        for _ in 0..self.flow.read_quota(POLL_SIZE) {
+        for _ in 0..self.flow().read_quota(POLL_SIZE) {
             let mut epochs: Vec<u32> = self
                 .model
                 .owned
@@ -147,12 +165,12 @@ impl World {
             if self.random.chance(self.faults.repeat / 4) {
                 self.rewind(epoch);
             }
-            self.deliver_next(epoch);
+            self.deliver_next(epoch)?;
             self.observe()?;
         }
         let budget = self.script.flow.budget_bytes + POLL_SIZE as u64 * LARGEST_CHARGE;
-        if self.flow.charged() > budget {
-            return Err(format!("{} bytes are held (G8)", self.flow.charged()));
+        if self.flow().charged() > budget {
+            return Err(format!("{} bytes are held (G8)", self.flow().charged()));
         }
         Ok(())
     }
@@ -174,22 +192,22 @@ impl World {
     }
 
     /// The client takes the next entry from its queue and delivers it if it is a record.
-    fn deliver_next(&mut self, epoch: u32) {
+    fn deliver_next(&mut self, epoch: u32) -> Check {
         self.fetch_ahead(epoch);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
-            return;
+            return Ok(());
         };
         if owned.missing.is_some() {
-            return;
+            return Ok(());
         }
         let log = &self.script.logs[owned.log];
         let Some(offset) = log.next_read(owned.position) else {
-            return;
+            return Ok(());
         };
         owned.position = offset + 1;
         owned.consumed = owned.consumed.max(Some(owned.position));
         let Some(record) = log.record(offset) else {
-            return;
+            return Ok(());
         };
         if !owned.draining {
             owned
@@ -197,13 +215,14 @@ impl World {
                 .entry(record.offset)
                 .or_insert_with(Held::default);
         }
-        self.flow.deliver(Delivery {
+        let mut records = vec![Delivery {
             slot: owned.slot,
             offset: record.offset,
             timestamp_ms: 1_000 + record.offset,
             leader_epoch: 0,
             lease: OwnedRecord::new(record.key.as_deref(), Some(&record.value), &record.headers),
-        });
+        }];
+        self.tell(Event::Records(&mut records))
     }
 
     /// Faults end: everything must be processed and committed.
@@ -221,7 +240,7 @@ impl World {
         for _ in 0..MAX_ROUNDS {
             self.round()?;
             // Stuck calls may hold the whole budget.
-            if self.flow.read_quota(1) == 0 {
+            if self.flow().read_quota(1) == 0 {
                 self.return_stuck();
             }
             if self.is_done() && !self.return_stuck() {
@@ -232,14 +251,17 @@ impl World {
     }
 
     pub fn round(&mut self) -> Check {
-        for log in 0..self.script.logs.len() {
-            if self.model.current(&self.script.logs[log].at).is_none() {
-                self.assign(log)?;
-            }
+        let free = self.free_logs();
+        if !free.is_empty() {
+            self.assign(&free)?;
+        }
+        while self.client.owes() {
+            self.answer_lookup()?;
+            self.answer_bounds()?;
         }
         self.return_hung();
-        self.settle_group();
-        self.answer_commit();
+        self.settle_group()?;
+        self.answer_commit()?;
         self.pass(100);
         for _ in 0..8 {
             self.answer_produce()?;
@@ -252,31 +274,8 @@ impl World {
         }
         self.poll()?;
         self.faults = FaultRates::default();
-        self.step_quietly()
-    }
-
-    fn step_quietly(&mut self) -> Check {
         self.producer.set_refusing(false);
-        self.flow.dispatch();
-        self.observe()?;
-        self.restart_missing()?;
-        self.tell_positions();
-        self.send_commit()?;
-        self.pause_some();
-        self.finish_revokes()?;
-        self.observe()
-    }
-
-    /// The client pauses or resumes fetching; a pause discards its queue.
-    fn pause_some(&mut self) {
-        for (slot, paused) in self.flow.pauses_due() {
-            for owned in self.model.owned.values_mut() {
-                if owned.slot == slot {
-                    owned.paused = paused;
-                    owned.fetched = owned.position;
-                }
-            }
-        }
+        self.end_turn()
     }
 
     fn is_done(&self) -> bool {
@@ -318,17 +317,17 @@ impl World {
                 ));
             }
         }
-        if self.flow.kept_bytes() != 0 {
+        if self.flow().kept_bytes() != 0 {
             return Err(format!(
                 "{} bytes of emits are kept",
-                self.flow.kept_bytes()
+                self.flow().kept_bytes()
             ));
         }
-        if self.flow.charged() != 0 || self.flow.held_records() != 0 {
+        if self.flow().charged() != 0 || self.flow().held_records() != 0 {
             return Err(format!(
                 "{} bytes of {} records are still held",
-                self.flow.charged(),
-                self.flow.held_records()
+                self.flow().charged(),
+                self.flow().held_records()
             ));
         }
         Ok(())
@@ -336,10 +335,10 @@ impl World {
 
     fn what_is_stuck(&self) -> String {
         let frontiers: BTreeMap<String, (i64, i64)> = self
-            .flow
+            .flow()
             .partitions()
             .map(|(at, slot)| {
-                let ledger = &self.flow.assignment(slot).ledger;
+                let ledger = &self.flow().assignment(slot).ledger;
                 (at.to_string(), (ledger.frontier(), ledger.next()))
             })
             .collect();
@@ -348,8 +347,8 @@ impl World {
             self.messages.len(),
             self.running.len(),
             self.unanswered.len(),
-            self.flow.held_records(),
-            self.flow.charged(),
+            self.flow().held_records(),
+            self.flow().charged(),
         )
     }
 }

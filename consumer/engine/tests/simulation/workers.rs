@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use sluicegate_engine::dispatch::{Inbox, PumpMessage};
 use sluicegate_engine::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
+use sluicegate_engine::event::Event;
 
 use super::model::{Check, Stage};
 use super::pools::{Emitted, SimPool};
@@ -355,8 +356,7 @@ impl World {
             }
             _ => {}
         }
-        self.flow.receive(message);
-        Ok(())
+        self.tell(Event::Message(message))
     }
 
     fn count(&mut self, share: &ShareKey, outcome: RawOutcome, pending: bool) {

@@ -1,4 +1,4 @@
-//! The world around a flow: broker, workers, producer, clock and control side, driven step by step by random events.
+//! The world around an engine: broker, workers, producer, clock and control side, driven step by step by random events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use sluicegate_abi::RawOutcome;
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_engine::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
 use sluicegate_engine::emit::{Ticket, Way};
+use sluicegate_engine::engine::Engine;
+use sluicegate_engine::event::{Effect, Event};
 use sluicegate_engine::flow::Flow;
-use sluicegate_engine::partition::assignment::NewAssignment;
-use sluicegate_engine::partition::commit::next_epoch;
 use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::source::StartAt;
-use sluicegate_engine::source::starts::{Evidence, decide};
+use sluicegate_engine::source::SourceEvent;
 
+use super::client::Client;
 use super::closing::Closing;
 use super::group::{CommitUnderWay, Group, Revoke};
 use super::model::{Check, Model};
@@ -66,7 +66,10 @@ pub struct World {
     pub random: Random,
     pub script: Script,
     pub faults: FaultRates,
-    pub flow: Flow<OwnedRecord>,
+    pub engine: Engine<OwnedRecord>,
+    /// Effects that are not carried out yet.
+    pub effects: VecDeque<Effect>,
+    pub client: Client,
     pub inbox: Arc<Inbox>,
     pub producer: Arc<SimProducer>,
     pub model: Model,
@@ -111,12 +114,14 @@ impl World {
     pub fn without_handlers(random: Random, script: Script) -> Self {
         let inbox = Arc::new(Inbox::new());
         let producer = Arc::new(SimProducer::default());
-        let flow = Flow::new(script.flow.clone(), producer.clone(), inbox.clone());
+        let engine = Engine::new(script.engine(), producer.clone(), inbox.clone());
         Self {
             faults: script.faults,
             random,
             script,
-            flow,
+            engine,
+            effects: VecDeque::new(),
+            client: Client::default(),
             inbox,
             producer,
             model: Model {
@@ -194,7 +199,7 @@ impl World {
             });
         }
         self.closing.apply(&self.handlers, self.now_ms);
-        self.flow.apply(index, settings);
+        self.engine.apply(index, settings);
         self.see_skips();
     }
 
@@ -240,14 +245,22 @@ impl World {
 
     /// The process crashes and restarts: only committed state survives.
     pub fn crash(&mut self) {
+        self.rejoins = self.script.is_static;
+        self.model.owned.clear();
+        self.start_process();
+    }
+
+    /// A process starts; nothing of the one before is left.
+    pub fn start_process(&mut self) {
         self.inbox = Arc::new(Inbox::new());
         self.producer = Arc::new(SimProducer::default());
-        self.flow = Flow::new(
-            self.script.flow.clone(),
+        self.engine = Engine::new(
+            self.script.engine(),
             self.producer.clone(),
             self.inbox.clone(),
         );
-        self.rejoins = self.script.is_static;
+        self.effects.clear();
+        self.client = Client::default();
         self.model.owned.clear();
         self.running.clear();
         self.timed_out.clear();
@@ -264,20 +277,26 @@ impl World {
                 .push((handler.ix, handler.takes_batches, handler.pool.clone()));
         }
         self.apply();
-        self.flow.tick(self.now_ms);
+        self.engine
+            .step(Event::Tick(self.now_ms), &mut self.effects);
     }
 
-    /// A topic is recreated; the client detects it, and all of its partitions are lost.
-    pub fn recreate(&mut self, log: usize) {
+    /// The topic of a log is recreated; the client detects it, and all of its partitions are lost.
+    pub fn recreate(&mut self, log: usize) -> Check {
+        let topic = self.script.logs[log].at.topic.clone();
+        for log in 0..self.script.logs.len() {
+            if self.script.logs[log].at.topic == topic {
+                self.recreate_log(log);
+            }
+        }
+        self.tell_source(SourceEvent::TopicRecreated { topic })
+    }
+
+    fn recreate_log(&mut self, log: usize) {
         let at = self.script.logs[log].at.clone();
-        let ours: Vec<u32> = self
-            .model
-            .owned
-            .iter()
-            .filter(|(_, owned)| !owned.released && owned.log == log)
-            .map(|(&epoch, _)| epoch)
-            .collect();
-        self.lose(&ours);
+        if let Some(slot) = self.model.current(&at).map(|owned| owned.slot) {
+            self.forget(&[slot]);
+        }
         self.model.coverage.recreated += u64::from(self.model.committed.contains_key(&at));
         self.script.logs[log] = recreated(&mut self.random, &self.script.logs[log]);
         self.model.settled_ever.retain(|(of, _)| *of != log);
@@ -303,83 +322,6 @@ impl World {
         }
     }
 
-    /// Assigns a partition at the group's committed offset.
-    pub fn assign(&mut self, log: usize) -> Check {
-        let at = self.script.logs[log].at.clone();
-        let topic_id = self.script.logs[log].topic_id;
-        let committed = self.model.committed.get(&at);
-        let decision = decide(
-            &at,
-            &Evidence {
-                group: "g",
-                topic_id,
-                commit: committed.map(|committed| &committed.commit),
-                others: &[],
-                generation: Some(self.generation),
-                is_static: self.script.is_static,
-                start: StartAt::Earliest,
-            },
-        );
-        let start = match decision.start {
-            StartAt::Offset(offset) => offset,
-            _ => 0,
-        };
-        let metadata = decision.read.metadata.unwrap_or_default();
-        let kept = committed.map(|_| metadata.epoch);
-        // A static member that was killed reclaims its partitions in the same generation; every other owner gets them in
-        // a later one.
-        self.generation += i32::from(!self.rejoins);
-        let token = |generation| next_epoch(Some(generation), kept, self.script.is_static);
-        let (mut epoch, mut token_first) = token(self.generation).expect("tokens are small here");
-        let mut new = NewAssignment {
-            at,
-            topic_id,
-            start,
-            epoch,
-            token_first,
-            leader_epoch: decision.leader_epoch,
-            inherited: metadata,
-        };
-        self.group.assigned(
-            log,
-            !new.inherited.finished.is_empty(),
-            &mut self.model.coverage,
-        );
-        self.model.check_assign(&new, log, &self.script.logs)?;
-        // The model identifies the assignments of a process by their tokens: rebalances pass until the token is unused.
-        while self.model.owned.contains_key(&epoch) {
-            self.generation = self.generation.max(epoch as i32) + 1;
-            (epoch, token_first) = token(self.generation).expect("tokens are small here");
-        }
-        (new.epoch, new.token_first) = (epoch, token_first);
-        let slot = self.flow.assign(new.clone());
-        self.model.assign(&new, slot, log);
-        self.begin_missing(epoch);
-        Ok(())
-    }
-
-    /// Starts revoking partitions.
-    pub fn revoke(&mut self, epochs: &[u32]) {
-        self.rejoins = false;
-        let deadline_ms = self.now_ms + self.script.drain_ms;
-        let mut slots = Vec::new();
-        for epoch in epochs {
-            if let Some(owned) = self.model.owned.get_mut(epoch) {
-                owned.draining = true;
-                owned.records.retain(|_, held| held.admitted);
-                slots.push(owned.slot);
-            }
-        }
-        self.tell_positions_of(&slots);
-        self.model.trace(|| format!("drain {epochs:?}"));
-        self.flow.start_drain(&slots, deadline_ms);
-        self.revokes.push(Revoke {
-            slots,
-            deadline_ms,
-            refused: false,
-        });
-    }
-
     /// Time passes.
     pub fn pass(&mut self, ms: u64) {
         self.now_ms += ms;
@@ -388,13 +330,19 @@ impl World {
                 self.model.fence(&revoke.slots);
             }
         }
-        self.flow.tick(self.now_ms);
+        self.engine
+            .step(Event::Tick(self.now_ms), &mut self.effects);
         self.see_skips();
+    }
+
+    /// The core's state, as its own reports show it.
+    pub fn flow(&self) -> &Flow<OwnedRecord> {
+        self.engine.flow()
     }
 
     /// Observes the flow's effects: admitted records, submitted batches, produced dead letters.
     pub fn observe(&mut self) -> Check {
-        if let Some(fault) = self.flow.fault() {
+        if let Some(fault) = self.flow().fault() {
             return Err(format!("fault: {fault}"));
         }
         if let Some(broken) = self.closing.broken.take() {
@@ -409,7 +357,7 @@ impl World {
     fn see_admissions(&mut self) -> Check {
         let mut admitted = Vec::new();
         for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
-            let assignment = self.flow.assignment(owned.slot);
+            let assignment = self.flow().assignment(owned.slot);
             if let Some(reason) = &assignment.stopped {
                 return Err(format!("{} was stopped: {}", owned.at, reason.cause));
             }
