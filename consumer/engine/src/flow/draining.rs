@@ -351,7 +351,7 @@ impl<R: Record> Flow<R> {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return Vec::new();
         };
-        let order = handler.settings.order;
+        let order = handler.order;
         let mut taken = Vec::new();
         let mut emptied = Vec::new();
         for flight in handler.open.iter().flatten().chain(&handler.ready) {

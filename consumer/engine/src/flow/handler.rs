@@ -89,6 +89,8 @@ pub struct HandlerFlow {
     pub retiring: bool,
     /// Set while it is switched off or removed and still has records.
     pub closing: Option<Closing>,
+    /// The order of the records that have left the backlog; the settings' order applies once these are over (G4).
+    pub order: Order,
     /// Its lanes.
     pub lanes: Lanes,
     /// Batches being filled: one, or one per worker when keys stay with a worker.
@@ -97,6 +99,8 @@ pub struct HandlerFlow {
     pub ready: VecDeque<FlightKey>,
     /// Records that wait because its bound is reached, in order.
     pub backlog: VecDeque<EntryKey>,
+    /// Parked records whose time has come while there was no room; some may be over.
+    pub due: VecDeque<EntryKey>,
     /// Free lanes with waiting records for which there was no room.
     pub runnable: VecDeque<u64>,
     /// Records in flight.
@@ -139,6 +143,7 @@ impl HandlerFlow {
     /// A handler without records.
     pub fn new(settings: HandlerSettings) -> Self {
         let mut this = Self {
+            order: settings.order,
             settings,
             retiring: false,
             closing: None,
@@ -146,6 +151,7 @@ impl HandlerFlow {
             open: Vec::new(),
             ready: VecDeque::new(),
             backlog: VecDeque::new(),
+            due: VecDeque::new(),
             runnable: VecDeque::new(),
             in_flight_records: 0,
             in_flight_bytes: 0,
@@ -166,8 +172,11 @@ impl HandlerFlow {
     }
 
     /// Applies new settings; open batches are closed, so that a batch has one set of settings.
-    pub fn replace(&mut self, settings: HandlerSettings) {
+    ///
+    /// Returns whether keys belong to other workers from now on: unsubmitted batches have to be filled again.
+    pub fn replace(&mut self, settings: HandlerSettings) -> bool {
         self.settings = settings;
+        self.follow_order();
         self.retiring = false;
         self.blocked = false;
         self.fruitless_calls = 0;
@@ -175,7 +184,22 @@ impl HandlerFlow {
         for flight in std::mem::take(&mut self.open).into_iter().flatten() {
             self.ready.push_back(flight);
         }
+        let places = self.open.len();
         self.size_open();
+        self.open.len() != places
+    }
+
+    /// Applies another order once no record is left that was started under the one before: lanes of two orders do not
+    /// exclude each other, so a record of the new one could overtake.
+    pub fn follow_order(&mut self) {
+        if self.in_flight_records == 0 && self.held == 0 && self.lanes.waiters() == 0 {
+            self.order = self.settings.order;
+        }
+    }
+
+    /// Whether records under way have another order than the next ones.
+    pub fn changes_order(&self) -> bool {
+        self.order != self.settings.order
     }
 
     fn size_open(&mut self) {

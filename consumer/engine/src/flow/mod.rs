@@ -213,6 +213,7 @@ impl<R: Record> Flow<R> {
     /// Applies the handlers and routes of a plan, both at once: no record is routed by a mixture of two plans (G9).
     pub fn apply(&mut self, index: Arc<RoutingIndex>, handlers: Vec<(HandlerIx, HandlerSettings)>) {
         let mut wanted = vec![false; self.handlers.len()];
+        let mut other_workers = Vec::new();
         for (ix, settings) in handlers {
             let place = ix.0 as usize;
             if place >= self.handlers.len() {
@@ -221,7 +222,11 @@ impl<R: Record> Flow<R> {
             wanted.resize(self.handlers.len(), false);
             wanted[place] = true;
             match &mut self.handlers[place] {
-                Some(handler) => handler.replace(settings),
+                Some(handler) => {
+                    if handler.replace(settings) {
+                        other_workers.push(ix);
+                    }
+                }
                 empty => *empty = Some(HandlerFlow::new(settings)),
             }
             self.mark_dirty(ix);
@@ -239,6 +244,9 @@ impl<R: Record> Flow<R> {
             if assignment.state == AssignmentState::Assigned {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
+        }
+        for ix in other_workers {
+            self.place_again(ix);
         }
         self.record_closed();
         self.drop_retired();
@@ -313,6 +321,12 @@ impl<R: Record> Flow<R> {
     /// The assignment behind a slot.
     pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
         &mut self.assignments[slot.0 as usize]
+    }
+
+    /// The order of a handler's records that have left its backlog.
+    pub fn order_of(&self, ix: HandlerIx) -> Option<handler::Order> {
+        let handler = self.handlers.get(ix.0 as usize)?.as_ref()?;
+        Some(handler.order)
     }
 
     /// All owned partitions.

@@ -29,9 +29,6 @@ use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 use crate::partition::assignment::AssignmentState;
 use crate::record::Record;
 
-/// Delay of a record whose predecessor in its lane is still being retried.
-const PREDECESSOR_POLL_INTERVAL_MS: u64 = 10;
-
 /// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
 /// stall.
 const PREFETCH: usize = 8;
@@ -146,7 +143,7 @@ impl<R: Record> Flow<R> {
     }
 
     /// Requeues a record of the second or a later attempt that was not run, with the same attempt number.
-    fn park_now(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
+    pub(super) fn park_now(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
         let reason = self.tasks.get(ix, key).and_then(|task| task.reason.clone());
         self.hold(ix, lane);
         let stage = Stage::Parked {
@@ -161,6 +158,7 @@ impl<R: Record> Flow<R> {
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
             refusal: None,
+            follows: self.follows(ix, key, lane),
         };
         self.tasks.set(ix, key, task);
     }
@@ -195,6 +193,7 @@ impl<R: Record> Flow<R> {
                 class: REASON_TERMINAL,
                 ending,
                 refusal: None,
+                follows: self.follows(ix, key, lane),
             };
             self.tasks.set(ix, key, task);
             return;
@@ -276,6 +275,7 @@ impl<R: Record> Flow<R> {
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
             refusal: None,
+            follows: self.follows(ix, key, lane),
         };
         self.tasks.set(ix, key, task);
     }
@@ -304,7 +304,7 @@ impl<R: Record> Flow<R> {
             .map(|entry| u64::from(entry.charge))
             .sum();
         handler.in_flight_bytes -= bytes;
-        let order = handler.settings.order;
+        let order = handler.order;
         let mut back = Vec::new();
         for (i, &key) in keys.iter().enumerate() {
             let lane = lane_of_key(&self.slab, order, key);
@@ -361,25 +361,7 @@ impl<R: Record> Flow<R> {
                 continue;
             };
             match task.stage {
-                Stage::Parked { .. } if self.waits_for_predecessor(ix, key, task.lane) => {
-                    let due_ms = self.now_ms + PREDECESSOR_POLL_INTERVAL_MS;
-                    let stage = Stage::Parked { due_ms };
-                    self.tasks.set(ix, key, Task { stage, ..task });
-                }
-                Stage::Parked { .. } => {
-                    self.tasks.set(
-                        ix,
-                        key,
-                        Task {
-                            attempt: task.attempt + 1,
-                            stage: Stage::Running,
-                            since_ms: self.now_ms,
-                            ..task
-                        },
-                    );
-                    self.held_less(ix);
-                    self.requeue(ix, key, task.lane, task.attempt + 1);
-                }
+                Stage::Parked { .. } => self.run_parked(ix, key, task),
                 Stage::EmitsDue { .. } => self.send_emits_again(ix, key, task),
                 Stage::DeadLetterDue { .. } => self.send_dead_letter(ix, key, task),
                 Stage::Running | Stage::Emitting | Stage::DeadLettering => {}
@@ -387,17 +369,53 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// Whether an earlier record of the same lane failed in the same call of a batch handler and is unsettled (G4).
-    fn waits_for_predecessor(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> bool {
-        let takes_batches = self.handlers[ix.0 as usize]
-            .as_ref()
-            .is_some_and(|handler| handler.settings.takes_batches);
-        let offset_of = |key| self.slab.get(key).map(|entry| entry.offset());
-        takes_batches
-            && lane != 0
-            && self.tasks.iter().any(|(other_ix, other, task)| {
-                other_ix == ix && task.lane == lane && offset_of(other) < offset_of(key)
-            })
+    /// Starts the next attempt of a parked record whose time has come, or queues it until its handler has room.
+    fn run_parked(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
+        if self.tasks.waits_for_predecessor(ix, key, &task) {
+            return;
+        }
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        if !handler.has_room() {
+            handler.due.push_back(key);
+            return;
+        }
+        let (lane, attempt) = (task.lane, task.attempt + 1);
+        let task = Task {
+            attempt,
+            stage: Stage::Running,
+            since_ms: self.now_ms,
+            ..task
+        };
+        self.tasks.set(ix, key, task);
+        self.held_less(ix);
+        self.requeue(ix, key, lane, attempt);
+    }
+
+    /// Starts parked records that were due while their handler had no room, as far as it has room now.
+    pub(super) fn run_queued_due(&mut self, ix: HandlerIx) {
+        while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && handler.has_room()
+            && let Some(key) = handler.due.pop_front()
+        {
+            // It may be over, or parked again.
+            let task = self.tasks.get(ix, key).cloned();
+            let now_ms = self.now_ms;
+            let is_due =
+                |task: &Task| matches!(task.stage, Stage::Parked { due_ms } if due_ms <= now_ms);
+            if let Some(task) = task.filter(is_due) {
+                self.run_parked(ix, key, task);
+            }
+        }
+    }
+
+    /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
+    /// batch handler.
+    pub(super) fn follows(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> Option<i64> {
+        let handler = self.handlers[ix.0 as usize].as_ref()?;
+        let entry = self.slab.get(key)?;
+        (handler.settings.takes_batches && lane != 0).then(|| entry.offset())
     }
 
     /// Dead-letters all queued records of a failed handler. Returns whether there were any.

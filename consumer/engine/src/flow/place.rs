@@ -16,7 +16,7 @@ impl<R: Record> Flow<R> {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
-        if handler.backlog.is_empty() && handler.has_room() {
+        if handler.backlog.is_empty() && handler.has_room() && !handler.changes_order() {
             self.add_to_batch(ix, key);
         } else {
             handler.backlog.push_back(key);
@@ -32,7 +32,7 @@ impl<R: Record> Flow<R> {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
-        let lane = lane_of(handler.settings.order, entry);
+        let lane = lane_of(handler.order, entry);
         let flight = open_flight(handler, &mut self.flights, ix, entry);
         if lane != 0 {
             let flights = &self.flights;
@@ -178,7 +178,9 @@ impl<R: Record> Flow<R> {
             refused.append(&mut handler.ready);
             refused.append(&mut withheld);
             handler.ready = refused;
-            let queued = !handler.backlog.is_empty() || !handler.runnable.is_empty();
+            let queued = !handler.backlog.is_empty()
+                || !handler.runnable.is_empty()
+                || !handler.due.is_empty();
             let done = freed.is_empty() && (!submitted || !queued);
             for lane in freed {
                 self.release_lane(ix, lane);
@@ -220,17 +222,41 @@ impl<R: Record> Flow<R> {
     }
 
     fn fill_from_backlog(&mut self, ix: HandlerIx) {
+        self.run_queued_due(ix);
         while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
             && handler.has_room()
             && let Some(lane) = handler.runnable.pop_front()
         {
             self.release_lane(ix, lane);
         }
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.follow_order();
+        }
         while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
             && handler.has_room()
+            && !handler.changes_order()
             && let Some(key) = handler.backlog.pop_front()
         {
             self.add_to_batch(ix, key);
+        }
+    }
+
+    /// Fills unsubmitted batches again, after the number of workers has changed: a batch is for one worker, and a key would
+    /// otherwise be handled by two of them.
+    pub(super) fn place_again(&mut self, ix: HandlerIx) {
+        let mut taken = self.take_queued(ix, |_| true);
+        taken.sort_unstable_by_key(|(key, _)| self.slab.get(*key).map(Entry::offset));
+        let again = |flow: &Self, key| flow.tasks.get(ix, key).map(|task| task.attempt);
+        // They hold their lanes before others claim these.
+        for &(key, lane) in &taken {
+            if let Some(attempt) = again(self, key) {
+                self.park_now(ix, key, lane, attempt);
+            }
+        }
+        for &(key, _) in &taken {
+            if again(self, key).is_none() {
+                self.enqueue(ix, key);
+            }
         }
     }
 

@@ -268,6 +268,7 @@ impl<R: Record> Flow<R> {
             class,
             ending: Ending::DeadLetter,
             refusal: None,
+            follows: self.follows(ix, key, lane),
         };
         self.send_dead_letter(ix, key, task);
     }

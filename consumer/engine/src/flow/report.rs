@@ -387,7 +387,7 @@ impl<R: Record> Flow<R> {
     /// The oldest unsettled record of the same lane in the handler.
     fn lane_holder(&self, ix: HandlerIx, key: EntryKey) -> Option<i64> {
         let handler = self.handlers[ix.0 as usize].as_ref()?;
-        let order = handler.settings.order;
+        let order = handler.order;
         let lane = super::place::lane_of_key(&self.slab, order, key);
         self.slab
             .iter()

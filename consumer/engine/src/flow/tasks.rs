@@ -3,7 +3,8 @@
 //! Only these have an entry here; a record that succeeds at its first attempt has none, unless it emits.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
@@ -103,6 +104,9 @@ pub(super) struct Task {
     pub(super) ending: Ending,
     /// The refusal that is not resolved yet.
     pub(super) refusal: Option<Box<Refusal>>,
+    /// Its offset, if it has to wait for the deferred records before it in its lane: several records of a lane can fail in
+    /// one call of a batch handler, and are run again in order (G4).
+    pub(super) follows: Option<i64>,
 }
 
 /// Without a random seed: tasks must be iterated in the same order in every run.
@@ -113,6 +117,8 @@ type Hasher = BuildHasherDefault<RapidHasher<'static>>;
 pub(super) struct Tasks {
     by_key: HashMap<(HandlerIx, EntryKey), Task, Hasher>,
     due: BinaryHeap<Reverse<(u64, u64, HandlerIx, EntryKey)>>,
+    /// Per lane, the tasks that follow one another, by offset.
+    lanes: HashMap<(HandlerIx, u64), BTreeSet<(i64, EntryKey)>, Hasher>,
     count: u64,
 }
 
@@ -125,15 +131,61 @@ impl Tasks {
     /// Sets a record's task; one with a due time is returned by [`Tasks::take_due`].
     pub(super) fn set(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
         if let Some(due_ms) = task.stage.due_ms() {
-            self.count += 1;
-            self.due.push(Reverse((due_ms, self.count, ix, key)));
+            self.time(ix, key, due_ms);
         }
-        self.by_key.insert((ix, key), task);
+        let (lane, follows) = (task.lane, task.follows);
+        let before = self.by_key.insert((ix, key), task);
+        let known = before.as_ref().and_then(|task| task.follows);
+        if known == follows {
+            return;
+        }
+        if let Some(before) = before {
+            self.leave_lane(ix, key, &before);
+        }
+        if let Some(offset) = follows {
+            let lane = self.lanes.entry((ix, lane)).or_default();
+            lane.insert((offset, key));
+        }
     }
 
-    /// Removes a task.
+    fn time(&mut self, ix: HandlerIx, key: EntryKey, due_ms: u64) {
+        self.count += 1;
+        self.due.push(Reverse((due_ms, self.count, ix, key)));
+    }
+
+    /// Removes a task. The next one of its lane may run then.
     pub(super) fn remove(&mut self, ix: HandlerIx, key: EntryKey) -> Option<Task> {
-        self.by_key.remove(&(ix, key))
+        let task = self.by_key.remove(&(ix, key))?;
+        self.leave_lane(ix, key, &task);
+        Some(task)
+    }
+
+    fn leave_lane(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
+        let Some(offset) = task.follows else {
+            return;
+        };
+        let Entry::Occupied(mut lane) = self.lanes.entry((ix, task.lane)) else {
+            return;
+        };
+        lane.get_mut().remove(&(offset, key));
+        let Some(&(_, next)) = lane.get().first() else {
+            lane.remove();
+            return;
+        };
+        // It has no timer if it was due before.
+        let due_ms = self
+            .by_key
+            .get(&(ix, next))
+            .and_then(|task| task.stage.due_ms());
+        if let Some(due_ms) = due_ms {
+            self.time(ix, next, due_ms);
+        }
+    }
+
+    /// Whether a deferred record before it in its lane is unsettled. It becomes due again when that one is over.
+    pub(super) fn waits_for_predecessor(&self, ix: HandlerIx, key: EntryKey, task: &Task) -> bool {
+        let first = self.lanes.get(&(ix, task.lane)).and_then(BTreeSet::first);
+        task.follows.is_some() && first.is_some_and(|(_, first)| *first != key)
     }
 
     /// The next task that is due.

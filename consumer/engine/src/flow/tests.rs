@@ -5,6 +5,7 @@ mod closing;
 mod commits;
 mod draining;
 mod rest;
+mod retrying;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,8 +29,8 @@ use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
 
-#[derive(Default)]
 struct ScriptedPool {
+    workers: std::sync::atomic::AtomicU32,
     // Boxes, because the trait passes them that way.
     #[allow(clippy::vec_box)]
     taken: Mutex<Vec<Box<Batch>>>,
@@ -37,6 +38,18 @@ struct ScriptedPool {
     /// Partitions and epochs last announced to it.
     owned: Mutex<Vec<(i32, u32)>>,
     failed: std::sync::atomic::AtomicBool,
+}
+
+impl Default for ScriptedPool {
+    fn default() -> Self {
+        Self {
+            workers: 2.into(),
+            taken: Mutex::default(),
+            full: false.into(),
+            owned: Mutex::default(),
+            failed: false.into(),
+        }
+    }
 }
 
 impl WorkerPool for ScriptedPool {
@@ -57,7 +70,7 @@ impl WorkerPool for ScriptedPool {
     }
 
     fn workers(&self) -> u32 {
-        2
+        self.workers.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn state(&self) -> PoolState {

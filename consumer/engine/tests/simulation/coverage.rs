@@ -49,5 +49,7 @@ situations! {
     read_again: "offsets that could not be read although the log had them",
     clients_renewed: "clients replaced while the process ran",
     stops: "graceful stops",
+    other_orders: "changes of a handler's order",
+    other_workers: "changes of the number of workers of a handler that keeps state by key",
     tokens_first: "assignments whose token had to be committed before a record ran",
 }

@@ -59,6 +59,7 @@ pub struct Share {
     pub started: bool,
     /// Its handler was switched off and has failed or hangs: the share is settled without it.
     pub skipped: bool,
+    /// The order of its lane: that of its handler when it was last submitted.
     pub order: Order,
 }
 
@@ -300,8 +301,14 @@ impl Model {
         }
     }
 
-    /// A worker got a record.
-    pub fn submitted(&mut self, epoch: u32, offset: i64, handler: u32) -> Check {
+    /// A worker got a record; `order` is that of its handler's records under way.
+    pub fn submitted(
+        &mut self,
+        epoch: u32,
+        offset: i64,
+        handler: u32,
+        order: Option<Order>,
+    ) -> Check {
         let owned = self
             .owned
             .get(&epoch)
@@ -313,7 +320,10 @@ impl Model {
             ));
         }
         match self.share(epoch, offset, handler) {
-            Some(_) => Ok(()),
+            Some(share) => {
+                share.order = order.unwrap_or(share.order);
+                Ok(())
+            }
             None => Err(format!(
                 "offset {offset} went to h{handler}, which does not match it"
             )),
@@ -363,7 +373,7 @@ impl Model {
                 .record(offset)
                 .and_then(|r| r.key.as_deref())
         };
-        let same_lane = |other: i64| match share.order {
+        let same_lane = |order: Order, other: i64| match order {
             Order::Key => key(offset).is_some() && key(offset) == key(other),
             Order::Partition => true,
             Order::Unordered => false,
@@ -374,7 +384,9 @@ impl Model {
         {
             if let Some(before) = other.shares.get(&handler)
                 && !matches!(before.stage, Stage::Settled | Stage::Acked)
-                && same_lane(earlier)
+                // One that was started before the order changed still has the lane of that order.
+                && (same_lane(share.order, earlier)
+                    || before.started && same_lane(before.order, earlier))
                 && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
             {
                 return Err(format!(
@@ -388,7 +400,8 @@ impl Model {
             if in_batch.is_none()
                 && let Some(after) = other.shares.get(&handler)
                 && after.started
-                && same_lane(later)
+                && same_lane(share.order, later)
+                && same_lane(after.order, later)
             {
                 return Err(format!("{what}: started after {later} of its lane (G4)"));
             }

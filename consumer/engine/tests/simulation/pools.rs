@@ -22,6 +22,11 @@ struct SimPoolState {
 }
 
 impl SimPool {
+    /// The number of its workers.
+    pub fn seats(&self) -> usize {
+        self.seats
+    }
+
     /// A pool of `seats` workers.
     pub fn new(seats: usize) -> Self {
         Self {

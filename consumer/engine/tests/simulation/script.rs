@@ -343,6 +343,11 @@ fn any_predicate(random: &mut Random, depth: usize) -> Predicate {
     }
 }
 
+/// A random order.
+pub fn any_order(random: &mut Random) -> Order {
+    *random.pick(&[Order::Key, Order::Key, Order::Partition, Order::Unordered])
+}
+
 /// A random handler with the given index.
 pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHandler {
     let keeps_key_state = random.chance(25);
@@ -350,7 +355,7 @@ pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHa
         ix,
         route: any_route(random),
         gate_open: random.chance(90),
-        order: *random.pick(&[Order::Key, Order::Key, Order::Partition, Order::Unordered]),
+        order: any_order(random),
         takes_batches: random.chance(20),
         keeps_key_state,
         max_attempts: random.between(1, 4) as u32,

@@ -19,7 +19,7 @@ use super::group::{CommitUnderWay, Group, Revoke};
 use super::model::{Check, Model};
 use super::pools::{SimPool, SimProducer};
 use super::random::Random;
-use super::script::{FaultRates, Script, SimHandler, any_handler, recreated};
+use super::script::{FaultRates, Script, SimHandler, any_handler, any_order, recreated};
 
 /// The share that a producer message concerns.
 #[derive(Clone, Debug)]
@@ -91,6 +91,8 @@ pub struct World {
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
     pub timed_out: HashMap<FlightKey, Vec<ShareKey>>,
+    /// The worker of each key, by pool.
+    pub workers_of: HashMap<(usize, Vec<u8>), u32>,
     /// By handler, from its latest settings.
     pub max_attempts_of: HashMap<u32, u32>,
     /// Handlers that are switched off or removed.
@@ -142,6 +144,7 @@ impl World {
             revision: 0,
             next_handler: 0,
             timed_out: HashMap::new(),
+            workers_of: HashMap::new(),
             max_attempts_of: HashMap::new(),
             closing: Closing::default(),
         }
@@ -220,7 +223,13 @@ impl World {
             }
             (_, Some(target)) => {
                 let seats = self.random.between(1, 3);
+                let order = self.random.chance(40).then(|| any_order(&mut self.random));
                 let handler = &mut self.handlers[target];
+                self.model.coverage.other_orders +=
+                    u64::from(order.is_some_and(|order| order != handler.order));
+                self.model.coverage.other_workers +=
+                    u64::from(handler.keeps_key_state && seats != handler.pool.seats());
+                handler.order = order.unwrap_or(handler.order);
                 handler.generation = self.revision + 1;
                 handler.pool = Arc::new(SimPool::new(seats));
                 self.pools
@@ -270,6 +279,7 @@ impl World {
         self.revokes.clear();
         self.group.rebalancing = false;
         self.pools.clear();
+        self.workers_of.clear();
         self.closing.crash();
         for handler in &mut self.handlers {
             handler.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
@@ -390,7 +400,24 @@ impl World {
                 self.model
                     .trace(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
                 for record in &batch.records {
-                    self.model.submitted(record.epoch, record.offset, ix.0)?;
+                    let order = self.engine.flow().order_of(*ix);
+                    self.model
+                        .submitted(record.epoch, record.offset, ix.0, order)?;
+                    let Some(worker) = batch.worker else {
+                        continue;
+                    };
+                    let log = &self.script.logs[self.model.owned[&record.epoch].log];
+                    let key = log
+                        .record(record.offset)
+                        .and_then(|record| record.key.clone());
+                    let place = (Arc::as_ptr(pool) as usize, key.unwrap_or_default());
+                    let before = *self.workers_of.entry(place).or_insert(worker);
+                    if before != worker {
+                        return Err(format!(
+                            "h{}: a key of offset {} goes to worker {worker} after {before}",
+                            ix.0, record.offset
+                        ));
+                    }
                 }
                 self.running.push(Running {
                     pool: pool.clone(),

@@ -1,0 +1,164 @@
+//! Retries of many records, and changes of a handler's order and workers while records are under way.
+
+use std::time::Instant;
+
+use super::*;
+
+/// A bench whose handler takes batches, with room for `room` records.
+fn batches(room: u32) -> Bench {
+    let mut bench = Bench::with(1, 1_000_000);
+    bench.flow.settings.budget_bytes = 1 << 40;
+    bench.apply(|_, settings| {
+        settings.takes_batches = true;
+        settings.max_in_flight_records = room;
+        settings.max_in_flight_bytes = 1 << 40;
+        true
+    });
+    bench
+}
+
+/// Lets every record fail once; all are parked then.
+fn park(bench: &mut Bench, records: i64) {
+    bench.deliver(0..records, |offset| Some(offset.to_string()));
+    let mut failed = 0;
+    while failed < records {
+        failed += bench.finish(0, |_| outcome_code::RETRY).len() as i64;
+    }
+}
+
+#[test]
+fn the_cost_of_a_tick_is_linear_in_the_records_that_are_due() {
+    let cost = |records: i64| {
+        let mut bench = batches(100_000);
+        park(&mut bench, records);
+        let start = Instant::now();
+        bench.flow.tick(100);
+        bench.flow.dispatch();
+        let cost = start.elapsed();
+        assert_eq!(bench.finish(0, |_| ACK).len() as i64, records);
+        assert_eq!(bench.frontier(), records);
+        cost
+    };
+    // The square would be 64 times as much; a busy machine doubles a time at most.
+    let (few, many) = (cost(2_000), cost(16_000));
+    assert!(
+        many < few * 32,
+        "8 times the records take {many:?} instead of {few:?}"
+    );
+}
+
+#[test]
+fn records_that_failed_in_one_call_run_again_in_order_one_after_the_other() {
+    let mut bench = batches(1_000);
+    bench.deliver(0..4, |_| Some("a".to_owned()));
+    assert_eq!(
+        bench.finish(0, |_| outcome_code::RETRY),
+        [0, 1, 2, 3],
+        "one call has them all"
+    );
+    let mut ran = Vec::new();
+    for now_ms in [100, 101, 102, 103] {
+        bench.flow.tick(now_ms);
+        bench.flow.dispatch();
+        assert!(
+            bench.flow.next_due().is_none_or(|due_ms| due_ms > now_ms),
+            "nothing is polled while one runs"
+        );
+        ran.push(bench.finish(0, |_| ACK));
+    }
+    assert_eq!(ran, [[0], [1], [2], [3]]);
+    assert_eq!(bench.frontier(), 4);
+}
+
+#[test]
+fn records_that_are_due_wait_for_room() {
+    let mut bench = batches(3);
+    park(&mut bench, 10);
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    let mut ran = Vec::new();
+    loop {
+        let of_turn = bench.finish(0, |_| ACK);
+        assert!(of_turn.len() <= 3, "{of_turn:?}");
+        if of_turn.is_empty() {
+            break;
+        }
+        ran.extend(of_turn);
+    }
+    assert_eq!(ran, (0..10).collect::<Vec<_>>());
+    assert_eq!(bench.frontier(), 10);
+}
+
+#[test]
+fn another_order_applies_once_the_records_under_way_are_over() {
+    for (before, after) in [
+        (Order::Partition, Order::Key),
+        (Order::Key, Order::Partition),
+        (Order::Unordered, Order::Key),
+    ] {
+        let mut bench = Bench::new(1);
+        bench.apply(|_, settings| {
+            settings.order = before;
+            true
+        });
+        bench.deliver(0..1, |_| Some("a".to_owned()));
+        assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
+        bench.apply(|_, settings| {
+            settings.order = after;
+            settings.generation = 2;
+            true
+        });
+        bench.deliver(1..3, |_| Some("a".to_owned()));
+        assert_eq!(
+            bench.finish(0, |_| ACK),
+            [0; 0],
+            "{before:?} to {after:?}: the first is parked"
+        );
+        bench.flow.tick(100);
+        bench.flow.dispatch();
+        assert_eq!(bench.finish(0, |_| ACK), [0]);
+        assert_eq!(bench.finish(0, |_| ACK), [1, 2]);
+        assert_eq!(bench.frontier(), 3);
+    }
+}
+
+#[test]
+fn a_key_has_one_worker_after_their_number_has_changed() {
+    let mut bench = Bench::new(1);
+    let workers = |number: u32| {
+        move |_: usize, settings: &mut HandlerSettings| {
+            settings.keeps_key_state = true;
+            settings.generation = u64::from(number);
+            true
+        }
+    };
+    bench.apply(workers(2));
+    bench.pools[0]
+        .full
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let key = |offset: i64| Some(format!("k{}", offset % 16));
+    bench.deliver(0..32, key);
+    let more = ScriptedPool {
+        workers: std::sync::atomic::AtomicU32::new(5),
+        ..ScriptedPool::default()
+    };
+    bench.pools[0] = Arc::new(more);
+    bench.apply(workers(5));
+    bench.deliver(32..64, key);
+    let mut worker_of = std::collections::BTreeMap::new();
+    let mut records = 0;
+    loop {
+        for batch in &*bench.pools[0].taken.lock().unwrap() {
+            for record in &batch.records {
+                let worker = batch.worker.expect("the handler keeps state");
+                let first = *worker_of.entry(record.offset % 16).or_insert(worker);
+                assert_eq!(worker, first, "key {}", record.offset % 16);
+            }
+        }
+        match bench.finish(0, |_| ACK).len() {
+            0 => break,
+            more => records += more,
+        }
+    }
+    assert_eq!((records, bench.frontier()), (64, 64));
+}
