@@ -258,6 +258,11 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "waiting-records-pin-buffers",
+        what: "records that wait for long stay in the client's fetch buffers",
+        suite: SOURCE,
+    },
+    Mutant {
         name: "lost-is-handed-over-again",
         what: "a partition that is lost during its hand-over is released again later, when the group may have assigned it again",
         suite: SIMULATION,

@@ -110,7 +110,44 @@ struct Reading {
     overflow_bytes: u64,
 }
 
+/// How long a record waits, at least, before it is copied out of its fetch buffer; twice that at the most. Longer than
+/// records of a fast handler live, so that these are never copied.
+const DETACH_INTERVAL_MS: u64 = 250;
+
 impl<R: Record> Flow<R> {
+    /// Copies records that wait out of their fetch buffers: one of them keeps a buffer of a megabyte or more alive, of which
+    /// only its own bytes are charged.
+    pub(super) fn detach_waiting(&mut self) {
+        if self.now_ms.saturating_sub(self.detached_ms) < DETACH_INTERVAL_MS {
+            return;
+        }
+        self.detached_ms = self.now_ms;
+        if self.charged == 0 {
+            return;
+        }
+        self.slab.detach_waiting();
+        for slot in self.current.values() {
+            for kept in &mut self.assignments[slot.0 as usize].overflow {
+                let lease = &mut kept.delivery.lease;
+                if lease.pins_client_memory() {
+                    *lease = lease.detach();
+                }
+            }
+        }
+    }
+
+    /// Number of records that are held outside of calls and keep a fetch buffer alive.
+    pub fn pinning_records(&self) -> usize {
+        let held = self.slab.iter().filter(|(_, entry)| {
+            !entry.is_lent() && entry.lease().is_some_and(Record::pins_client_memory)
+        });
+        let current = self.current.values();
+        let overflow = current.flat_map(|slot| &self.assignments[slot.0 as usize].overflow);
+        held.count()
+            + overflow
+                .filter(|kept| kept.delivery.lease.pins_client_memory())
+                .count()
+    }
     /// Number of records to read from the source in this poll, at most `most`, estimated from the mean size of held
     /// records (G8).
     pub fn read_quota(&self, most: usize) -> usize {

@@ -135,6 +135,8 @@ pub struct Flow<R: Record> {
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
+    /// When waiting records were last copied out of fetch buffers.
+    detached_ms: u64,
     /// Mean size of the records that were last held.
     last_mean_bytes: u64,
     /// When the settle rate of partitions was last measured.
@@ -184,6 +186,7 @@ impl<R: Record> Flow<R> {
             emitter,
             inbox,
             charged: 0,
+            detached_ms: 0,
             last_mean_bytes: 0,
             measured_ms: 0,
             memory_log: LogLimit::default(),
@@ -208,6 +211,7 @@ impl<R: Record> Flow<R> {
         self.run_due();
         self.end_backoffs();
         self.run_closing();
+        self.detach_waiting();
     }
 
     /// Applies the handlers and routes of a plan, both at once: no record is routed by a mixture of two plans (G9).

@@ -26,6 +26,8 @@ pub struct Entry<R: Record> {
     /// It is settled or revoked, but a hung call may still read it: its bytes no longer count for its partition.
     pub stranded: bool,
     serial: u32,
+    /// It was here at the last [`Slab::detach_waiting`].
+    seen: bool,
 }
 
 impl<R: Record> Entry<R> {
@@ -116,6 +118,7 @@ impl<R: Record> Slab<R> {
             entry.unsettled = handlers;
             entry.wanted = handlers;
             entry.stranded = false;
+            entry.seen = false;
             return EntryKey {
                 index,
                 serial: entry.serial,
@@ -130,6 +133,7 @@ impl<R: Record> Slab<R> {
             wanted: handlers,
             stranded: false,
             serial: 1,
+            seen: false,
         });
         EntryKey {
             index: (self.entries.len() - 1) as u32,
@@ -169,6 +173,20 @@ impl<R: Record> Slab<R> {
         entry.serial = entry.serial.wrapping_add(1);
         self.spare.push(key.index);
         self.live -= 1;
+    }
+
+    /// Copies the records that no batch has and that were here at the last call already: they wait, and would each keep a
+    /// whole fetch buffer alive.
+    pub fn detach_waiting(&mut self) {
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.record.is_some())
+        {
+            if std::mem::replace(&mut entry.seen, true) {
+                entry.detach();
+            }
+        }
     }
 
     /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.
