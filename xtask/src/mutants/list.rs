@@ -263,6 +263,16 @@ const SERVICE: &[Mutant] = &[
         suite: SOURCE,
     },
     Mutant {
+        name: "released-assignments-kept",
+        what: "the place of a released assignment is never used again",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "assignment-freed-with-records",
+        what: "the place of a released assignment is used again while a call has its records",
+        suite: SIMULATION,
+    },
+    Mutant {
         name: "lost-is-handed-over-again",
         what: "a partition that is lost during its hand-over is released again later, when the group may have assigned it again",
         suite: SIMULATION,

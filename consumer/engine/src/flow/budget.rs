@@ -127,7 +127,7 @@ impl<R: Record> Flow<R> {
         }
         self.slab.detach_waiting();
         for slot in self.current.values() {
-            for kept in &mut self.assignments[slot.0 as usize].overflow {
+            for kept in &mut self.assignments[*slot].overflow {
                 let lease = &mut kept.delivery.lease;
                 if lease.pins_client_memory() {
                     *lease = lease.detach();
@@ -142,7 +142,7 @@ impl<R: Record> Flow<R> {
             !entry.is_lent() && entry.lease().is_some_and(Record::pins_client_memory)
         });
         let current = self.current.values();
-        let overflow = current.flat_map(|slot| &self.assignments[slot.0 as usize].overflow);
+        let overflow = current.flat_map(|slot| &self.assignments[*slot].overflow);
         held.count()
             + overflow
                 .filter(|kept| kept.delivery.lease.pins_client_memory())
@@ -192,7 +192,7 @@ impl<R: Record> Flow<R> {
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
         for slot in self.current.values() {
-            let assignment = &self.assignments[slot.0 as usize];
+            let assignment = &self.assignments[*slot];
             reading.total_overflow += assignment.overflow.len();
             if !assignment.paused {
                 reading.overflow_records += assignment.overflow.len();
@@ -225,7 +225,7 @@ impl<R: Record> Flow<R> {
         let max_uncommitted = self.settings.max_uncommitted;
         let now_ms = self.now_ms;
         for &slot in self.current.values() {
-            let assignment = &mut self.assignments[slot.0 as usize];
+            let assignment = &mut self.assignments[slot];
             if assignment.state != AssignmentState::Assigned {
                 continue;
             }
@@ -257,7 +257,7 @@ impl<R: Record> Flow<R> {
         let began_ms = self.measured_ms;
         self.measured_ms = self.now_ms;
         for &slot in self.current.values() {
-            let assignment = &mut self.assignments[slot.0 as usize];
+            let assignment = &mut self.assignments[slot];
             let first = assignment.assigned_ms >= began_ms;
             assignment.usage.end_window(first);
         }
@@ -275,12 +275,12 @@ impl<R: Record> Flow<R> {
             .values()
             .copied()
             .filter(|slot| {
-                let assignment = &self.assignments[slot.0 as usize];
+                let assignment = &self.assignments[*slot];
                 assignment.is_read() && assignment.is_slow()
             })
-            .max_by_key(|slot| self.assignments[slot.0 as usize].held_bytes());
+            .max_by_key(|slot| self.assignments[*slot].held_bytes());
         let Some(slot) = largest else { return };
-        let assignment = &mut self.assignments[slot.0 as usize];
+        let assignment = &mut self.assignments[slot];
         let held = assignment.held_bytes();
         // If bursts of other partitions hold most of the memory, pausing a small one frees little.
         if held.saturating_mul(2 * reading.partitions) < reading.bytes {
@@ -289,11 +289,11 @@ impl<R: Record> Flow<R> {
         assignment.usage.paused_at = Some(held);
         if let Some(pauses) = self.memory_log.count(self.now_ms) {
             let now_paused = self.current.values().filter(|slot| {
-                let usage = &self.assignments[slot.0 as usize].usage;
+                let usage = &self.assignments[**slot].usage;
                 usage.paused_at.is_some()
             });
             let partitions = now_paused.count();
-            let at = &self.assignments[slot.0 as usize].at;
+            let at = &self.assignments[slot].at;
             tracing::warn!(
                 partitions,
                 pauses,

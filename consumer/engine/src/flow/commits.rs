@@ -203,7 +203,7 @@ impl<R: Record> Flow<R> {
         let half = self.settings.max_uncommitted / 2;
         since >= self.settings.commit_interval_ms
             || self.current.values().any(|&slot| {
-                let assignment = &self.assignments[slot.0 as usize];
+                let assignment = &self.assignments[slot];
                 // A new owner commits its token and start offset at once.
                 let is_urgent = !assignment.token_kept
                     || (assignment.uncommitted() >= half
@@ -218,7 +218,7 @@ impl<R: Record> Flow<R> {
         let rejected =
             |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
         refused.is_some_and(rejected)
-            && self.assignments[slot.0 as usize].state == AssignmentState::Assigned
+            && self.assignments[slot].state == AssignmentState::Assigned
             && self.now_ms < self.commits.rejections.due_ms(MAX_RETRY_DELAY_MS)
     }
 
@@ -230,13 +230,12 @@ impl<R: Record> Flow<R> {
 
     pub(super) fn draining(&self) -> impl Iterator<Item = AssignmentId> {
         let ours = self.current.values().copied();
-        ours.filter(|slot| self.assignments[slot.0 as usize].is_draining())
+        ours.filter(|slot| self.assignments[*slot].is_draining())
     }
 
     /// Whether a partition is drained and its last commit may still be accepted.
     fn waits_for_commit(&self, slot: AssignmentId) -> bool {
-        let AssignmentState::Draining { deadline_ms } = self.assignments[slot.0 as usize].state
-        else {
+        let AssignmentState::Draining { deadline_ms } = self.assignments[slot].state else {
             return false;
         };
         self.now_ms < deadline_ms.saturating_add(LAST_COMMIT_GRACE_MS)
@@ -272,7 +271,7 @@ impl<R: Record> Flow<R> {
         }
         let ours = slots
             .iter()
-            .filter(|&&slot| self.assignments[slot.0 as usize].state != AssignmentState::Released);
+            .filter(|&&slot| self.assignments[slot].state != AssignmentState::Released);
         HandOver::Ready {
             uncommitted: ours
                 .filter(|&&slot| self.commit_entry(slot).is_some())
@@ -327,7 +326,7 @@ impl<R: Record> Flow<R> {
         self.commits.counts.ok += 1;
         self.commits.not_member_since_ms = None;
         self.commits.refused.remove(&slot);
-        let assignment = &mut self.assignments[slot.0 as usize];
+        let assignment = &mut self.assignments[slot];
         if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
             assignment.committed = entry.offset;
             assignment.committed_metadata.clone_from(&entry.metadata);
@@ -424,7 +423,7 @@ impl<R: Record> Flow<R> {
     /// while it lasts.
     fn log_refusals(&mut self, slot: AssignmentId, first: &CommitError, partitions: usize) {
         let now_ms = self.now_ms;
-        let at = &self.assignments[slot.0 as usize].at;
+        let at = &self.assignments[slot].at;
         let cause = match partitions {
             1 => format!("{at}: {}", first.reason),
             _ => format!(

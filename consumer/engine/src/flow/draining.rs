@@ -16,7 +16,7 @@
 //! left to the next owner, and prolong the drain. The fence precedes the last commit: an outcome that counted after it
 //! would be handled here and again by the next owner.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::Flow;
 use super::place::lane_of_key;
@@ -33,7 +33,7 @@ impl<R: Record> Flow<R> {
     pub fn start_drain(&mut self, slots: &[AssignmentId], deadline_ms: u64) {
         for &slot in slots {
             self.drop_overflow(slot);
-            let state = &mut self.assignments[slot.0 as usize].state;
+            let state = &mut self.assignments[slot].state;
             let earlier = match *state {
                 AssignmentState::Draining { deadline_ms } => deadline_ms,
                 AssignmentState::Assigned | AssignmentState::Released => u64::MAX,
@@ -81,29 +81,31 @@ impl<R: Record> Flow<R> {
             && keys.iter().any(|key| {
                 self.slab
                     .get(*key)
-                    .is_some_and(|entry| self.assignments[entry.slot.0 as usize].is_draining())
+                    .is_some_and(|entry| self.assignments[entry.slot].is_draining())
             })
     }
 
     /// Removes all records beyond the last one that some handler has started.
     fn leave_unstarted(&mut self, slots: &[AssignmentId]) {
         let started = self.started();
-        let mut unstarted = Vec::new();
-        for &slot in slots {
-            let last = self
-                .slab
-                .iter()
-                .filter(|(key, entry)| entry.slot == slot && started.contains(key))
-                .map(|(_, entry)| entry.offset())
-                .max()
-                .unwrap_or(i64::MIN);
-            unstarted.extend(
-                self.slab
-                    .iter()
-                    .filter(|(_, e)| e.slot == slot && e.offset() > last && e.unsettled > 0)
-                    .map(|(k, _)| k),
-            );
+        let mut last: HashMap<AssignmentId, i64> =
+            slots.iter().map(|slot| (*slot, i64::MIN)).collect();
+        for key in &started {
+            if let Some(entry) = self.slab.get(*key)
+                && let Some(last) = last.get_mut(&entry.slot)
+            {
+                *last = entry.offset().max(*last);
+            }
         }
+        let beyond = |entry: &Entry<R>| {
+            let last = last.get(&entry.slot);
+            entry.unsettled > 0 && last.is_some_and(|last| entry.offset() > *last)
+        };
+        let held = self.slab.iter();
+        let unstarted: Vec<EntryKey> = held
+            .filter(|(_, entry)| beyond(entry))
+            .map(|(key, _)| key)
+            .collect();
         self.abandon(&unstarted);
     }
 
@@ -111,16 +113,15 @@ impl<R: Record> Flow<R> {
     pub fn is_drained(&self, slots: &[AssignmentId]) -> bool {
         let overdue = slots
             .iter()
-            .all(|slot| match self.assignments[slot.0 as usize].state {
+            .all(|slot| match self.assignments[*slot].state {
                 AssignmentState::Draining { deadline_ms } => self.now_ms >= deadline_ms,
                 AssignmentState::Assigned => false,
                 AssignmentState::Released => true,
             });
         overdue
-            || !self
-                .slab
+            || slots
                 .iter()
-                .any(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
+                .all(|slot| self.assignments[*slot].unsettled == 0)
     }
 
     /// Releases partitions: none of their records starts, late outcomes are discarded, nothing is committed for them
@@ -128,13 +129,18 @@ impl<R: Record> Flow<R> {
     pub fn release(&mut self, slots: &[AssignmentId]) {
         self.fence(slots);
         for &slot in slots {
-            let assignment = &mut self.assignments[slot.0 as usize];
+            let assignment = &mut self.assignments[slot];
             assignment.state = AssignmentState::Released;
             assignment.forget();
+            if let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
+                counts.consumed += std::mem::take(&mut assignment.delivered);
+                counts.repeats += std::mem::take(&mut assignment.repeats);
+            }
             if self.current.get(&assignment.at) == Some(&slot) {
                 self.current.remove(&assignment.at);
                 self.ownership_changed = true;
             }
+            self.assignments.free_if_over(slot);
         }
         self.commits.release(slots);
         self.drop_retired();
@@ -148,7 +154,7 @@ impl<R: Record> Flow<R> {
             .values()
             .copied()
             .filter(|slot| {
-                let assignment = &self.assignments[slot.0 as usize];
+                let assignment = &self.assignments[*slot];
                 let AssignmentState::Draining { deadline_ms } = assignment.state else {
                     return false;
                 };
@@ -185,8 +191,8 @@ impl<R: Record> Flow<R> {
         let (records, _) = self.unfinished(slots, &started);
         self.unfinished_records += records as u64;
         let left = |slot: &&AssignmentId| {
-            let ledger = &self.assignments[slot.0 as usize].ledger;
-            let committed = self.assignments[slot.0 as usize].committed;
+            let ledger = &self.assignments[**slot].ledger;
+            let committed = self.assignments[**slot].committed;
             // An uncommitted token alone causes no reprocessing.
             let handled = ledger.frontier() > committed || !ledger.settled_ahead().is_empty();
             handled && self.commit_entry(**slot).is_some()
@@ -231,10 +237,10 @@ impl<R: Record> Flow<R> {
     fn fence(&mut self, slots: &[AssignmentId]) {
         for &slot in slots {
             self.drop_overflow(slot);
-            self.assignments[slot.0 as usize].fenced = true;
+            self.assignments[slot].fenced = true;
         }
         let assignments = &self.assignments;
-        let fenced = |entry: &Entry<R>| assignments[entry.slot.0 as usize].fenced;
+        let fenced = |entry: &Entry<R>| assignments[entry.slot].fenced;
         let mut pools: Vec<HandlerIx> = Vec::new();
         for flight in self.flights.submitted() {
             let hit = |key: &EntryKey| self.slab.get(*key).is_some_and(fenced);
@@ -262,9 +268,8 @@ impl<R: Record> Flow<R> {
         }
         let (slab, assignments) = (&self.slab, &self.assignments);
         let drains = |key: &EntryKey| {
-            slab.get(*key).is_some_and(|entry| {
-                entry.unsettled > 0 && assignments[entry.slot.0 as usize].is_draining()
-            })
+            slab.get(*key)
+                .is_some_and(|entry| entry.unsettled > 0 && assignments[entry.slot].is_draining())
         };
         self.flights
             .keep_stopped(|flight| flight.keys.iter().any(drains));
@@ -332,8 +337,10 @@ impl<R: Record> Flow<R> {
             }
         }
         for &key in keys {
-            if let Some(entry) = self.slab.get_mut(key) {
-                entry.unsettled = 0;
+            if let Some(entry) = self.slab.get_mut(key)
+                && std::mem::take(&mut entry.unsettled) > 0
+            {
+                self.assignments[entry.slot].unsettled -= 1;
             }
             self.free_if_done(key);
         }

@@ -24,6 +24,7 @@
 //! `report`.
 
 mod admit;
+mod assignments;
 pub mod budget;
 mod closing;
 pub mod commits;
@@ -62,6 +63,7 @@ use crate::partition::trouble::LogLimit;
 use crate::record::Record;
 use crate::routing::{Router, RoutingIndex};
 use crate::source::{AssignmentId, CommitEntry, TopicPartition};
+use assignments::Assignments;
 use commits::Commits;
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
@@ -110,7 +112,7 @@ pub struct TopicCounts {
 pub struct Flow<R: Record> {
     settings: FlowSettings,
     now_ms: u64,
-    assignments: Vec<Assignment<R>>,
+    assignments: Assignments<R>,
     /// Ordered, like every collection iterated here: a seed must reproduce the same run.
     current: BTreeMap<TopicPartition, AssignmentId>,
     router: Router,
@@ -168,7 +170,7 @@ impl<R: Record> Flow<R> {
         Self {
             settings,
             now_ms: 0,
-            assignments: Vec::new(),
+            assignments: Assignments::default(),
             current: BTreeMap::new(),
             router: Router::new(no_routes),
             slab: Slab::default(),
@@ -244,7 +246,7 @@ impl<R: Record> Flow<R> {
         }
         self.router.swap(index);
         self.ownership_changed = true;
-        for assignment in &mut self.assignments {
+        for assignment in self.assignments.iter_mut() {
             if assignment.state == AssignmentState::Assigned {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
@@ -258,16 +260,16 @@ impl<R: Record> Flow<R> {
 
     /// Adds an assigned partition.
     pub fn assign(&mut self, new: NewAssignment) -> AssignmentId {
-        let slot = AssignmentId(self.assignments.len() as u32);
         let plan = self.router.plan(&new.at.topic);
         self.topics.entry(new.at.topic.clone()).or_default();
-        self.current.insert(new.at.clone(), slot);
         self.ownership_changed = true;
         let mut leader_epochs = LeaderEpochs::default();
         if let Some(epoch) = new.leader_epoch {
             leader_epochs.record(new.start - 1, epoch);
         }
-        self.assignments.push(Assignment {
+        let (at, now_ms) = (new.at.clone(), self.now_ms);
+        let slot = self.assignments.insert(|id| Assignment {
+            id,
             topic: topic_name::kept(&new.at.topic, new.topic_id),
             at: new.at,
             topic_id: new.topic_id,
@@ -295,13 +297,15 @@ impl<R: Record> Flow<R> {
             end: None,
             awaited: None,
             entries: 0,
+            unsettled: 0,
             delivered: 0,
             repeats: 0,
-            moved_ms: self.now_ms,
-            begun_ms: self.now_ms,
-            assigned_ms: self.now_ms,
+            moved_ms: now_ms,
+            begun_ms: now_ms,
+            assigned_ms: now_ms,
             usage: Default::default(),
         });
+        self.current.insert(at, slot);
         slot
     }
 
@@ -319,12 +323,17 @@ impl<R: Record> Flow<R> {
 
     /// The assignment behind a slot.
     pub fn assignment(&self, slot: AssignmentId) -> &Assignment<R> {
-        &self.assignments[slot.0 as usize]
+        &self.assignments[slot]
+    }
+
+    /// Whether something may still refer to an assignment.
+    pub(crate) fn is_known(&self, slot: AssignmentId) -> bool {
+        self.assignments.get(slot).is_some()
     }
 
     /// The assignment behind a slot.
     pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
-        &mut self.assignments[slot.0 as usize]
+        &mut self.assignments[slot]
     }
 
     /// The order of a handler's records that have left its backlog.
@@ -361,7 +370,7 @@ impl<R: Record> Flow<R> {
 
     /// The commit that is due for an owned partition, if it differs from the last accepted one.
     fn commit_entry(&self, slot: AssignmentId) -> Option<CommitEntry> {
-        let assignment = &self.assignments[slot.0 as usize];
+        let assignment = &self.assignments[slot];
         let offset = assignment.ledger.frontier();
         let metadata = assignment.metadata(&self.settings.group);
         let changed = offset > assignment.committed || metadata != assignment.committed_metadata;

@@ -28,6 +28,7 @@ use super::tasks::{Ending, Stage, Task};
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 use crate::partition::assignment::AssignmentState;
 use crate::record::Record;
+use crate::source::AssignmentId;
 
 /// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
 /// stall.
@@ -158,6 +159,7 @@ impl<R: Record> Flow<R> {
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
             refusal: None,
+            slot: self.slot_of(key),
             follows: self.follows(ix, key, lane),
         };
         self.tasks.set(ix, key, task);
@@ -193,6 +195,7 @@ impl<R: Record> Flow<R> {
                 class: REASON_TERMINAL,
                 ending,
                 refusal: None,
+                slot: self.slot_of(key),
                 follows: self.follows(ix, key, lane),
             };
             self.tasks.set(ix, key, task);
@@ -275,6 +278,7 @@ impl<R: Record> Flow<R> {
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
             refusal: None,
+            slot: self.slot_of(key),
             follows: self.follows(ix, key, lane),
         };
         self.tasks.set(ix, key, task);
@@ -410,6 +414,12 @@ impl<R: Record> Flow<R> {
         }
     }
 
+    /// The assignment of a record that some handler defers.
+    pub(super) fn slot_of(&self, key: EntryKey) -> AssignmentId {
+        let entry = self.slab.get(key);
+        entry.map_or(AssignmentId(u32::MAX), |entry| entry.slot)
+    }
+
     /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
     /// batch handler.
     pub(super) fn follows(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> Option<i64> {
@@ -449,7 +459,8 @@ impl<R: Record> Flow<R> {
         if entry.unsettled > 0 {
             return;
         }
-        let assignment = &mut self.assignments[entry.slot.0 as usize];
+        let assignment = &mut self.assignments[entry.slot];
+        assignment.unsettled -= 1;
         if assignment.state != AssignmentState::Released {
             let before = assignment.ledger.frontier();
             if !assignment.ledger.settle(entry.offset()) {
@@ -483,7 +494,7 @@ impl<R: Record> Flow<R> {
             return;
         }
         let charge = u64::from(entry.charge);
-        let assignment = &mut self.assignments[entry.slot.0 as usize];
+        let assignment = &mut self.assignments[entry.slot];
         if !entry.stranded {
             assignment.usage.entry_bytes -= charge;
         }
@@ -494,7 +505,12 @@ impl<R: Record> Flow<R> {
         self.charged -= charge;
         assignment.entries -= 1;
         assignment.usage.freed_bytes += charge;
+        let slot = entry.slot;
+        let released = assignment.state == AssignmentState::Released;
         self.slab.remove(key);
+        if released {
+            self.assignments.free_if_over(slot);
+        }
     }
 
     pub(super) fn return_record(&mut self, key: EntryKey, record: RawRecord) {

@@ -17,7 +17,7 @@ impl<R: Record> Flow<R> {
         let mut owned: Vec<Vec<(AssignmentId, OwnedPartition)>> =
             vec![Vec::new(); self.handlers.len()];
         for (at, &slot) in &self.current {
-            let assignment = &self.assignments[slot.0 as usize];
+            let assignment = &self.assignments[slot];
             for ix in self.router.candidates(assignment.plan) {
                 let Some(list) = owned.get_mut(ix.0 as usize) else {
                     continue;
@@ -58,7 +58,9 @@ impl<R: Record> Flow<R> {
             return false;
         };
         let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
-            !self.assignments[slot.0 as usize].fenced && !owned.iter().any(|(new, _)| new == slot)
+            let assignment = self.assignments.get(*slot);
+            assignment.is_some_and(|assignment| !assignment.fenced)
+                && !owned.iter().any(|(new, _)| new == slot)
         };
         let mut lingering: Vec<_> = handler.announced.iter().filter(left_out).cloned().collect();
         if lingering.is_empty() {

@@ -268,6 +268,7 @@ impl<R: Record> Flow<R> {
             class,
             ending: Ending::DeadLetter,
             refusal: None,
+            slot: self.slot_of(key),
             follows: self.follows(ix, key, lane),
         };
         self.send_dead_letter(ix, key, task);
@@ -286,7 +287,7 @@ impl<R: Record> Flow<R> {
             return;
         };
         let Some(lease) = entry.lease() else { return };
-        let at = &self.assignments[entry.slot.0 as usize].at;
+        let at = &self.assignments[entry.slot].at;
         let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
         let provenance = dead_letter::Provenance {
             topic: &at.topic,

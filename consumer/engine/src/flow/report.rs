@@ -1,5 +1,7 @@
 //! Reports for metrics and API, and explanations of what blocks a frontier (G8).
 
+use std::collections::HashMap;
+
 use super::Flow;
 use super::budget::PausedFor;
 use super::flights::Flight;
@@ -15,6 +17,9 @@ use crate::status::{
 };
 use crate::status::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
 use crate::status::{ProblemKind, ServiceProblem};
+
+/// Reports name the handler that holds a frontier once it has waited for this long.
+const HELD_AFTER_MS: u64 = 1_000;
 
 /// Converts the flow's clock to wall-clock time.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +52,13 @@ impl<R: Record> Flow<R> {
         clock: WallClock,
         end_offset: impl Fn(AssignmentId) -> Option<i64>,
     ) -> PumpReport {
+        let at_frontier = self.records_at_frontiers();
         let mut partitions: Vec<PartitionReport> = self
             .partitions()
-            .map(|(at, slot)| self.partition_report(at, slot, clock, end_offset(slot)))
+            .map(|(at, slot)| {
+                let key = at_frontier.get(&slot).copied();
+                self.partition_report(at, slot, clock, end_offset(slot), key)
+            })
             .collect();
         partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         let mut topics: Vec<TopicReport> = self
@@ -86,8 +95,8 @@ impl<R: Record> Flow<R> {
         topic: &str,
         value: impl Fn(&crate::partition::assignment::Assignment<R>) -> u64,
     ) -> u64 {
-        self.assignments
-            .iter()
+        let owned = self.current.values().map(|slot| &self.assignments[*slot]);
+        owned
             .filter(|assignment| &*assignment.at.topic == topic)
             .map(value)
             .sum()
@@ -99,11 +108,7 @@ impl<R: Record> Flow<R> {
             .enumerate()
             .filter_map(|(place, handler)| Some((HandlerIx(place as u32), handler.as_ref()?)))
             .map(|(ix, handler)| {
-                let parked = self
-                    .tasks
-                    .iter()
-                    .filter(|(of, _, task)| *of == ix && matches!(task.stage, Stage::Parked { .. }))
-                    .count() as u64;
+                let parked = self.tasks.parked(ix);
                 let waiting = handler.backlog.len() + handler.lanes.waiters();
                 HandlerFlowReport {
                     name: handler.settings.name.to_string(),
@@ -160,18 +165,12 @@ impl<R: Record> Flow<R> {
         slot: AssignmentId,
         clock: WallClock,
         end_offset: Option<i64>,
+        at_frontier: Option<EntryKey>,
     ) -> PartitionReport {
         let assignment = self.assignment(slot);
         let frontier = assignment.ledger.frontier();
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
-        let parked = self
-            .tasks
-            .iter()
-            .filter(|(_, key, task)| {
-                matches!(task.stage, Stage::Parked { .. })
-                    && self.slab.get(*key).is_some_and(|e| e.slot == slot)
-            })
-            .count() as u64;
+        let parked = self.tasks.parked_of(slot);
         let state = if assignment.stopped.is_some() {
             PartitionState::Stopped
         } else if assignment.unreadable.is_some() {
@@ -208,10 +207,9 @@ impl<R: Record> Flow<R> {
             gone: self.gone(at),
             stalled: stalled.is_some(),
             stalled_since_ms: stalled.map(|stalled| clock.at(stalled.since_ms)),
-            held_by: if waits {
-                self.held_by(slot, frontier, clock).into_iter().next()
-            } else {
-                None
+            held_by: match waits {
+                true => at_frontier.and_then(|key| self.first_holder(slot, key, clock)),
+                false => None,
             },
         }
     }
@@ -308,6 +306,37 @@ impl<R: Record> Flow<R> {
             "reading is suspended: in-flight records fill the memory; {at} holds {held} of {budget} bytes; fix what \
              blocks them, or raise processing.memory"
         ))
+    }
+
+    /// The unsettled records at the frontiers of all partitions that have waited for a second: in one pass, and none while
+    /// everything moves.
+    fn records_at_frontiers(&self) -> HashMap<AssignmentId, EntryKey> {
+        let waits = |slot: &&AssignmentId| {
+            let assignment = &self.assignments[**slot];
+            let waited_ms = self.now_ms.saturating_sub(assignment.waits_since_ms());
+            !assignment.ledger.is_settled() && waited_ms >= HELD_AFTER_MS
+        };
+        let frontiers: HashMap<AssignmentId, i64> = self
+            .current
+            .values()
+            .filter(waits)
+            .map(|&slot| (slot, self.assignments[slot].ledger.frontier()))
+            .collect();
+        if frontiers.is_empty() {
+            return HashMap::new();
+        }
+        let held = self.slab.iter().filter(|(_, entry)| entry.unsettled > 0);
+        held.filter(|(_, entry)| frontiers.get(&entry.slot) == Some(&entry.offset()))
+            .map(|(key, entry)| (entry.slot, key))
+            .collect()
+    }
+
+    /// The first handler that has not settled a record.
+    fn first_holder(&self, slot: AssignmentId, key: EntryKey, clock: WallClock) -> Option<HeldBy> {
+        let offset = self.slab.get(key)?.offset();
+        let queued_ms = self.assignment(slot).waits_since_ms();
+        let mut places = 0..self.handlers.len();
+        places.find_map(|place| self.share(HandlerIx(place as u32), key, offset, queued_ms, clock))
     }
 
     /// The handlers that have not settled the record at `offset`.

@@ -12,6 +12,7 @@ use rapidhash::fast::RapidHasher;
 
 use crate::dispatch::{EntryKey, HandlerIx};
 use crate::emit::{AckGroup, EmitFailure, Way};
+use crate::source::AssignmentId;
 
 /// What a record waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub(super) struct Task {
     pub(super) since_ms: u64,
     /// Its lane, 0 for none.
     pub(super) lane: u64,
+    /// The assignment of its record.
+    pub(super) slot: AssignmentId,
     /// Why the last attempt failed.
     pub(super) reason: Option<Arc<str>>,
     /// The reason class for the dead letter.
@@ -120,6 +123,9 @@ pub(super) struct Tasks {
     /// Per lane, the tasks that follow one another, by offset.
     lanes: HashMap<(HandlerIx, u64), BTreeSet<(i64, EntryKey)>, Hasher>,
     count: u64,
+    /// Parked records, by handler and by assignment.
+    parked: HashMap<HandlerIx, u64, Hasher>,
+    parked_of: HashMap<AssignmentId, u64, Hasher>,
 }
 
 impl Tasks {
@@ -134,7 +140,11 @@ impl Tasks {
             self.time(ix, key, due_ms);
         }
         let (lane, follows) = (task.lane, task.follows);
+        self.count_parked(ix, &task, 1);
         let before = self.by_key.insert((ix, key), task);
+        if let Some(before) = &before {
+            self.count_parked(ix, before, -1);
+        }
         let known = before.as_ref().and_then(|task| task.follows);
         if known == follows {
             return;
@@ -156,8 +166,32 @@ impl Tasks {
     /// Removes a task. The next one of its lane may run then.
     pub(super) fn remove(&mut self, ix: HandlerIx, key: EntryKey) -> Option<Task> {
         let task = self.by_key.remove(&(ix, key))?;
+        self.count_parked(ix, &task, -1);
         self.leave_lane(ix, key, &task);
         Some(task)
+    }
+
+    fn count_parked(&mut self, ix: HandlerIx, task: &Task, by: i64) {
+        if !matches!(task.stage, Stage::Parked { .. }) {
+            return;
+        }
+        let of_handler = self.parked.entry(ix).or_default();
+        *of_handler = of_handler.saturating_add_signed(by);
+        let of_slot = self.parked_of.entry(task.slot).or_default();
+        *of_slot = of_slot.saturating_add_signed(by);
+        if *of_slot == 0 {
+            self.parked_of.remove(&task.slot);
+        }
+    }
+
+    /// Number of a handler's parked records.
+    pub(super) fn parked(&self, ix: HandlerIx) -> u64 {
+        self.parked.get(&ix).copied().unwrap_or(0)
+    }
+
+    /// Number of parked records of an assignment, over all handlers.
+    pub(super) fn parked_of(&self, slot: AssignmentId) -> u64 {
+        self.parked_of.get(&slot).copied().unwrap_or(0)
     }
 
     fn leave_lane(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {

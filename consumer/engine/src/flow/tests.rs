@@ -393,15 +393,43 @@ fn a_stopped_partition_keeps_no_overflow_records() {
 }
 
 #[test]
-fn a_released_assignment_keeps_almost_no_memory() {
-    let mut bench = Bench::with(1, 100_000);
-    bench.deliver(0..50_000, |_| None);
-    while !bench.finish(0, |_| ACK).is_empty() {}
-    let kept = |bench: &Bench| bench.flow.assignment(bench.slot).ledger.kept_bytes();
-    assert_eq!(bench.frontier(), 50_000);
-    assert!(kept(&bench) > 1_000);
-    bench.flow.release(&[bench.slot]);
-    assert_eq!(kept(&bench), 0);
+fn a_process_does_not_grow_with_the_number_of_its_rebalances() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |_| None);
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    let mut ids = std::collections::BTreeSet::from([bench.slot]);
+    for epoch in 2..1_000 {
+        bench.flow.release(&[bench.slot]);
+        bench.slot = bench.flow.assign(NewAssignment::first(at(), 0, epoch));
+        assert!(ids.insert(bench.slot), "an id has two assignments");
+        bench.deliver(0..3, |_| None);
+        assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
+    }
+    assert_eq!(
+        bench.flow.assignments.places(),
+        2,
+        "one has records in a call"
+    );
+    let clock = super::report::WallClock { epoch_ms: 0 };
+    let topics = bench.flow.report(clock, |_| None).topics;
+    assert_eq!(topics[0].consumed, 10 + 998 * 3, "the counts stay");
+    bench.pools[0].taken.lock().unwrap().push(hung);
+    bench.finish(0, |_| ACK);
+    assert_eq!(bench.frontier(), 3, "a late outcome settles nothing");
+    let (mut used, mut more) = (0, bench.flow.assign(NewAssignment::first(other(), 0, 1)));
+    for epoch in 2..10 {
+        used = used.max(more.index());
+        bench.flow.release(&[more]);
+        more = bench.flow.assign(NewAssignment::first(other(), 0, epoch));
+    }
+    assert_eq!((used, bench.flow.assignments.places()), (0, 2));
+}
+
+fn other() -> TopicPartition {
+    TopicPartition {
+        partition: 1,
+        ..at()
+    }
 }
 
 #[test]

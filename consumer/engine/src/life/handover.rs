@@ -44,6 +44,14 @@ impl Handovers {
         self.revokes.retain(|revoke| !revoke.partitions.is_empty());
     }
 
+    fn forget_slots(&mut self, released: &[AssignmentId]) {
+        let drains = self.beginning.iter_mut().map(|drain| &mut drain.slots);
+        let revokes = self.revokes.iter_mut().map(|revoke| &mut revoke.slots);
+        for slots in drains.chain(revokes) {
+            slots.retain(|slot| !released.contains(slot));
+        }
+    }
+
     /// Forgets the revokes: their partitions are released with all others.
     pub(crate) fn forget_revokes(&mut self) {
         self.revokes.clear();
@@ -51,6 +59,15 @@ impl Handovers {
 }
 
 impl<R: Record> Engine<R> {
+    /// Releases assignments: nothing is known of them any more.
+    pub(crate) fn release(&mut self, slots: &[AssignmentId]) {
+        self.flow.release(slots);
+        for slot in slots {
+            self.troubled.remove(slot);
+        }
+        self.handovers.forget_slots(slots);
+    }
+
     /// The group revokes partitions, or has already reassigned them (`lost`).
     pub(crate) fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         self.offers.forget(&partitions);
@@ -69,7 +86,7 @@ impl<R: Record> Engine<R> {
             self.left.uncommitted += self.flow.count_lost(&slots) as u64;
         }
         if lost {
-            self.flow.release(&slots);
+            self.release(&slots);
             self.handovers.forget_lost(&partitions);
         }
         if self.stopping.has_begun() {
@@ -113,7 +130,7 @@ impl<R: Record> Engine<R> {
                 self.handovers.revokes.push(revoke);
                 continue;
             }
-            self.flow.release(&revoke.slots);
+            self.release(&revoke.slots);
             self.effects.push_back(Effect::Release(revoke.partitions));
         }
     }

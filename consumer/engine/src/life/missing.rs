@@ -321,6 +321,9 @@ impl<R: Record> Engine<R> {
     /// The client has been repositioned, or could not be.
     pub(crate) fn sought(&mut self, slot: AssignmentId, result: Result<(), SourceError>) {
         let now_ms = self.now_ms;
+        if !self.flow.is_known(slot) {
+            return;
+        }
         let assignment = self.flow.assignment_mut(slot);
         let delivered = assignment.delivered;
         let Some(recovery) = &mut assignment.recovery else {

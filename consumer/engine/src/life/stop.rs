@@ -265,7 +265,7 @@ impl<R: Record> Engine<R> {
             return;
         }
         self.flow.log_suppressed(true);
-        self.flow.release(&slots);
+        self.release(&slots);
         self.stopping = Stopping::Leaving { renew };
         self.effects.push_back(Effect::Leave { deadline_ms, renew });
     }
@@ -334,7 +334,7 @@ impl<R: Record> Engine<R> {
 
     /// Releases partitions that can no longer be committed, and rejoins the group with a new client.
     fn rejoin_without(&mut self, slots: &[AssignmentId]) {
-        self.flow.release(slots);
+        self.release(slots);
         match &self.stopping {
             Stopping::No => {
                 self.reset_report();

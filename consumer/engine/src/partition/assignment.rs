@@ -7,7 +7,7 @@
 //!
 //! An [`Assignment`] owns what must not outlive an ownership: the ledger, the leader epochs of its records, the last
 //! accepted commit and the fencing token. A partition that is assigned again gets a new one under a new
-//! [`AssignmentId`](crate::source::AssignmentId), and ids are never reused. A late outcome thus finds the released
+//! [`AssignmentId`]. A late outcome thus finds the released
 //! assignment; with a shared ledger it would settle an offset that the new ownership has not handled.
 //!
 //! `fenced` is separate from the state: at the drain deadline nothing starts or counts any more, while the last commit
@@ -26,7 +26,7 @@ use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use crate::partition::ledger::Ledger;
 use crate::partition::trouble::Trouble;
 use crate::routing::TopicPlanId;
-use crate::source::{Delivery, TopicPartition};
+use crate::source::{AssignmentId, Delivery, TopicPartition};
 
 /// Maximum leader-epoch changes kept between the frontier and the newest record: bounds memory if a log is broken.
 const MAX_EPOCH_CHANGES: usize = 64;
@@ -120,6 +120,8 @@ impl LeaderEpochs {
 
 /// A partition that this process owns or has owned.
 pub struct Assignment<R> {
+    /// Its id.
+    pub id: AssignmentId,
     /// The partition.
     pub at: TopicPartition,
     /// Its topic's name; records lent to calls point to it.
@@ -174,6 +176,8 @@ pub struct Assignment<R> {
     pub awaited: Option<(i64, u64)>,
     /// Number of its live slab entries.
     pub entries: u32,
+    /// How many of them some handler has to settle.
+    pub unsettled: u32,
     /// Number of records delivered.
     pub delivered: u64,
     /// Number of repeated deliveries dropped.
@@ -231,7 +235,7 @@ impl<R> Assignment<R> {
         forgets
     }
 
-    /// Frees what only an owned partition needs. The slot itself stays: slots are never reused.
+    /// Frees what only an owned partition needs; its records may still be held.
     pub fn forget(&mut self) {
         self.ledger = Ledger::new(self.ledger.frontier(), Vec::new());
         self.leader_epochs = LeaderEpochs::default();

@@ -184,12 +184,6 @@ impl Ledger {
         self.done.back().map(|range| range.end)
     }
 
-    /// Allocated bytes.
-    #[cfg(test)]
-    pub fn kept_bytes(&self) -> usize {
-        self.words.capacity() * size_of::<Word>() + self.done.capacity() * size_of::<Range<i64>>()
-    }
-
     /// Number of delivered offsets that are not settled.
     pub fn unsettled(&self) -> u64 {
         self.words

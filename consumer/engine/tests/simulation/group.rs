@@ -98,14 +98,14 @@ impl World {
         let latest_ms = self.now_ms + self.script.drain_ms;
         let mut begun: BTreeMap<u64, Vec<AssignmentId>> = BTreeMap::new();
         for owned in self.model.owned.values_mut() {
+            if owned.released || owned.draining {
+                continue;
+            }
             let AssignmentState::Draining { deadline_ms } =
                 self.engine.flow().assignment(owned.slot).state
             else {
                 continue;
             };
-            if owned.released || owned.draining {
-                continue;
-            }
             if deadline_ms > latest_ms {
                 return Err(format!(
                     "the drain of {} may take until {deadline_ms}, not {latest_ms}",

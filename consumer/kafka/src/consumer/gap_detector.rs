@@ -72,6 +72,7 @@ struct Suspicion {
 /// One assignment of one partition.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    slot: AssignmentId,
     pub(super) at: TopicPartition,
     pub(super) topic: TopicId,
     /// The next expected offset; `None` while it is unknown.
@@ -137,7 +138,7 @@ impl GapDetector {
         start: StartAt,
         next: Option<i64>,
     ) {
-        let place = slot.0 as usize;
+        let place = slot.index();
         if self.slots.len() <= place {
             self.slots.resize_with(place + 1, || None);
         }
@@ -158,6 +159,7 @@ impl GapDetector {
         let (paused, client_paused) =
             before.map_or((false, false), |a| (a.paused, a.client_paused));
         self.slots[place] = Some(Admitted {
+            slot,
             at,
             topic,
             next,
@@ -183,29 +185,26 @@ impl GapDetector {
 
     /// The open assignments.
     pub(super) fn opened(&self) -> impl Iterator<Item = (AssignmentId, &Admitted)> {
-        (0u32..)
-            .zip(&self.slots)
-            .filter_map(|(place, admitted)| Some((AssignmentId(place), admitted.as_ref()?)))
-            .filter(|(_, admitted)| admitted.open)
+        let open = self.slots.iter().flatten().filter(|admitted| admitted.open);
+        open.map(|admitted| (admitted.slot, admitted))
     }
 
     fn opened_mut(&mut self) -> impl Iterator<Item = (AssignmentId, &mut Admitted)> {
-        (0u32..)
-            .zip(&mut self.slots)
-            .filter_map(|(place, admitted)| Some((AssignmentId(place), admitted.as_mut()?)))
-            .filter(|(_, admitted)| admitted.open)
+        let all = self.slots.iter_mut().flatten();
+        all.filter(|admitted| admitted.open)
+            .map(|admitted| (admitted.slot, admitted))
     }
 
     /// An open assignment.
     pub(super) fn get_mut(&mut self, slot: AssignmentId) -> Option<&mut Admitted> {
-        let admitted = self.slots.get_mut(slot.0 as usize)?.as_mut()?;
-        admitted.open.then_some(admitted)
+        let admitted = self.slots.get_mut(slot.index())?.as_mut()?;
+        (admitted.open && admitted.slot == slot).then_some(admitted)
     }
 
     /// An open assignment.
     pub(super) fn get(&self, slot: AssignmentId) -> Option<&Admitted> {
-        let admitted = self.slots.get(slot.0 as usize)?.as_ref()?;
-        admitted.open.then_some(admitted)
+        let admitted = self.slots.get(slot.index())?.as_ref()?;
+        (admitted.open && admitted.slot == slot).then_some(admitted)
     }
 
     /// Starts a new batch.

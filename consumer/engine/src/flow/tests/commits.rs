@@ -136,7 +136,7 @@ fn a_partition_lost_while_its_last_commit_was_rejected_commits_nothing() {
 fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
-    let slot = bench.slot.0 as usize;
+    let slot = bench.slot;
     assert!(bench.flow.assignments[slot].ledger.settle(3));
     bench.finish(0, |_| ACK);
     bench.flow.tick(1_000);
