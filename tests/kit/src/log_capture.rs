@@ -1,7 +1,7 @@
 //! Captures log output in tests.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// A shared buffer: clones write to the same one.
 #[derive(Clone, Default)]
@@ -26,8 +26,21 @@ impl io::Write for Lines {
     }
 }
 
+/// Keeps log lines enabled in all threads of a test process. Otherwise a thread without a subscriber that is the first to reach
+/// a line can disable it for all, at the moment at which another thread begins to capture.
+fn keep_lines_enabled() {
+    static DONE: Once = Once::new();
+    // A test may have set a subscriber of its own.
+    DONE.call_once(|| {
+        drop(tracing::subscriber::set_global_default(
+            tracing_subscriber::registry(),
+        ))
+    });
+}
+
 /// Runs `work` and returns what this thread logged during it.
 pub fn captured(work: impl FnOnce()) -> String {
+    keep_lines_enabled();
     let lines = Lines::default();
     let sink = lines.clone();
     let subscriber = tracing_subscriber::fmt()
