@@ -22,6 +22,7 @@ pub mod event;
 pub mod life;
 
 pub mod partition;
+mod random;
 
 pub mod routing;
 

@@ -23,7 +23,7 @@ impl<R: Record> Flow<R> {
         let kept = OverflowRecord { delivery, charge };
         self.charged += charge;
         let now_ms = self.now_ms;
-        let assignment = &mut self.assignments[kept.delivery.slot];
+        let assignment = &mut self.partitions[kept.delivery.slot];
         assignment.overflow_bytes += charge;
         assignment.full_since_ms.get_or_insert(now_ms);
         match in_front {
@@ -34,7 +34,7 @@ impl<R: Record> Flow<R> {
 
     /// Removes the oldest queued record of a partition.
     fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery<R>> {
-        let assignment = &mut self.assignments[slot];
+        let assignment = &mut self.partitions[slot];
         let OverflowRecord { delivery, charge } = assignment.overflow.pop_front()?;
         assignment.overflow_bytes -= charge;
         if assignment.overflow.is_empty() {
@@ -46,7 +46,7 @@ impl<R: Record> Flow<R> {
 
     /// Accepts one fetched record.
     pub fn deliver(&mut self, delivery: Delivery<R>) {
-        let assignment = &mut self.assignments[delivery.slot];
+        let assignment = &mut self.partitions[delivery.slot];
         if !assignment.admits() {
             return;
         }
@@ -61,7 +61,7 @@ impl<R: Record> Flow<R> {
 
     /// Admits one record; returns it if the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery<R>) -> Option<Delivery<R>> {
-        let assignment = &mut self.assignments[delivery.slot];
+        let assignment = &mut self.partitions[delivery.slot];
         if delivery.leader_epoch > assignment.finished_leader_epoch {
             let forgot = assignment.forget_inherited(delivery.offset);
             if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
@@ -108,7 +108,7 @@ impl<R: Record> Flow<R> {
     }
 
     fn route(&mut self, delivery: Delivery<R>) {
-        let assignment = &mut self.assignments[delivery.slot];
+        let assignment = &mut self.partitions[delivery.slot];
         let lease = delivery.lease;
         let wanted = self.router.route(
             assignment.plan,
@@ -180,14 +180,14 @@ impl<R: Record> Flow<R> {
     /// Admits queued records, in order, as far as their partitions have room.
     pub(super) fn admit_overflow(&mut self) {
         let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
-            .current
-            .values()
-            .copied()
-            .filter(|slot| !self.assignments[*slot].overflow.is_empty())
+            .partitions
+            .each()
+            .filter(|(_, assignment)| !assignment.overflow.is_empty())
+            .map(|(slot, _)| slot)
             .collect();
         for slot in slots {
             loop {
-                let assignment = &mut self.assignments[slot];
+                let assignment = &mut self.partitions[slot];
                 if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
                     break;
                 }

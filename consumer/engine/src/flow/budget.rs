@@ -126,14 +126,14 @@ impl<R: Record> Flow<R> {
             return;
         }
         self.slab.detach_waiting();
-        for slot in self.current.values() {
-            for kept in &mut self.assignments[*slot].overflow {
+        self.partitions.for_each_mut(|_, assignment| {
+            for kept in &mut assignment.overflow {
                 let lease = &mut kept.delivery.lease;
                 if lease.pins_client_memory() {
                     *lease = lease.detach();
                 }
             }
-        }
+        });
     }
 
     /// Number of records that are held outside of calls and keep a fetch buffer alive.
@@ -141,8 +141,7 @@ impl<R: Record> Flow<R> {
         let held = self.slab.iter().filter(|(_, entry)| {
             !entry.is_lent() && entry.lease().is_some_and(Record::pins_client_memory)
         });
-        let current = self.current.values();
-        let overflow = current.flat_map(|slot| &self.assignments[*slot].overflow);
+        let overflow = self.partitions.each().flat_map(|(_, one)| &one.overflow);
         held.count()
             + overflow
                 .filter(|kept| kept.delivery.lease.pins_client_memory())
@@ -154,7 +153,7 @@ impl<R: Record> Flow<R> {
         let reading = self.reading();
         let has_overflow_room = reading.overflow_records < MAX_OVERFLOW
             && reading.overflow_bytes < self.settings.budget_bytes / 4;
-        if !has_overflow_room || !(reading.takes || self.current.is_empty()) {
+        if !has_overflow_room || !(reading.takes || self.partitions.is_empty()) {
             return 0;
         }
         let limit = self.read_limit(&reading);
@@ -191,8 +190,7 @@ impl<R: Record> Flow<R> {
 
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
-        for slot in self.current.values() {
-            let assignment = &self.assignments[*slot];
+        for (_, assignment) in self.partitions.each() {
             reading.total_overflow += assignment.overflow.len();
             if !assignment.paused {
                 reading.overflow_records += assignment.overflow.len();
@@ -224,10 +222,9 @@ impl<R: Record> Flow<R> {
         let mut due = Vec::new();
         let max_uncommitted = self.settings.max_uncommitted;
         let now_ms = self.now_ms;
-        for &slot in self.current.values() {
-            let assignment = &mut self.assignments[slot];
+        self.partitions.for_each_mut(|slot, assignment| {
             if assignment.state != AssignmentState::Assigned {
-                continue;
+                return;
             }
             let full = assignment.stopped.is_some()
                 || assignment
@@ -244,7 +241,7 @@ impl<R: Record> Flow<R> {
                 assignment.paused = pause;
                 due.push((slot, pause));
             }
-        }
+        });
         due
     }
 
@@ -256,11 +253,10 @@ impl<R: Record> Flow<R> {
         // A partition assigned within this window has no complete window yet.
         let began_ms = self.measured_ms;
         self.measured_ms = self.now_ms;
-        for &slot in self.current.values() {
-            let assignment = &mut self.assignments[slot];
+        self.partitions.for_each_mut(|_, assignment| {
             let first = assignment.assigned_ms >= began_ms;
             assignment.usage.end_window(first);
-        }
+        });
     }
 
     /// Pauses the largest slow partition if the partitions that are read have used up their room.
@@ -270,17 +266,12 @@ impl<R: Record> Flow<R> {
         if reading.partitions < 2 || !self.is_filled(&reading) {
             return;
         }
-        let largest = self
-            .current
-            .values()
-            .copied()
-            .filter(|slot| {
-                let assignment = &self.assignments[*slot];
-                assignment.is_read() && assignment.is_slow()
-            })
-            .max_by_key(|slot| self.assignments[*slot].held_bytes());
-        let Some(slot) = largest else { return };
-        let assignment = &mut self.assignments[slot];
+        let slow = self.partitions.each();
+        let largest = slow
+            .filter(|(_, assignment)| assignment.is_read() && assignment.is_slow())
+            .max_by_key(|(_, assignment)| assignment.held_bytes());
+        let Some((slot, _)) = largest else { return };
+        let assignment = &mut self.partitions[slot];
         let held = assignment.held_bytes();
         // If bursts of other partitions hold most of the memory, pausing a small one frees little.
         if held.saturating_mul(2 * reading.partitions) < reading.bytes {
@@ -288,12 +279,9 @@ impl<R: Record> Flow<R> {
         }
         assignment.usage.paused_at = Some(held);
         if let Some(pauses) = self.memory_log.count(self.now_ms) {
-            let now_paused = self.current.values().filter(|slot| {
-                let usage = &self.assignments[**slot].usage;
-                usage.paused_at.is_some()
-            });
-            let partitions = now_paused.count();
-            let at = &self.assignments[slot].at;
+            let all = self.partitions.each();
+            let partitions = all.filter(|(_, one)| one.usage.paused_at.is_some()).count();
+            let at = &self.partitions[slot].at;
             tracing::warn!(
                 partitions,
                 pauses,

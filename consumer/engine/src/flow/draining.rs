@@ -33,7 +33,7 @@ impl<R: Record> Flow<R> {
     pub fn start_drain(&mut self, slots: &[AssignmentId], deadline_ms: u64) {
         for &slot in slots {
             self.drop_overflow(slot);
-            let state = &mut self.assignments[slot].state;
+            let state = &mut self.partitions[slot].state;
             let earlier = match *state {
                 AssignmentState::Draining { deadline_ms } => deadline_ms,
                 AssignmentState::Assigned | AssignmentState::Released => u64::MAX,
@@ -42,7 +42,7 @@ impl<R: Record> Flow<R> {
                 deadline_ms: deadline_ms.min(earlier),
             };
         }
-        self.commits.start_drain(slots);
+        self.committer.start_drain(slots);
         self.leave_unstarted(slots);
         self.stop_calls(slots);
     }
@@ -65,7 +65,7 @@ impl<R: Record> Flow<R> {
         if !stopped || self.flights.any_stopped() {
             return;
         }
-        let slots: Vec<AssignmentId> = self.draining().collect();
+        let slots: Vec<AssignmentId> = self.partitions.draining().collect();
         if !slots.is_empty() {
             self.leave_unstarted(&slots);
         }
@@ -81,7 +81,7 @@ impl<R: Record> Flow<R> {
             && keys.iter().any(|key| {
                 self.slab
                     .get(*key)
-                    .is_some_and(|entry| self.assignments[entry.slot].is_draining())
+                    .is_some_and(|entry| self.partitions[entry.slot].is_draining())
             })
     }
 
@@ -111,17 +111,7 @@ impl<R: Record> Flow<R> {
 
     /// Whether nothing of these partitions is in flight, or the deadline has passed.
     pub fn is_drained(&self, slots: &[AssignmentId]) -> bool {
-        let overdue = slots
-            .iter()
-            .all(|slot| match self.assignments[*slot].state {
-                AssignmentState::Draining { deadline_ms } => self.now_ms >= deadline_ms,
-                AssignmentState::Assigned => false,
-                AssignmentState::Released => true,
-            });
-        overdue
-            || slots
-                .iter()
-                .all(|slot| self.assignments[*slot].unsettled == 0)
+        self.partitions.is_drained(slots, self.now_ms)
     }
 
     /// Releases partitions: none of their records starts, late outcomes are discarded, nothing is committed for them
@@ -129,20 +119,14 @@ impl<R: Record> Flow<R> {
     pub fn release(&mut self, slots: &[AssignmentId]) {
         self.fence(slots);
         for &slot in slots {
-            let assignment = &mut self.assignments[slot];
-            assignment.state = AssignmentState::Released;
-            assignment.forget();
+            let assignment = &mut self.partitions[slot];
             if let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
                 counts.consumed += std::mem::take(&mut assignment.delivered);
                 counts.repeats += std::mem::take(&mut assignment.repeats);
             }
-            if self.current.get(&assignment.at) == Some(&slot) {
-                self.current.remove(&assignment.at);
-                self.ownership_changed = true;
-            }
-            self.assignments.free_if_over(slot);
+            self.ownership_changed |= self.partitions.release(slot);
         }
-        self.commits.release(slots);
+        self.committer.release(slots);
         self.drop_retired();
     }
 
@@ -150,16 +134,15 @@ impl<R: Record> Flow<R> {
     /// records starts or counts.
     pub(super) fn end_overdue_drains(&mut self) {
         let overdue: Vec<AssignmentId> = self
-            .current
-            .values()
-            .copied()
-            .filter(|slot| {
-                let assignment = &self.assignments[*slot];
+            .partitions
+            .each()
+            .filter(|(_, assignment)| {
                 let AssignmentState::Draining { deadline_ms } = assignment.state else {
                     return false;
                 };
                 !assignment.fenced && self.now_ms >= deadline_ms
             })
+            .map(|(slot, _)| slot)
             .collect();
         if !overdue.is_empty() {
             let started = self.started();
@@ -191,11 +174,11 @@ impl<R: Record> Flow<R> {
         let (records, _) = self.unfinished(slots, &started);
         self.unfinished_records += records as u64;
         let left = |slot: &&AssignmentId| {
-            let ledger = &self.assignments[**slot].ledger;
-            let committed = self.assignments[**slot].committed;
+            let ledger = &self.partitions[**slot].ledger;
+            let committed = self.partitions[**slot].committed;
             // An uncommitted token alone causes no reprocessing.
             let handled = ledger.frontier() > committed || !ledger.settled_ahead().is_empty();
-            handled && self.commit_entry(**slot).is_some()
+            handled && self.committer.entry(self.now(), **slot).is_some()
         };
         slots.iter().filter(left).count()
     }
@@ -237,9 +220,9 @@ impl<R: Record> Flow<R> {
     fn fence(&mut self, slots: &[AssignmentId]) {
         for &slot in slots {
             self.drop_overflow(slot);
-            self.assignments[slot].fenced = true;
+            self.partitions[slot].fenced = true;
         }
-        let assignments = &self.assignments;
+        let assignments = &self.partitions;
         let fenced = |entry: &Entry<R>| assignments[entry.slot].fenced;
         let mut pools: Vec<HandlerIx> = Vec::new();
         for flight in self.flights.submitted() {
@@ -266,7 +249,7 @@ impl<R: Record> Flow<R> {
         if !self.flights.any_stopped() {
             return;
         }
-        let (slab, assignments) = (&self.slab, &self.assignments);
+        let (slab, assignments) = (&self.slab, &self.partitions);
         let drains = |key: &EntryKey| {
             slab.get(*key)
                 .is_some_and(|entry| entry.unsettled > 0 && assignments[entry.slot].is_draining())
@@ -340,7 +323,7 @@ impl<R: Record> Flow<R> {
             if let Some(entry) = self.slab.get_mut(key)
                 && std::mem::take(&mut entry.unsettled) > 0
             {
-                self.assignments[entry.slot].unsettled -= 1;
+                self.partitions[entry.slot].unsettled -= 1;
             }
             self.free_if_done(key);
         }

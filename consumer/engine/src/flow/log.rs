@@ -85,7 +85,7 @@ impl<R: Record> Flow<R> {
     fn place_of(&self, ix: HandlerIx, key: EntryKey) -> Option<(&TopicPartition, i64, &str)> {
         let entry = self.slab.get(key)?;
         let handler = self.handlers[ix.0 as usize].as_ref()?;
-        let at = &self.assignments[entry.slot].at;
+        let at = &self.partitions[entry.slot].at;
         Some((at, entry.offset(), &handler.settings.name))
     }
 

@@ -19,15 +19,13 @@
 //! its run.
 //!
 //! One file per stage: `admit` (ledger, routing), `place` (lanes, batches, submission), `outcomes` (results, retries,
-//! settling), `produce` (emits, dead letters), `commits`, `draining` (revoked partitions), `closing` (handlers switched
+//! settling), `produce` (emits, dead letters), `draining` (revoked partitions), `closing` (handlers switched
 //! off), `budget` (memory, pauses), `rest` (calls that run nothing), `reading` (stopped and restarted partitions),
 //! `report`.
 
 mod admit;
-mod assignments;
 pub mod budget;
 mod closing;
-pub mod commits;
 mod draining;
 mod ending;
 pub mod flights;
@@ -52,19 +50,20 @@ mod tasks;
 mod tests;
 mod topic_name;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::partition::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
+use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
 use crate::partition::ledger::Ledger;
+use crate::partition::table::Partitions;
 use crate::partition::trouble::LogLimit;
+use crate::random::Random;
 use crate::record::Record;
 use crate::routing::{Router, RoutingIndex};
-use crate::source::{AssignmentId, CommitEntry, TopicPartition};
-use assignments::Assignments;
-use commits::Commits;
+use crate::source::{AssignmentId, CommitEntry, CommitError, CommitResult, TopicPartition};
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
 use log::DeadLetterLog;
@@ -112,9 +111,7 @@ pub struct TopicCounts {
 pub struct Flow<R: Record> {
     settings: FlowSettings,
     now_ms: u64,
-    assignments: Assignments<R>,
-    /// Ordered, like every collection iterated here: a seed must reproduce the same run.
-    current: BTreeMap<TopicPartition, AssignmentId>,
+    partitions: Partitions<R>,
     router: Router,
     slab: Slab<R>,
     flights: Flights,
@@ -145,11 +142,11 @@ pub struct Flow<R: Record> {
     measured_ms: u64,
     /// Limit of the log lines about partitions paused for memory.
     memory_log: LogLimit,
-    random: u64,
+    random: Random,
     topics: HashMap<Arc<str>, TopicCounts>,
     /// Offsets skipped because they are no longer in the log.
     gone: HashMap<TopicPartition, u64>,
-    commits: Commits,
+    committer: Committer,
     /// When positions were last queried.
     positions_ms: u64,
     late_outcomes: u64,
@@ -165,13 +162,17 @@ pub struct Flow<R: Record> {
 impl<R: Record> Flow<R> {
     /// A flow without partitions and handlers.
     pub fn new(settings: FlowSettings, emitter: Arc<dyn Emitter>, inbox: Arc<Inbox>) -> Self {
-        let random = settings.seed | 1;
+        let random = Random::new(settings.seed);
+        let committer = Committer::new(CommitSettings {
+            group: settings.group.clone(),
+            interval_ms: settings.commit_interval_ms,
+            max_uncommitted: settings.max_uncommitted,
+        });
         let no_routes = RoutingIndex::compile(0, Vec::new()).expect("no routes cannot be refused");
         Self {
             settings,
             now_ms: 0,
-            assignments: Assignments::default(),
-            current: BTreeMap::new(),
+            partitions: Partitions::default(),
             router: Router::new(no_routes),
             slab: Slab::default(),
             flights: Flights::default(),
@@ -195,7 +196,7 @@ impl<R: Record> Flow<R> {
             random,
             topics: HashMap::new(),
             gone: HashMap::new(),
-            commits: Commits::default(),
+            committer,
             positions_ms: 0,
             late_outcomes: 0,
             fault: None,
@@ -246,7 +247,7 @@ impl<R: Record> Flow<R> {
         }
         self.router.swap(index);
         self.ownership_changed = true;
-        for assignment in self.assignments.iter_mut() {
+        for assignment in self.partitions.iter_mut() {
             if assignment.state == AssignmentState::Assigned {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
@@ -268,7 +269,7 @@ impl<R: Record> Flow<R> {
             leader_epochs.record(new.start - 1, epoch);
         }
         let (at, now_ms) = (new.at.clone(), self.now_ms);
-        let slot = self.assignments.insert(|id| Assignment {
+        self.partitions.insert(at, |id| Assignment {
             id,
             topic: topic_name::kept(&new.at.topic, new.topic_id),
             at: new.at,
@@ -304,9 +305,7 @@ impl<R: Record> Flow<R> {
             begun_ms: now_ms,
             assigned_ms: now_ms,
             usage: Default::default(),
-        });
-        self.current.insert(at, slot);
-        slot
+        })
     }
 
     /// Counts how a partition of a topic started.
@@ -318,22 +317,22 @@ impl<R: Record> Flow<R> {
 
     /// The assignment of an owned partition.
     pub fn slot(&self, at: &TopicPartition) -> Option<AssignmentId> {
-        self.current.get(at).copied()
+        self.partitions.owned(at)
     }
 
     /// The assignment behind a slot.
     pub fn assignment(&self, slot: AssignmentId) -> &Assignment<R> {
-        &self.assignments[slot]
+        &self.partitions[slot]
     }
 
     /// Whether something may still refer to an assignment.
     pub(crate) fn is_known(&self, slot: AssignmentId) -> bool {
-        self.assignments.get(slot).is_some()
+        self.partitions.get(slot).is_some()
     }
 
     /// The assignment behind a slot.
     pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
-        &mut self.assignments[slot]
+        &mut self.partitions[slot]
     }
 
     /// The order of a handler's records that have left its backlog.
@@ -344,7 +343,7 @@ impl<R: Record> Flow<R> {
 
     /// All owned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
-        self.current.iter().map(|(at, slot)| (at, *slot))
+        self.partitions.iter()
     }
 
     /// The violated invariant, if one was found: the process must exit without committing (G13).
@@ -368,18 +367,55 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// The commit that is due for an owned partition, if it differs from the last accepted one.
-    fn commit_entry(&self, slot: AssignmentId) -> Option<CommitEntry> {
-        let assignment = &self.assignments[slot];
-        let offset = assignment.ledger.frontier();
-        let metadata = assignment.metadata(&self.settings.group);
-        let changed = offset > assignment.committed || metadata != assignment.committed_metadata;
-        changed.then(|| CommitEntry {
-            at: assignment.at.clone(),
-            offset,
-            leader_epoch: assignment.leader_epochs.at(offset - 1),
-            metadata,
-        })
+    /// The partitions now.
+    fn now(&self) -> Moment<'_, R> {
+        Moment {
+            partitions: &self.partitions,
+            ms: self.now_ms,
+        }
+    }
+
+    /// Commits that are due, unless one is in flight; the result is passed to [`Flow::committed`]. None is due once an
+    /// invariant was violated: what is settled is not known any more (G13).
+    pub fn commits_due(&mut self) -> Vec<CommitEntry> {
+        if self.fault.is_some() {
+            return Vec::new();
+        }
+        let now = Moment {
+            partitions: &self.partitions,
+            ms: self.now_ms,
+        };
+        self.committer.due(now)
+    }
+
+    /// Handles the result of the commit in flight.
+    pub fn committed(&mut self, results: &[CommitResult], error: Option<&CommitError>) {
+        let now = (self.now_ms, &mut self.random);
+        self.committer
+            .answered(&mut self.partitions, now, results, error);
+        self.admit_overflow();
+    }
+
+    /// Progress of handing over these partitions, all of which drain.
+    pub fn hand_over(&self, slots: &[AssignmentId]) -> HandOver {
+        self.committer.hand_over(self.now(), slots)
+    }
+
+    /// The rebalance is over: rejected commits are resent at once.
+    pub fn group_settled(&mut self) {
+        self.committer.group_settled();
+    }
+
+    /// Another client commits from now on, so the result of the commit in flight will not arrive. To be called while no
+    /// partition is owned.
+    pub fn client_renewed(&mut self) {
+        self.committer.client_renewed();
+    }
+
+    /// Whether the group has rejected this member for so long that the client cannot have noticed: otherwise it would
+    /// have reported lost partitions and rejoined.
+    pub fn has_lost_membership(&self) -> bool {
+        self.committer.has_lost_membership(self.now_ms)
     }
 
     /// Bytes of held records.
@@ -406,7 +442,8 @@ impl<R: Record> Flow<R> {
     pub fn next_due(&self) -> Option<u64> {
         let resumed = self.backing_off.first().map(|(until_ms, _)| *until_ms);
         let due = self.tasks.next_due().into_iter().chain(resumed);
-        due.chain(self.last_commit_due()).min()
+        due.chain(self.committer.last_commit_due(&self.partitions))
+            .min()
     }
 
     fn drop_retired(&mut self) {
@@ -417,13 +454,5 @@ impl<R: Record> Flow<R> {
                 }
             }
         }
-    }
-
-    /// Uniform in 0..1 (xorshift is good enough for jitter).
-    fn random(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1u64 << 53) as f64
     }
 }

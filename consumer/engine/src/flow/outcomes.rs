@@ -246,7 +246,7 @@ impl<R: Record> Flow<R> {
         reason: Arc<str>,
         requested_ms: u64,
     ) {
-        let random = self.random();
+        let random = self.random.unit();
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
@@ -459,7 +459,7 @@ impl<R: Record> Flow<R> {
         if entry.unsettled > 0 {
             return;
         }
-        let assignment = &mut self.assignments[entry.slot];
+        let assignment = &mut self.partitions[entry.slot];
         assignment.unsettled -= 1;
         if assignment.state != AssignmentState::Released {
             let before = assignment.ledger.frontier();
@@ -494,7 +494,7 @@ impl<R: Record> Flow<R> {
             return;
         }
         let charge = u64::from(entry.charge);
-        let assignment = &mut self.assignments[entry.slot];
+        let assignment = &mut self.partitions[entry.slot];
         if !entry.stranded {
             assignment.usage.entry_bytes -= charge;
         }
@@ -509,7 +509,7 @@ impl<R: Record> Flow<R> {
         let released = assignment.state == AssignmentState::Released;
         self.slab.remove(key);
         if released {
-            self.assignments.free_if_over(slot);
+            self.partitions.free_if_over(slot);
         }
     }
 

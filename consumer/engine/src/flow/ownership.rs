@@ -16,8 +16,8 @@ impl<R: Record> Flow<R> {
     pub(super) fn announce_ownership(&mut self) {
         let mut owned: Vec<Vec<(AssignmentId, OwnedPartition)>> =
             vec![Vec::new(); self.handlers.len()];
-        for (at, &slot) in &self.current {
-            let assignment = &self.assignments[slot];
+        for (at, slot) in self.partitions.iter() {
+            let assignment = &self.partitions[slot];
             for ix in self.router.candidates(assignment.plan) {
                 let Some(list) = owned.get_mut(ix.0 as usize) else {
                     continue;
@@ -58,7 +58,7 @@ impl<R: Record> Flow<R> {
             return false;
         };
         let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
-            let assignment = self.assignments.get(*slot);
+            let assignment = self.partitions.get(*slot);
             assignment.is_some_and(|assignment| !assignment.fenced)
                 && !owned.iter().any(|(new, _)| new == slot)
         };

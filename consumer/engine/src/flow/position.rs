@@ -18,13 +18,13 @@ impl<R: Record> Flow<R> {
             return Vec::new();
         }
         self.positions_ms = self.now_ms;
-        let idle = |slot: &AssignmentId| self.assignments[*slot].ledger.is_settled();
-        self.current.values().copied().filter(idle).collect()
+        let idle = |slot: &AssignmentId| self.partitions[*slot].ledger.is_settled();
+        self.partitions.ids().filter(idle).collect()
     }
 
     /// The client has read everything before `position` and has passed all records of it to [`Flow::deliver`].
     pub fn consumed(&mut self, slot: AssignmentId, position: i64) {
-        let assignment = &mut self.assignments[slot];
+        let assignment = &mut self.partitions[slot];
         // Records that are dropped or queued before admission are not in the ledger.
         if !assignment.admits() || !assignment.overflow.is_empty() {
             return;

@@ -135,7 +135,7 @@ impl<R: Record> Flow<R> {
         failure: EmitFailure,
         emits: Option<(Arc<AckGroup>, u32)>,
     ) {
-        let random = self.random();
+        let random = self.random.unit();
         self.detach(key);
         let now_ms = self.now_ms;
         self.end_refusal(ix, &task);
@@ -287,7 +287,7 @@ impl<R: Record> Flow<R> {
             return;
         };
         let Some(lease) = entry.lease() else { return };
-        let at = &self.assignments[entry.slot].at;
+        let at = &self.partitions[entry.slot].at;
         let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
         let provenance = dead_letter::Provenance {
             topic: &at.topic,

@@ -81,11 +81,15 @@ impl<R: Record> Flow<R> {
             in_flight_bytes: self.charged + self.kept_bytes(),
             in_flight_records: self.slab.live() as u64,
             commits: CommitCounts {
-                ok: self.commits.counts.ok,
-                refused: self.commits.counts.refused,
-                failed: self.commits.counts.failed,
+                ok: self.committer.counts.ok,
+                refused: self.committer.counts.refused,
+                failed: self.committer.counts.failed,
             },
-            problems: self.commit_problem(clock).into_iter().collect(),
+            problems: self
+                .committer
+                .problem(self.now_ms, clock)
+                .into_iter()
+                .collect(),
             ..PumpReport::default()
         }
     }
@@ -95,7 +99,7 @@ impl<R: Record> Flow<R> {
         topic: &str,
         value: impl Fn(&crate::partition::assignment::Assignment<R>) -> u64,
     ) -> u64 {
-        let owned = self.current.values().map(|slot| &self.assignments[*slot]);
+        let owned = self.partitions.each().map(|(_, assignment)| assignment);
         owned
             .filter(|assignment| &*assignment.at.topic == topic)
             .map(value)
@@ -255,7 +259,7 @@ impl<R: Record> Flow<R> {
                 .or_else(|| self.why_nothing_is_read())
                 .or(awaited)
                 .into_iter()
-                .chain(self.why_not_committed(slot, clock))
+                .chain(self.committer.why_not(slot, self.now_ms, clock))
                 .reduce(|all, more| format!("{all}\n{more}")),
             held_by,
         })
@@ -311,16 +315,15 @@ impl<R: Record> Flow<R> {
     /// The unsettled records at the frontiers of all partitions that have waited for a second: in one pass, and none while
     /// everything moves.
     fn records_at_frontiers(&self) -> HashMap<AssignmentId, EntryKey> {
-        let waits = |slot: &&AssignmentId| {
-            let assignment = &self.assignments[**slot];
+        let waits = |(_, assignment): &(AssignmentId, &Assignment<R>)| {
             let waited_ms = self.now_ms.saturating_sub(assignment.waits_since_ms());
             !assignment.ledger.is_settled() && waited_ms >= HELD_AFTER_MS
         };
         let frontiers: HashMap<AssignmentId, i64> = self
-            .current
-            .values()
+            .partitions
+            .each()
             .filter(waits)
-            .map(|&slot| (slot, self.assignments[slot].ledger.frontier()))
+            .map(|(slot, assignment)| (slot, assignment.ledger.frontier()))
             .collect();
         if frontiers.is_empty() {
             return HashMap::new();

@@ -22,7 +22,7 @@ impl<R: Record> Flow<R> {
     /// Records the log end offset that the client knows. To be called about once per second.
     pub fn record_end(&mut self, slot: AssignmentId, end: Option<i64>) {
         let now_ms = self.now_ms;
-        let assignment = &mut self.assignments[slot];
+        let assignment = &mut self.partitions[slot];
         assignment.end = end.or(assignment.end);
         let due = assignment.ledger.next();
         let awaits = assignment.admits()

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::event::Effect;
-use crate::flow::commits::HandOver;
+use crate::partition::committer::HandOver;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::event::Effect;
-use crate::flow::commits::LAST_COMMIT_GRACE_MS;
+use crate::partition::committer::LAST_COMMIT_GRACE_MS;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
 

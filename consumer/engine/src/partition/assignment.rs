@@ -26,7 +26,7 @@ use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use crate::partition::ledger::Ledger;
 use crate::partition::trouble::Trouble;
 use crate::routing::TopicPlanId;
-use crate::source::{AssignmentId, Delivery, TopicPartition};
+use crate::source::{AssignmentId, CommitEntry, Delivery, TopicPartition};
 
 /// Maximum leader-epoch changes kept between the frontier and the newest record: bounds memory if a log is broken.
 const MAX_EPOCH_CHANGES: usize = 64;
@@ -268,6 +268,19 @@ impl<R> Assignment<R> {
             group,
             at: &self.at,
             offset: self.ledger.frontier(),
+        })
+    }
+
+    /// The commit of its frontier, if it differs from the last accepted one.
+    pub fn commit(&self, group: &str) -> Option<CommitEntry> {
+        let offset = self.ledger.frontier();
+        let metadata = self.metadata(group);
+        let changed = offset > self.committed || metadata != self.committed_metadata;
+        changed.then(|| CommitEntry {
+            at: self.at.clone(),
+            offset,
+            leader_epoch: self.leader_epochs.at(offset - 1),
+            metadata,
         })
     }
 

@@ -5,10 +5,13 @@
 //! ```
 //!
 //! The [`ledger`] knows which offsets are settled, whatever their order; [`commit`] writes what it knows into the
-//! metadata of a commit, so that the next owner repeats nothing. [`assignment`] is one ownership of a partition, and
-//! [`trouble`] names what keeps a partition from being read.
+//! metadata of a commit, so that the next owner repeats nothing; the [`committer`] decides when commits are sent and what
+//! their answers mean. [`assignment`] is one ownership of a partition, `table` has all of them, and [`trouble`] names what
+//! keeps a partition from being read.
 
 pub mod assignment;
 pub mod commit;
+pub mod committer;
 pub mod ledger;
+pub(crate) mod table;
 pub mod trouble;

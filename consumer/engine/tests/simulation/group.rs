@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use sluicegate_engine::event::Event;
-use sluicegate_engine::flow::commits::{HandOver, LAST_COMMIT_GRACE_MS};
 use sluicegate_engine::partition::assignment::AssignmentState;
+use sluicegate_engine::partition::committer::{HandOver, LAST_COMMIT_GRACE_MS};
 use sluicegate_engine::source::starts::Commit;
 use sluicegate_engine::source::{
     AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection, SourceEvent,

@@ -1,7 +1,7 @@
 //! Rejected commits: the last one of a partition, and those while it is owned.
 
 use super::*;
-use crate::flow::commits::{HandOver, LAST_COMMIT_GRACE_MS};
+use crate::partition::committer::{HandOver, LAST_COMMIT_GRACE_MS};
 use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection};
 
 const DEADLINE_MS: u64 = 20_000;
@@ -137,7 +137,7 @@ fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     let slot = bench.slot;
-    assert!(bench.flow.assignments[slot].ledger.settle(3));
+    assert!(bench.flow.partitions[slot].ledger.settle(3));
     bench.finish(0, |_| ACK);
     bench.flow.tick(1_000);
     let fault = bench.flow.fault().expect("offset 3 was settled twice");
@@ -257,7 +257,8 @@ fn each_partition_reports_why_its_own_commit_was_rejected() {
     let why = |slot| {
         bench
             .flow
-            .why_not_committed(slot, clock)
+            .committer
+            .why_not(slot, bench.flow.now_ms, clock)
             .expect("it is rejected")
     };
     assert!(why(bench.slot).contains("grant the service READ"));

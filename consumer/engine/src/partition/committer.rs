@@ -1,4 +1,4 @@
-//! The flow's stream of commits: when one is due, what its result means, and whether revoked partitions have had their
+//! The stream of commits of a pump: when one is due, what its result means, and whether revoked partitions have had their
 //! last one.
 //!
 //! ```text
@@ -18,14 +18,16 @@
 //! right on one topic concerns only its partitions, and the others do not back off.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::Flow;
-use super::report::WallClock;
-use crate::partition::assignment::AssignmentState;
-use crate::partition::trouble::{LogLimit, Trouble};
-use crate::record::Record;
+use super::assignment::AssignmentState;
+use super::table::Partitions;
+use super::trouble::{LogLimit, Trouble};
+use crate::flow::report::WallClock;
+use crate::random::Random;
 use crate::source::{
     AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection,
+    TopicPartition,
 };
 use crate::status::{ProblemKind, ServiceProblem};
 
@@ -71,9 +73,36 @@ pub enum HandOver {
     },
 }
 
-/// State of the stream of commits.
-#[derive(Default)]
-pub(super) struct Commits {
+/// When commits are due.
+#[derive(Clone, Debug)]
+pub struct CommitSettings {
+    /// The consumer group.
+    pub group: Arc<str>,
+    /// Time between commits.
+    pub interval_ms: u64,
+    /// Maximum uncommitted offsets per partition; a partition with half of them does not wait for the interval.
+    pub max_uncommitted: i64,
+}
+
+/// The partitions at a time, on the engine's clock.
+pub(crate) struct Moment<'p, R> {
+    /// The partitions.
+    pub(crate) partitions: &'p Partitions<R>,
+    /// The time.
+    pub(crate) ms: u64,
+}
+
+impl<R> Clone for Moment<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Moment<'_, R> {}
+
+/// The stream of commits.
+pub(crate) struct Committer {
+    settings: CommitSettings,
     /// Contents of the commit in flight, without partitions released since.
     in_flight: Option<Vec<(AssignmentId, CommitEntry)>>,
     /// When the last one was sent.
@@ -90,7 +119,7 @@ pub(super) struct Commits {
     trouble: Option<Refused>,
     /// Limits of the log lines about rejections, by kind.
     log: BTreeMap<CommitErrorKind, LogLimit>,
-    pub(super) counts: CommitCounts,
+    pub(crate) counts: CommitCounts,
 }
 
 /// Consecutive rejections, and the resulting retry time.
@@ -155,14 +184,30 @@ fn remedy_of(error: &CommitError) -> &'static str {
     }
 }
 
-impl Commits {
+impl Committer {
+    /// A stream without commits.
+    pub(crate) fn new(settings: CommitSettings) -> Self {
+        Self {
+            settings,
+            in_flight: None,
+            sent_ms: 0,
+            refusals: BackOff::default(),
+            rejections: BackOff::default(),
+            not_member_since_ms: None,
+            refused: BTreeMap::new(),
+            trouble: None,
+            log: BTreeMap::new(),
+            counts: CommitCounts::default(),
+        }
+    }
+
     /// Partitions start to drain: their last commit is tried, whatever was rejected before.
-    pub(super) fn start_drain(&mut self, slots: &[AssignmentId]) {
+    pub(crate) fn start_drain(&mut self, slots: &[AssignmentId]) {
         self.refused.retain(|slot, _| !slots.contains(slot));
     }
 
     /// Discards the results of partitions that are no longer owned.
-    pub(super) fn release(&mut self, slots: &[AssignmentId]) {
+    pub(crate) fn release(&mut self, slots: &[AssignmentId]) {
         self.not_member_since_ms = None;
         if let Some(sent) = &mut self.in_flight {
             sent.retain(|(slot, _)| !slots.contains(slot));
@@ -172,135 +217,138 @@ impl Commits {
             self.trouble = None;
         }
     }
-}
 
-impl<R: Record> Flow<R> {
-    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`]. None is due
-    /// once an invariant was violated: what is settled is not known any more (G13).
-    pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if self.fault.is_some()
-            || self.commits.in_flight.is_some()
-            || !(self.hand_over_due() || self.commit_due())
-        {
+    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Committer::answered`].
+    pub(crate) fn due<R>(&mut self, now: Moment<'_, R>) -> Vec<CommitEntry> {
+        if self.in_flight.is_some() || !(self.hand_over_due(now) || self.commit_due(now)) {
             return Vec::new();
         }
-        self.commits.sent_ms = self.now_ms;
-        let entries = self.commit_entries();
+        self.sent_ms = now.ms;
+        let entries = self.entries(now);
         if entries.is_empty() {
             return Vec::new();
         }
         let sent = entries.iter().map(|(_, entry)| entry.clone()).collect();
-        self.commits.in_flight = Some(entries);
+        self.in_flight = Some(entries);
         sent
     }
 
     /// Whether the interval has passed, or a partition has too many uncommitted records to wait for it.
-    fn commit_due(&self) -> bool {
-        if self.now_ms < self.commits.refusals.due_ms(MAX_RETRY_DELAY_MS) {
+    fn commit_due<R>(&self, now: Moment<'_, R>) -> bool {
+        if now.ms < self.refusals.due_ms(MAX_RETRY_DELAY_MS) {
             return false;
         }
-        let since = self.now_ms.saturating_sub(self.commits.sent_ms);
+        let since = now.ms.saturating_sub(self.sent_ms);
         let half = self.settings.max_uncommitted / 2;
-        since >= self.settings.commit_interval_ms
-            || self.current.values().any(|&slot| {
-                let assignment = &self.assignments[slot];
+        since >= self.settings.interval_ms
+            || now.partitions.ids().any(|slot| {
+                let assignment = &now.partitions[slot];
                 // A new owner commits its token and start offset at once.
                 let is_urgent = !assignment.token_kept
                     || (assignment.uncommitted() >= half
                         && assignment.ledger.frontier() > assignment.committed);
-                is_urgent && !self.is_backing_off(slot)
+                is_urgent && !self.is_backing_off(now, slot)
             })
     }
 
     /// Whether a partition's commit is backing off because the group rejects it independently of the others.
-    fn is_backing_off(&self, slot: AssignmentId) -> bool {
-        let refused = self.commits.refused.get(&slot);
+    fn is_backing_off<R>(&self, now: Moment<'_, R>, slot: AssignmentId) -> bool {
+        let refused = self.refused.get(&slot);
         let rejected =
             |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
         refused.is_some_and(rejected)
-            && self.assignments[slot].state == AssignmentState::Assigned
-            && self.now_ms < self.commits.rejections.due_ms(MAX_RETRY_DELAY_MS)
+            && now.partitions[slot].state == AssignmentState::Assigned
+            && now.ms < self.rejections.due_ms(MAX_RETRY_DELAY_MS)
     }
 
     /// Whether a partition waits for its last commit only.
-    fn hand_over_due(&self) -> bool {
-        self.now_ms >= self.commits.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS)
-            && self.draining().any(|slot| self.waits_for_commit(slot))
-    }
-
-    pub(super) fn draining(&self) -> impl Iterator<Item = AssignmentId> {
-        let ours = self.current.values().copied();
-        ours.filter(|slot| self.assignments[*slot].is_draining())
+    fn hand_over_due<R>(&self, now: Moment<'_, R>) -> bool {
+        now.ms >= self.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS)
+            && now
+                .partitions
+                .draining()
+                .any(|slot| self.waits_for_commit(now, slot))
     }
 
     /// Whether a partition is drained and its last commit may still be accepted.
-    fn waits_for_commit(&self, slot: AssignmentId) -> bool {
-        let AssignmentState::Draining { deadline_ms } = self.assignments[slot].state else {
+    fn waits_for_commit<R>(&self, now: Moment<'_, R>, slot: AssignmentId) -> bool {
+        let AssignmentState::Draining { deadline_ms } = now.partitions[slot].state else {
             return false;
         };
-        self.now_ms < deadline_ms.saturating_add(LAST_COMMIT_GRACE_MS)
-            && self.is_drained(&[slot])
+        now.ms < deadline_ms.saturating_add(LAST_COMMIT_GRACE_MS)
+            && now.partitions.is_drained(&[slot], now.ms)
             && self
-                .commit_entry(slot)
+                .entry(now, slot)
                 .is_some_and(|entry| !self.cannot_succeed(slot, &entry))
     }
 
     /// Whether resending the commit cannot succeed.
     fn cannot_succeed(&self, slot: AssignmentId, entry: &CommitEntry) -> bool {
-        let Some((error, offset)) = self.commits.refused.get(&slot) else {
+        let Some((error, offset)) = self.refused.get(&slot) else {
             return false;
         };
         match error.kind {
             CommitErrorKind::NotMember => true,
             CommitErrorKind::Rejected(_) => {
                 // A commit sent after the rejection may still be accepted.
-                let mut sent = self.commits.in_flight.iter().flatten();
+                let mut sent = self.in_flight.iter().flatten();
                 *offset == entry.offset && !sent.any(|(other, _)| *other == slot)
             }
             CommitErrorKind::Rebalancing | CommitErrorKind::Unavailable => false,
         }
     }
 
-    /// Progress of handing over these partitions, all of which were passed to [`Flow::start_drain`].
-    pub fn hand_over(&self, slots: &[AssignmentId]) -> HandOver {
-        if !self.is_drained(slots) {
+    /// Progress of handing over these partitions, all of which drain.
+    pub(crate) fn hand_over<R>(&self, now: Moment<'_, R>, slots: &[AssignmentId]) -> HandOver {
+        if !now.partitions.is_drained(slots, now.ms) {
             return HandOver::Draining;
         }
-        if slots.iter().any(|&slot| self.waits_for_commit(slot)) {
+        if slots.iter().any(|&slot| self.waits_for_commit(now, slot)) {
             return HandOver::Committing;
         }
         let ours = slots
             .iter()
-            .filter(|&&slot| self.assignments[slot].state != AssignmentState::Released);
+            .filter(|&&slot| now.partitions[slot].state != AssignmentState::Released);
         HandOver::Ready {
             uncommitted: ours
-                .filter(|&&slot| self.commit_entry(slot).is_some())
+                .filter(|&&slot| self.entry(now, slot).is_some())
                 .count(),
         }
     }
 
     /// When the last commit of draining partitions may be retried, if any is waiting.
-    pub(super) fn last_commit_due(&self) -> Option<u64> {
-        let waits = self.commits.refusals.count > 0 && self.draining().next().is_some();
-        waits.then(|| self.commits.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS))
+    pub(crate) fn last_commit_due<R>(&self, partitions: &Partitions<R>) -> Option<u64> {
+        let waits = self.refusals.count > 0 && partitions.draining().next().is_some();
+        waits.then(|| self.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS))
     }
 
-    fn commit_entries(&self) -> Vec<(AssignmentId, CommitEntry)> {
-        let ours = self.current.values().copied();
-        ours.filter(|&slot| !self.is_backing_off(slot))
-            .filter_map(|slot| Some((slot, self.commit_entry(slot)?)))
+    fn entries<R>(&self, now: Moment<'_, R>) -> Vec<(AssignmentId, CommitEntry)> {
+        let ours = now.partitions.ids();
+        ours.filter(|&slot| !self.is_backing_off(now, slot))
+            .filter_map(|slot| Some((slot, self.entry(now, slot)?)))
             .collect()
+    }
+
+    /// The commit of a partition, if it differs from the last accepted one.
+    pub(crate) fn entry<R>(&self, now: Moment<'_, R>, slot: AssignmentId) -> Option<CommitEntry> {
+        now.partitions[slot].commit(&self.settings.group)
     }
 
     /// Handles the result of the commit in flight. A rejection leaves the previous commit in place; the next commit
     /// retries.
-    pub fn committed(&mut self, results: &[CommitResult], error: Option<&CommitError>) {
-        let Some(sent) = self.commits.in_flight.take() else {
+    pub(crate) fn answered<R>(
+        &mut self,
+        partitions: &mut Partitions<R>,
+        (now_ms, random): (u64, &mut Random),
+        results: &[CommitResult],
+        error: Option<&CommitError>,
+    ) {
+        let Some(sent) = self.in_flight.take() else {
             return;
         };
         let mut refusals: Vec<(AssignmentId, i64, &CommitError)> = Vec::new();
         if let Some(error) = error {
-            self.commits.counts.failed += sent.len() as u64;
+            self.counts.failed += sent.len() as u64;
             refusals.extend(
                 sent.iter()
                     .map(|(slot, entry)| (*slot, entry.offset, error)),
@@ -311,22 +359,26 @@ impl<R: Record> Flow<R> {
                 continue;
             };
             match &result.error {
-                None => self.accepted(*slot, entry),
+                None => self.accepted(partitions, *slot, entry),
                 Some(error) => {
-                    self.commits.counts.refused += 1;
+                    self.counts.refused += 1;
                     refusals.push((*slot, entry.offset, error));
                 }
             }
         }
-        self.record_refusals(&refusals, error.is_some());
-        self.admit_overflow();
+        self.record_refusals(partitions, (now_ms, random), &refusals, error.is_some());
     }
 
-    fn accepted(&mut self, slot: AssignmentId, entry: &CommitEntry) {
-        self.commits.counts.ok += 1;
-        self.commits.not_member_since_ms = None;
-        self.commits.refused.remove(&slot);
-        let assignment = &mut self.assignments[slot];
+    fn accepted<R>(
+        &mut self,
+        partitions: &mut Partitions<R>,
+        slot: AssignmentId,
+        entry: &CommitEntry,
+    ) {
+        self.counts.ok += 1;
+        self.not_member_since_ms = None;
+        self.refused.remove(&slot);
+        let assignment = &mut partitions[slot];
         if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
             assignment.committed = entry.offset;
             assignment.committed_metadata.clone_from(&entry.metadata);
@@ -335,76 +387,71 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// The commit could not be sent.
-    pub fn commit_not_sent(&mut self, error: &CommitError) {
-        self.committed(&[], Some(error));
-    }
-
-    /// Whether a commit is in flight.
-    pub fn is_committing(&self) -> bool {
-        self.commits.in_flight.is_some()
-    }
-
     /// The rebalance is over: rejected commits are resent at once.
-    pub fn group_settled(&mut self) {
-        self.commits.not_member_since_ms = None;
-        self.commits.refusals = BackOff::default();
-        self.commits.rejections = BackOff::default();
+    pub(crate) fn group_settled(&mut self) {
+        self.not_member_since_ms = None;
+        self.refusals = BackOff::default();
+        self.rejections = BackOff::default();
     }
 
     /// Another client commits from now on, so the result of the commit in flight will not arrive. To be called while no
     /// partition is owned.
-    pub fn client_renewed(&mut self) {
-        self.commits.in_flight = None;
+    pub(crate) fn client_renewed(&mut self) {
+        self.in_flight = None;
         self.group_settled();
     }
 
     /// Whether the group has rejected this member for so long that the client cannot have noticed: otherwise it would
     /// have reported lost partitions and rejoined.
-    pub fn has_lost_membership(&self) -> bool {
-        let since_ms = self.commits.not_member_since_ms;
-        since_ms
-            .is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) >= NOT_MEMBER_TIMEOUT_MS)
+    pub(crate) fn has_lost_membership(&self, now_ms: u64) -> bool {
+        let since_ms = self.not_member_since_ms;
+        since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= NOT_MEMBER_TIMEOUT_MS)
     }
 
     /// `whole`: the request failed as a whole, not for single partitions.
-    fn record_refusals(&mut self, refusals: &[(AssignmentId, i64, &CommitError)], whole: bool) {
+    fn record_refusals<R>(
+        &mut self,
+        partitions: &Partitions<R>,
+        (now_ms, random): (u64, &mut Random),
+        refusals: &[(AssignmentId, i64, &CommitError)],
+        whole: bool,
+    ) {
         let Some(&(_, _, first)) = refusals.first() else {
-            self.commits.refusals = BackOff::default();
-            if !self.commits.refused.is_empty() {
+            self.refusals = BackOff::default();
+            if !self.refused.is_empty() {
                 return;
             }
-            self.commits.rejections = BackOff::default();
-            if let Some(refused) = self.commits.trouble.take()
+            self.rejections = BackOff::default();
+            if let Some(refused) = self.trouble.take()
                 && refused.logged
             {
                 let trouble = refused.trouble;
                 tracing::info!(
                     refused = trouble.count,
-                    seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000,
+                    seconds = now_ms.saturating_sub(trouble.since_ms) / 1_000,
                     "commits are accepted again"
                 );
             }
             return;
         };
-        let (now_ms, jitter) = (self.now_ms, self.random());
-        self.commits.not_member_since_ms = match first.kind {
-            CommitErrorKind::NotMember => self.commits.not_member_since_ms.or(Some(now_ms)),
+        let jitter = random.unit();
+        self.not_member_since_ms = match first.kind {
+            CommitErrorKind::NotMember => self.not_member_since_ms.or(Some(now_ms)),
             _ => None,
         };
         let own = |(_, _, error): &(AssignmentId, i64, &CommitError)| {
             matches!(error.kind, CommitErrorKind::Rejected(_))
         };
         if !whole && refusals.iter().all(own) {
-            self.commits.refusals = BackOff::default();
-            self.commits.rejections.refused(now_ms, jitter);
+            self.refusals = BackOff::default();
+            self.rejections.refused(now_ms, jitter);
         } else {
-            self.commits.refusals.refused(now_ms, jitter);
+            self.refusals.refused(now_ms, jitter);
         }
         let refused = refusals
             .iter()
             .map(|(slot, offset, error)| (*slot, ((*error).clone(), *offset)));
-        self.commits.refused.extend(refused);
+        self.refused.extend(refused);
         // Logs each kind separately; the first refusal is logged last, so that it stays as the reported reason.
         let mut logged = BTreeSet::new();
         let mut kinds: Vec<_> = refusals
@@ -415,15 +462,20 @@ impl<R: Record> Flow<R> {
         for (slot, _, error) in kinds {
             let of_kind =
                 |(_, _, other): &&(AssignmentId, i64, &CommitError)| other.kind == error.kind;
-            self.log_refusals(*slot, error, refusals.iter().filter(of_kind).count());
+            let partition_count = refusals.iter().filter(of_kind).count();
+            self.log_refusals(&partitions[*slot].at, now_ms, error, partition_count);
         }
     }
 
     /// Logs one line per commit and kind, however many partitions it concerns: a warning at first, then once per minute
     /// while it lasts.
-    fn log_refusals(&mut self, slot: AssignmentId, first: &CommitError, partitions: usize) {
-        let now_ms = self.now_ms;
-        let at = &self.assignments[slot].at;
+    fn log_refusals(
+        &mut self,
+        at: &TopicPartition,
+        now_ms: u64,
+        first: &CommitError,
+        partitions: usize,
+    ) {
         let cause = match partitions {
             1 => format!("{at}: {}", first.reason),
             _ => format!(
@@ -433,7 +485,7 @@ impl<R: Record> Flow<R> {
             ),
         };
         let remedy = remedy_of(first);
-        let refused = self.commits.trouble.get_or_insert_with(|| Refused {
+        let refused = self.trouble.get_or_insert_with(|| Refused {
             kind: first.kind,
             benign_until_ms: now_ms + REBALANCE_GRACE_MS,
             trouble: Trouble {
@@ -448,7 +500,7 @@ impl<R: Record> Flow<R> {
             tracing::debug!(cause, "commit rejected; retrying");
             return;
         }
-        let limit = self.commits.log.entry(first.kind).or_default();
+        let limit = self.log.entry(first.kind).or_default();
         let Some(refusals) = limit.count(now_ms) else {
             tracing::debug!(cause, "commit rejected; retrying");
             return;
@@ -466,21 +518,26 @@ impl<R: Record> Flow<R> {
     }
 
     /// The problem that keeps commits from being accepted, if there is one.
-    pub(super) fn commit_problem(&self, clock: WallClock) -> Option<ServiceProblem> {
-        let refused = self.commits.trouble.as_ref();
-        let refused = refused.filter(|refused| !refused.is_benign(self.now_ms))?;
+    pub(crate) fn problem(&self, now_ms: u64, clock: WallClock) -> Option<ServiceProblem> {
+        let refused = self.trouble.as_ref();
+        let refused = refused.filter(|refused| !refused.is_benign(now_ms))?;
         let what = format!("group {} rejects commits", self.settings.group);
         let kind = ProblemKind::CommitsRefused;
         Some(refused.trouble.problem(kind, what, clock))
     }
 
     /// The same for one partition, as a sentence.
-    pub(super) fn why_not_committed(&self, slot: AssignmentId, clock: WallClock) -> Option<String> {
-        let (error, _) = self.commits.refused.get(&slot)?;
-        let mut problem = self.commit_problem(clock)?;
+    pub(crate) fn why_not(
+        &self,
+        slot: AssignmentId,
+        now_ms: u64,
+        clock: WallClock,
+    ) -> Option<String> {
+        let (error, _) = self.refused.get(&slot)?;
+        let mut problem = self.problem(now_ms, clock)?;
         // The group may have rejected other partitions for another reason.
         problem.cause.clone_from(&error.reason);
         remedy_of(error).clone_into(&mut problem.remedy);
-        Some(problem.sentence(clock.at(self.now_ms)))
+        Some(problem.sentence(clock.at(now_ms)))
     }
 }
