@@ -1,5 +1,6 @@
 //! Example tests of the flow: scripted pools and producer, one situation per test. The simulator covers the rest.
 
+mod assignments;
 mod budget;
 mod closing;
 mod commits;
@@ -390,46 +391,6 @@ fn a_stopped_partition_keeps_no_overflow_records() {
     assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 0);
     bench.finish(0, |_| ACK);
     assert_eq!(bench.flow.charged(), 0);
-}
-
-#[test]
-fn a_process_does_not_grow_with_the_number_of_its_rebalances() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..10, |_| None);
-    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
-    let mut ids = std::collections::BTreeSet::from([bench.slot]);
-    for epoch in 2..1_000 {
-        bench.flow.release(&[bench.slot]);
-        bench.slot = bench.flow.assign(NewAssignment::first(at(), 0, epoch));
-        assert!(ids.insert(bench.slot), "an id has two assignments");
-        bench.deliver(0..3, |_| None);
-        assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
-    }
-    assert_eq!(
-        bench.flow.partitions.places(),
-        2,
-        "one has records in a call"
-    );
-    let clock = super::report::WallClock { epoch_ms: 0 };
-    let topics = bench.flow.report(clock, |_| None).topics;
-    assert_eq!(topics[0].consumed, 10 + 998 * 3, "the counts stay");
-    bench.pools[0].taken.lock().unwrap().push(hung);
-    bench.finish(0, |_| ACK);
-    assert_eq!(bench.frontier(), 3, "a late outcome settles nothing");
-    let (mut used, mut more) = (0, bench.flow.assign(NewAssignment::first(other(), 0, 1)));
-    for epoch in 2..10 {
-        used = used.max(more.index());
-        bench.flow.release(&[more]);
-        more = bench.flow.assign(NewAssignment::first(other(), 0, epoch));
-    }
-    assert_eq!((used, bench.flow.partitions.places()), (0, 2));
-}
-
-fn other() -> TopicPartition {
-    TopicPartition {
-        partition: 1,
-        ..at()
-    }
 }
 
 #[test]
