@@ -38,19 +38,19 @@ use std::time::{Duration, Instant};
 pub use address::{PumpAddress, PumpHandle};
 pub use join_gate::JoinGate;
 pub use renewal::SourceFactory;
-pub use sluicegate_engine::life::stop::StopReport;
+pub use sluicegate_engine::engine::stop::StopReport;
 pub use stuck::Probe;
 
 use client_state::ClientState;
 use command::Commands;
 use renewal::PumpWake;
+use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::dispatch::{HandlerIx, Inbox, PumpMessage};
 use sluicegate_engine::emit::Emitter;
+use sluicegate_engine::engine::stop::LEAVE_GRACE_MS;
 use sluicegate_engine::engine::{Engine, EngineSettings};
 use sluicegate_engine::event::{Effect, Event, Observation};
 use sluicegate_engine::flow::handler::HandlerSettings;
-use sluicegate_engine::flow::report::WallClock;
-use sluicegate_engine::life::stop::LEAVE_GRACE_MS;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{
     Delivery, Membership, Source, SourceError, SourceEvent, TopicPartition,

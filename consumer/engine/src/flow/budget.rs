@@ -14,7 +14,8 @@
 //! burst of unusually large ones can exceed the budget once.
 
 use super::Flow;
-use crate::partition::assignment::{Assignment, AssignmentState};
+use crate::partition::assignment::AssignmentState;
+use crate::partition::usage::RATE_WINDOW_MS;
 use crate::record::Record;
 use crate::source::AssignmentId;
 
@@ -26,73 +27,6 @@ const PAUSE_AFTER_MS: u64 = 500;
 const MIN_ROOM_DIVISOR: u64 = 16;
 /// Records per poll while the mean record size is unknown.
 const FIRST_POLL: usize = 32;
-/// Window over which a partition's settle rate is measured.
-const RATE_WINDOW_MS: u64 = 500;
-/// A partition that needs longer than this to settle its records is slow.
-const SLOW_DRAIN_MS: u64 = 2_000;
-
-/// Why the fetching of a partition is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PausedFor {
-    /// The partition is stopped, or has reached `max_uncommitted`.
-    Bound,
-    /// The partition holds memory that others need.
-    Memory,
-}
-
-/// Bytes held by a partition, and how fast they are freed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// Bytes of its in-flight records, as charged.
-    pub entry_bytes: u64,
-    /// Bytes freed since it was assigned.
-    pub freed_bytes: u64,
-    /// `freed_bytes` at the start of the window.
-    freed_before: u64,
-    /// Bytes freed in the last complete window; `None` before the first.
-    freed_in_window: Option<u64>,
-    /// Bytes that it held when it was paused for memory; `None` while it is not.
-    paused_at: Option<u64>,
-    /// Paused because of its own bound.
-    bound: bool,
-}
-
-impl Usage {
-    /// Ends the measuring window.
-    fn end_window(&mut self, first: bool) {
-        let freed = self.freed_bytes - self.freed_before;
-        self.freed_before = self.freed_bytes;
-        self.freed_in_window = (!first).then_some(freed);
-    }
-}
-
-impl<R> Assignment<R> {
-    /// Bytes of its records, as charged: in flight and queued.
-    pub fn held_bytes(&self) -> u64 {
-        self.usage.entry_bytes + self.overflow_bytes
-    }
-
-    /// Why its fetching is paused; `None` if it is not.
-    pub fn paused_for(&self) -> Option<PausedFor> {
-        match self.usage.paused_at {
-            _ if !self.paused => None,
-            Some(_) => Some(PausedFor::Memory),
-            None => Some(PausedFor::Bound),
-        }
-    }
-
-    pub(super) fn is_read(&self) -> bool {
-        self.admits() && !self.paused
-    }
-
-    /// Whether its records need longer than `SLOW_DRAIN_MS` at the present rate.
-    fn is_slow(&self) -> bool {
-        let pace = self.usage.freed_in_window;
-        pace.is_some_and(|freed| {
-            self.held_bytes() > freed.saturating_mul(SLOW_DRAIN_MS / RATE_WINDOW_MS)
-        })
-    }
-}
 
 /// Totals over the partitions that are read.
 #[derive(Default)]

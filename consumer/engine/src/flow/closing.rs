@@ -14,22 +14,13 @@
 //! discarded when it returns, since its records are settled already and a second settle is a fault (G13).
 
 use super::Flow;
-use super::handler::{HandlerFlow, OnFailure};
+use super::handler::{Closing, HandlerFlow, OnFailure};
 use super::tasks::{Stage, Task};
 use crate::dispatch::{EntryKey, FlightKey, HandlerIx, PoolState};
 use crate::record::Record;
 
 /// Time between two checks of closing handlers.
 const CHECK_INTERVAL_MS: u64 = 50;
-
-/// State of a handler that is switched off or removed and still has records.
-#[derive(Clone, Copy, Debug)]
-pub struct Closing {
-    /// When its last record settled, or else when it was switched off; on the flow's clock.
-    pub moved_ms: u64,
-    /// Records that it had settled by then.
-    settled: u64,
-}
 
 impl HandlerFlow {
     /// Whether no new record reaches it.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::closing::Closing;
 use crate::dispatch::lanes::Lanes;
 use crate::dispatch::{EntryKey, FlightKey, OwnedPartition, WorkerPool};
 use crate::settlement::RetryPolicy;
@@ -79,6 +78,15 @@ pub struct OutcomeCounts {
     pub panics: u64,
     /// Calls that exceeded their timeout.
     pub timeouts: u64,
+}
+
+/// State of a handler that is switched off or removed and still has records.
+#[derive(Clone, Copy, Debug)]
+pub struct Closing {
+    /// When its last record settled, or else when it was switched off; on the flow's clock.
+    pub moved_ms: u64,
+    /// Records that it had settled by then.
+    pub(super) settled: u64,
 }
 
 /// A handler's state in the flow.

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use super::Flow;
-use super::budget::PausedFor;
 use super::flights::Flight;
 use super::refusals::ProduceKind;
 use super::tasks::{Stage, Task};
+use crate::clock::WallClock;
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
 use crate::partition::assignment::{Assignment, AssignmentState};
+use crate::partition::usage::PausedFor;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
 use crate::status::{
@@ -20,20 +21,6 @@ use crate::status::{ProblemKind, ServiceProblem};
 
 /// Reports name the handler that holds a frontier once it has waited for this long.
 const HELD_AFTER_MS: u64 = 1_000;
-
-/// Converts the flow's clock to wall-clock time.
-#[derive(Clone, Copy, Debug)]
-pub struct WallClock {
-    /// Unix time in milliseconds at the flow's time 0.
-    pub epoch_ms: i64,
-}
-
-impl WallClock {
-    /// A time of the flow's clock as Unix milliseconds.
-    pub fn at(self, flow_ms: u64) -> i64 {
-        self.epoch_ms + flow_ms as i64
-    }
-}
 
 /// Why a partition's fetching is paused, as an API value.
 fn pause_reason<R>(assignment: &Assignment<R>) -> Option<PauseReason> {

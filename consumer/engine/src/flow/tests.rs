@@ -170,7 +170,7 @@ impl Bench {
     }
 
     fn skipped(&self, handler: usize) -> u64 {
-        let clock = super::report::WallClock { epoch_ms: 0 };
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
         self.flow.report(clock, |_| None).handlers[handler]
             .outcomes
             .skipped
@@ -219,7 +219,7 @@ impl Bench {
     }
 
     fn outcomes(&self) -> crate::status::OutcomeCounts {
-        let clock = super::report::WallClock { epoch_ms: 0 };
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
         self.flow.report(clock, |_| None).handlers[0].outcomes
     }
 
@@ -554,7 +554,7 @@ fn a_record_after_an_idle_period_waits_only_since_its_arrival() {
     bench.deliver(1..2, |_| None);
     bench.flow.tick(10_500);
     assert!(bench.flow.stalled(bench.slot).is_none());
-    let clock = super::report::WallClock { epoch_ms: 0 };
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
     let explained = bench.flow.explain(&at(), None, clock).expect("it is ours");
     assert_eq!(explained.held_by[0].since_ms, 10_000);
     bench.flow.tick(11_000);

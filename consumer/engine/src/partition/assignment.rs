@@ -19,12 +19,12 @@ use std::collections::VecDeque;
 use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
-use crate::flow::budget::Usage;
-use crate::life::faults::ReadFault;
-use crate::life::missing::Recovery;
 use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
+use crate::partition::fault::ReadFault;
 use crate::partition::ledger::Ledger;
+use crate::partition::recovery::Recovery;
 use crate::partition::trouble::Trouble;
+use crate::partition::usage::{PausedFor, RATE_WINDOW_MS, SLOW_DRAIN_MS, Usage};
 use crate::routing::TopicPlanId;
 use crate::source::{AssignmentId, CommitEntry, Delivery, TopicPartition};
 
@@ -298,6 +298,32 @@ impl<R> Assignment<R> {
     /// Why its records are not handled or cannot be read, if so.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.stopped.as_ref().or(self.unreadable.as_ref())
+    }
+
+    /// Bytes of its records, as charged: in flight and queued.
+    pub fn held_bytes(&self) -> u64 {
+        self.usage.entry_bytes + self.overflow_bytes
+    }
+
+    /// Why its fetching is paused; `None` if it is not.
+    pub fn paused_for(&self) -> Option<PausedFor> {
+        match self.usage.paused_at {
+            _ if !self.paused => None,
+            Some(_) => Some(PausedFor::Memory),
+            None => Some(PausedFor::Bound),
+        }
+    }
+
+    pub(crate) fn is_read(&self) -> bool {
+        self.admits() && !self.paused
+    }
+
+    /// Whether its records need longer than `SLOW_DRAIN_MS` at the present rate.
+    pub(crate) fn is_slow(&self) -> bool {
+        let pace = self.usage.freed_in_window;
+        pace.is_some_and(|freed| {
+            self.held_bytes() > freed.saturating_mul(SLOW_DRAIN_MS / RATE_WINDOW_MS)
+        })
     }
 
     /// Whether it is being revoked.

@@ -21,7 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rapidhash::v3::rapidhash_v3;
 
-use crate::source::TopicPartition;
+use super::id::TopicPartition;
 
 const PREFIX: &str = "s2.";
 /// Maximum size before base64: 3,000 bytes become 4,000 characters, below the brokers' default limit of 4,096.

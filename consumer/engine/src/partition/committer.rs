@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::assignment::AssignmentState;
 use super::table::Partitions;
 use super::trouble::{LogLimit, Trouble};
-use crate::flow::report::WallClock;
+use crate::clock::WallClock;
 use crate::random::Random;
 use crate::source::{
     AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection,

@@ -12,6 +12,10 @@
 pub mod assignment;
 pub mod commit;
 pub mod committer;
+pub mod fault;
+pub mod id;
 pub mod ledger;
+pub mod recovery;
 pub(crate) mod table;
 pub mod trouble;
+pub mod usage;

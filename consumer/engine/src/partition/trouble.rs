@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use crate::flow::report::WallClock;
+use crate::clock::WallClock;
 use crate::status::{ProblemKind, ServiceProblem};
 
 /// Minimum interval between two log lines of one [`LogLimit`].

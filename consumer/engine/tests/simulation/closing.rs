@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::dispatch::{FlightKey, HandlerIx, PoolState, PumpMessage, WorkerPool};
-use sluicegate_engine::flow::report::WallClock;
 
 use super::model::{Check, Share, Stage};
 use super::pools::SimPool;

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluicegate_engine::flow::report::WallClock;
+use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::partition::trouble::{LogLimit, Trouble};
 use sluicegate_engine::source::{ClientErrorKind, Membership};
 use sluicegate_engine::status::{ProblemKind, ServiceProblem};

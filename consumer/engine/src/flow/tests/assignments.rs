@@ -20,7 +20,7 @@ fn a_process_does_not_grow_with_the_number_of_its_rebalances() {
         2,
         "one has records in a call"
     );
-    let clock = crate::flow::report::WallClock { epoch_ms: 0 };
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
     let topics = bench.flow.report(clock, |_| None).topics;
     assert_eq!(topics[0].consumed, 10 + 998 * 3, "the counts stay");
     bench.pools[0].taken.lock().unwrap().push(hung);

@@ -3,7 +3,7 @@
 use sluicegate_kit::log_capture::captured;
 
 use super::*;
-use crate::flow::report::WallClock;
+use crate::clock::WallClock;
 use crate::partition::assignment::NewAssignment;
 use crate::source::AssignmentId;
 use crate::status::{PartitionReport, PauseReason};

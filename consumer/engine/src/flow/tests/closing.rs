@@ -46,7 +46,7 @@ fn a_failed_handler_that_is_removed_releases_its_partition_and_is_dropped() {
     assert_eq!(bench.frontier(), 20);
     let report = bench
         .flow
-        .report(super::super::report::WallClock { epoch_ms: 0 }, |_| None);
+        .report(crate::clock::WallClock { epoch_ms: 0 }, |_| None);
     assert_eq!(report.handlers.len(), 1, "{:?}", report.handlers);
 }
 
@@ -110,7 +110,7 @@ fn hung_calls_are_abandoned_after_the_drain_timeout_and_their_outcomes_discarded
     assert_eq!(bench.frontier(), 0, "the call may still end");
     bench.flow.tick(5_100);
     assert_eq!(bench.frontier(), 10);
-    let clock = super::super::report::WallClock { epoch_ms: 0 };
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
     assert!(bench.flow.report(clock, |_| None).handlers.is_empty());
     bench.pools[0].taken.lock().unwrap().push(hung);
     bench.finish(0, |_| outcome_code::RETRY);

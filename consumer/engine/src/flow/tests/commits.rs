@@ -253,7 +253,7 @@ fn each_partition_reports_why_its_own_commit_was_rejected() {
         })
         .collect();
     bench.flow.committed(&results, None);
-    let clock = crate::flow::report::WallClock { epoch_ms: 0 };
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
     let why = |slot| {
         bench
             .flow

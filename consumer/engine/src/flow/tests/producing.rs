@@ -74,13 +74,13 @@ impl Bench {
     }
 
     fn handler_report(&self) -> crate::status::HandlerFlowReport {
-        let clock = crate::flow::report::WallClock { epoch_ms: 0 };
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
         self.flow.report(clock, |_| None).handlers.remove(0)
     }
 
     /// What the record at the frontier waits for.
     fn waits_for(&self) -> WaitsFor {
-        let clock = crate::flow::report::WallClock { epoch_ms: 0 };
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
         let explained = self.flow.explain(&at(), None, clock).unwrap();
         explained.held_by[0].waits_for.clone()
     }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::flow::Flow;
-use sluicegate_engine::flow::report::WallClock;
 use sluicegate_engine::source::{
     CommitErrorKind, FetchState, PartitionFault, Rejection, SourceEvent, StartAt,
 };

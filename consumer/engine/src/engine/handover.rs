@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::Engine;
+use super::Engine;
 use crate::event::Effect;
 use crate::partition::committer::HandOver;
 use crate::record::Record;

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::engine::Engine;
+use super::Engine;
+use crate::clock::WallClock;
 use crate::event::Effect;
-use crate::flow::report::WallClock;
 use crate::partition::assignment::NewAssignment;
 use crate::partition::commit::{CommitMetadata, TopicUuid, next_epoch};
 use crate::partition::trouble::Trouble;

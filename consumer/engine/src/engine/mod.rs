@@ -1,18 +1,35 @@
 //! The engine of one Kafka client: `step(Event) → Effects`.
+//!
+//! A partition's life, from the group's offer to its hand-over. No step waits for a broker.
+//!
+//! ```text
+//!  Assigned ─► offered ─ Find ─► Found ─► token ─ Start ─► read ──► Revoked, or a stop ─► drained ─ last commit ─ Release
+//!                 └─ NotFound: reported; the others do not wait       │    ▲
+//!                                                                     ▼    │
+//!                                    OffsetMissing ─ AskBounds ─► Bounds: Seek, continue elsewhere, or stopped
+//!                                    PartitionError ─► unreadable, until a record is read or the error expires
+//! ```
+//!
+//! `offers` has the partitions without a known start; an owned one is an
+//! [`Assignment`](crate::partition::assignment::Assignment), with everything that keeps it from being read
+//! (`missing`, `faults`); [] and [`stop`] end it, one by one or all at once.
+
+mod faults;
+mod handover;
+mod missing;
+mod observe;
+mod offers;
+pub mod stop;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::clock::WallClock;
 use crate::dispatch::{HandlerIx, Inbox};
 use crate::emit::Emitter;
 use crate::event::{Effect, Event};
 use crate::flow::handler::HandlerSettings;
-use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
-use crate::life::handover::Handovers;
-use crate::life::observe::Observations;
-use crate::life::offers::Offers;
-use crate::life::stop::{StopReport, Stopping};
 use crate::partition::trouble::LogLimit;
 use crate::record::Record;
 use crate::routing::RoutingIndex;
@@ -20,6 +37,10 @@ use crate::source::{
     AssignmentId, ClientErrorKind, Membership, SourceEvent, StartAt, TopicPartition,
 };
 use crate::status::{Explanation, PumpReport};
+use handover::Handovers;
+use observe::Observations;
+use offers::Offers;
+use stop::{StopReport, Stopping};
 
 /// Maximum (topic, kind) pairs with a log limit of their own; all limits are reset when it is reached.
 const MAX_LOG_KINDS: usize = 1_024;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::engine::Engine;
+use super::Engine;
 use crate::event::{Effect, Observation};
 use crate::record::Record;
 use crate::source::AssignmentId;

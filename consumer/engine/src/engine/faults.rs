@@ -1,40 +1,12 @@
 //! Partitions that cannot be read at present: the error is kept with its cause until a record is read or the error expires.
 
-use crate::engine::Engine;
+use super::Engine;
+use crate::partition::fault::ReadFault;
 use crate::record::Record;
 use crate::source::{AssignmentId, FetchState, PartitionFault, TopicPartition};
 
-/// A transient fault not repeated within this time is cleared.
-const TRANSIENT_EXPIRY_MS: u64 = 60_000;
-/// A denied fetch is retried by the client within this time: after it without an error, fetches are no longer denied.
-const DENIED_EXPIRY_MS: u64 = 3_000;
 /// A partition without a leader is reported after this time: elections take a few seconds.
 const ELECTION_TIMEOUT_MS: u64 = 5_000;
-
-/// A read error of a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadFault {
-    /// The next offset to read when the error was reported.
-    next: i64,
-    /// When the error was last reported, on the engine's clock.
-    reported_ms: u64,
-    /// Kind of the error, which decides when it is cleared.
-    kind: PartitionFault,
-}
-
-impl ReadFault {
-    /// Whether the error is over although no record was read. `fetch` is the state of the fetching now.
-    fn is_over(&self, now_ms: u64, fetch: FetchState) -> bool {
-        let silence_ms = now_ms.saturating_sub(self.reported_ms);
-        match self.kind {
-            PartitionFault::Damaged => false,
-            PartitionFault::Denied => {
-                silence_ms >= DENIED_EXPIRY_MS && fetch == FetchState::Fetching
-            }
-            PartitionFault::Passing => silence_ms >= TRANSIENT_EXPIRY_MS,
-        }
-    }
-}
 
 impl<R: Record> Engine<R> {
     /// Handles a read error of a partition.

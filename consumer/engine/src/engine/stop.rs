@@ -13,7 +13,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::engine::Engine;
+use super::Engine;
 use crate::event::Effect;
 use crate::partition::committer::LAST_COMMIT_GRACE_MS;
 use crate::record::Record;

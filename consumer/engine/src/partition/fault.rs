@@ -1,0 +1,33 @@
+//! A read error of a partition, and when it is over.
+
+use crate::source::{FetchState, PartitionFault};
+
+/// A transient fault not repeated within this time is cleared.
+const TRANSIENT_EXPIRY_MS: u64 = 60_000;
+/// A denied fetch is retried by the client within this time: after it without an error, fetches are no longer denied.
+const DENIED_EXPIRY_MS: u64 = 3_000;
+
+/// A read error of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadFault {
+    /// The next offset to read when the error was reported.
+    pub(crate) next: i64,
+    /// When the error was last reported, on the engine's clock.
+    pub(crate) reported_ms: u64,
+    /// Kind of the error, which decides when it is cleared.
+    pub(crate) kind: PartitionFault,
+}
+
+impl ReadFault {
+    /// Whether the error is over although no record was read. `fetch` is the state of the fetching now.
+    pub(crate) fn is_over(&self, now_ms: u64, fetch: FetchState) -> bool {
+        let silence_ms = now_ms.saturating_sub(self.reported_ms);
+        match self.kind {
+            PartitionFault::Damaged => false,
+            PartitionFault::Denied => {
+                silence_ms >= DENIED_EXPIRY_MS && fetch == FetchState::Fetching
+            }
+            PartitionFault::Passing => silence_ms >= TRANSIENT_EXPIRY_MS,
+        }
+    }
+}

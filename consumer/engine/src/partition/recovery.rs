@@ -1,0 +1,153 @@
+//! Recovery of a partition from an offset that cannot be fetched (G12).
+
+use std::ops::Range;
+
+/// Initial delay before the bounds of a log are queried again, or a read is retried; doubles each time.
+pub(crate) const FIRST_RETRY_DELAY_MS: u64 = 500;
+/// Maximum such delay.
+const MAX_RETRY_DELAY_MS: u64 = 30_000;
+/// A retried read without another error for this time has succeeded.
+pub(crate) const READ_TIMEOUT_MS: u64 = 60_000;
+
+/// An offset that the client could not fetch from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// The next offset to read.
+    pub(crate) asked: i64,
+    /// The client's fetch position when the broker rejected it.
+    pub(crate) fetched: Option<i64>,
+    /// Whether the log was truncated before that offset.
+    pub(crate) truncated: bool,
+    /// The broker's error.
+    pub(crate) reason: String,
+}
+
+/// Whether the offset is in the log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// The offset is in the log; the client could not read it.
+    Within,
+    /// The offset is out of range; the text explains why.
+    OutOfRange(String),
+}
+
+impl Lost {
+    /// Distinguishes an offset out of range from a failed read, by the bounds of the log: its first offset, and one past its
+    /// last.
+    pub(crate) fn judge(&self, log: &Range<i64>) -> Judgement {
+        let Range { start, end } = log;
+        let asked = self.asked;
+        if self.truncated {
+            return Judgement::OutOfRange(format!(
+                "the log was truncated before offset {asked} and has other records there now; it has the offsets {start} \
+                 to {end}"
+            ));
+        }
+        if asked < *start {
+            let gone = start - asked;
+            return Judgement::OutOfRange(format!(
+                "offset {asked} is no longer in the log, which begins at {start} and ends at {end}: {gone} offsets are \
+                 gone"
+            ));
+        }
+        if asked > *end {
+            return Judgement::OutOfRange(format!(
+                "offset {asked} is beyond the end of the log, which begins at {start} and ends at {end}: it was \
+                 truncated, or created again"
+            ));
+        }
+        // A log's first offset never decreases: an offset in range now that was rejected before was beyond the end then.
+        if self.fetched == Some(asked) && asked > *start {
+            return Judgement::OutOfRange(format!(
+                "offset {asked} was beyond the end of the log, which has since grown to {end}: it was truncated \
+                 in between"
+            ));
+        }
+        Judgement::Within
+    }
+}
+
+/// A repositioning that the client has not answered yet.
+#[derive(Clone, Debug)]
+pub(crate) enum Goal {
+    /// The read of the lost offset is retried. The text is the cause.
+    Again { cause: String },
+    /// The partition continues at `to`. The text says why the offset is out of range.
+    Elsewhere {
+        words: String,
+        to: i64,
+        log: Range<i64>,
+    },
+}
+
+/// Stage of a recovery.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// The bounds of its log are being queried, or are about to be.
+    Asking,
+    /// Waits until its in-flight records have settled.
+    Settling,
+    /// The client is being repositioned.
+    Seeking(Goal),
+    /// The read is being retried; `delivered` counts the records before the retry.
+    Reading { delivered: u64 },
+}
+
+/// Recovery of a partition from a lost offset. Times are on the engine's clock.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    pub(crate) lost: Lost,
+    pub(crate) stage: Stage,
+    pub(crate) due_ms: u64,
+    pub(crate) delay_ms: u64,
+    /// The bounds were queried, and the answer has not arrived.
+    pub(crate) asked: bool,
+}
+
+impl Recovery {
+    pub(crate) fn schedule_retry(&mut self, now_ms: u64) {
+        self.due_ms = now_ms + self.delay_ms;
+        self.delay_ms = (self.delay_ms * 2).min(MAX_RETRY_DELAY_MS);
+    }
+
+    /// Whether the retried read has succeeded: it was not followed by another error.
+    pub(crate) fn is_over(&self, now_ms: u64) -> bool {
+        matches!(self.stage, Stage::Reading { .. }) && now_ms >= self.due_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(asked: i64, fetched: i64) -> Lost {
+        Lost {
+            asked,
+            fetched: Some(fetched),
+            truncated: false,
+            reason: "Broker: Offset out of range".into(),
+        }
+    }
+
+    #[test]
+    fn an_offset_is_missing_only_out_of_range_or_after_a_truncation() {
+        let missing = |lost: Lost, words: &str| match lost.judge(&(50..100)) {
+            Judgement::OutOfRange(said) => assert!(said.contains(words), "{said}"),
+            Judgement::Within => panic!("{lost:?} is missing: {words}"),
+        };
+        missing(
+            lost(10, 10),
+            "begins at 50 and ends at 100: 40 offsets are gone",
+        );
+        missing(lost(101, 101), "beyond the end of the log");
+        missing(lost(70, 70), "was truncated in between");
+        let truncated = Lost {
+            truncated: true,
+            ..lost(70, -1)
+        };
+        missing(truncated, "was truncated before offset 70");
+        for (asked, fetched) in [(50, 101), (50, 50), (70, 101), (100, 101), (99, -2)] {
+            assert_eq!(lost(asked, fetched).judge(&(50..100)), Judgement::Within);
+        }
+    }
+}
