@@ -273,6 +273,16 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "order-waits-for-another-record",
+        what: "records that wait for a change of order start only when another record of the handler arrives",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "released-twice",
+        what: "the place of an assignment that is released twice is used by two partitions",
+        suite: FLOW,
+    },
+    Mutant {
         name: "lost-is-handed-over-again",
         what: "a partition that is lost during its hand-over is released again later, when the group may have assigned it again",
         suite: SIMULATION,

@@ -13,7 +13,10 @@
 //! freed. A poll is sized by the mean size of records, so a
 //! burst of unusually large ones can exceed the budget once.
 
+use std::collections::HashSet;
+
 use super::Flow;
+use crate::dispatch::EntryKey;
 use crate::partition::assignment::AssignmentState;
 use crate::partition::usage::RATE_WINDOW_MS;
 use crate::record::Record;
@@ -59,6 +62,15 @@ impl<R: Record> Flow<R> {
         if self.charged == 0 {
             return;
         }
+        // Those in batches that no worker has, before the others are marked: a failed handler keeps some for long.
+        for batch in self.flights.unsubmitted() {
+            let views = std::mem::take(&mut batch.records);
+            let keys = batch.keys.iter().copied();
+            let views = keys
+                .zip(views)
+                .map(|(key, view)| self.slab.detach_queued(key, view));
+            batch.records = views.collect();
+        }
         self.slab.detach_waiting();
         self.partitions.for_each_mut(|_, assignment| {
             for kept in &mut assignment.overflow {
@@ -70,10 +82,14 @@ impl<R: Record> Flow<R> {
         });
     }
 
-    /// Number of records that are held outside of calls and keep a fetch buffer alive.
+    /// Number of records that no worker has and that keep a fetch buffer alive.
     pub fn pinning_records(&self) -> usize {
-        let held = self.slab.iter().filter(|(_, entry)| {
-            !entry.is_lent() && entry.lease().is_some_and(Record::pins_client_memory)
+        let submitted = self.flights.iter().filter(|flight| flight.is_submitted());
+        let with_worker: HashSet<EntryKey> = submitted
+            .flat_map(|flight| flight.keys.iter().copied())
+            .collect();
+        let held = self.slab.iter().filter(|(key, entry)| {
+            !with_worker.contains(key) && entry.lease().is_some_and(Record::pins_client_memory)
         });
         let overflow = self.partitions.each().flat_map(|(_, one)| &one.overflow);
         held.count()

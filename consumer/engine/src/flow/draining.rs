@@ -117,6 +117,13 @@ impl<R: Record> Flow<R> {
     /// Releases partitions: none of their records starts, late outcomes are discarded, nothing is committed for them
     /// (G5).
     pub fn release(&mut self, slots: &[AssignmentId]) {
+        let owned = |slot: &AssignmentId| {
+            let known = self.partitions.get(*slot);
+            known.is_some_and(|one| one.state != AssignmentState::Released)
+        };
+        // A second release would free a place that another partition may have by now.
+        let slots: Vec<AssignmentId> = slots.iter().copied().filter(owned).collect();
+        let slots = slots.as_slice();
         self.fence(slots);
         for &slot in slots {
             let assignment = &mut self.partitions[slot];

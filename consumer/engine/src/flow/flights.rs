@@ -174,6 +174,13 @@ impl Flights {
         }
     }
 
+    /// All batches that no worker has.
+    pub fn unsubmitted(&mut self) -> impl Iterator<Item = &mut Batch> {
+        self.table
+            .iter_mut()
+            .filter_map(|flight| flight.batch.as_deref_mut())
+    }
+
     /// All batches that a worker has.
     pub fn submitted(&mut self) -> impl Iterator<Item = &mut Flight> {
         self.table.iter_mut().filter(|flight| flight.is_submitted())

@@ -375,7 +375,7 @@ impl<R: Record> Flow<R> {
 
     /// Starts the next attempt of a parked record whose time has come, or queues it until its handler has room.
     fn run_parked(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
-        if self.tasks.waits_for_predecessor(ix, key, &task) {
+        if self.tasks.predecessor(ix, key, &task).is_some() {
             return;
         }
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
@@ -421,8 +421,11 @@ impl<R: Record> Flow<R> {
     }
 
     /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
-    /// batch handler.
+    /// batch handler. It has to until it is over, also if a new generation no longer takes batches.
     pub(super) fn follows(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> Option<i64> {
+        if let Some(known) = self.tasks.get(ix, key).and_then(|task| task.follows) {
+            return Some(known);
+        }
         let handler = self.handlers[ix.0 as usize].as_ref()?;
         let entry = self.slab.get(key)?;
         (handler.settings.takes_batches && lane != 0).then(|| entry.offset())
@@ -550,6 +553,8 @@ impl<R: Record> Flow<R> {
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
             handler.held -= 1;
         }
+        // The last one may be what the next records wait for: an order that changes.
+        self.mark_dirty(ix);
     }
 
     pub(super) fn count(

@@ -221,9 +221,25 @@ impl<R: Record> Flow<R> {
     }
 
     fn run_again(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
+        if self.tasks.predecessor(ix, key, task).is_some() {
+            // It is due again when that one is over; with the same attempt, since none was made.
+            self.end_refusal(ix, task);
+            let stage = Stage::Parked {
+                due_ms: self.now_ms,
+            };
+            let task = Task {
+                attempt: task.attempt - 1,
+                stage,
+                since_ms: self.now_ms,
+                refusal: None,
+                ..task.clone()
+            };
+            self.tasks.set(ix, key, task);
+            return;
+        }
         self.end_refusal(ix, task);
         self.held_less(ix);
-        if task.attempt == 1 {
+        if task.attempt == 1 && task.follows.is_none() {
             self.tasks.remove(ix, key);
         } else {
             let task = Task {

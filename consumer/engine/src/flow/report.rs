@@ -365,6 +365,12 @@ impl<R: Record> Flow<R> {
         if let Some(task) = task
             && let Some((attempt, waits_for)) = waits_of(task, clock)
         {
+            let is_due = matches!(task.stage, Stage::Parked { due_ms } if due_ms <= self.now_ms);
+            let waits_for = match self.tasks.predecessor(ix, key, task) {
+                Some(behind) if is_due => WaitsFor::Lane { behind },
+                None if is_due => WaitsFor::Worker,
+                _ => waits_for,
+            };
             return Some(held(attempt, task.since_ms, waits_for));
         }
         let attempt = task.map_or(1, |task| task.attempt);
@@ -389,10 +395,12 @@ impl<R: Record> Flow<R> {
                 .pool
                 .as_ref()
                 .is_some_and(|pool| pool.state() == PoolState::Failed);
-            let waits_for = if failed {
-                WaitsFor::FailedHandler
-            } else {
-                WaitsFor::Worker
+            let waits_for = match failed {
+                true => WaitsFor::FailedHandler,
+                false if handler.changes_order() && handler.backlog.contains(&key) => {
+                    WaitsFor::Order
+                }
+                false => WaitsFor::Worker,
             };
             return Some(held(attempt, queued_ms, waits_for));
         }

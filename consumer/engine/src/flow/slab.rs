@@ -178,15 +178,31 @@ impl<R: Record> Slab<R> {
     /// Copies the records that no batch has and that were here at the last call already: they wait, and would each keep a
     /// whole fetch buffer alive.
     pub fn detach_waiting(&mut self) {
-        for entry in self
+        let held = self
             .entries
             .iter_mut()
-            .filter(|entry| entry.record.is_some())
-        {
+            .filter(|entry| entry.record.is_some());
+        // Not to the end of what a burst once needed.
+        for entry in held.take(self.live) {
             if std::mem::replace(&mut entry.seen, true) {
                 entry.detach();
             }
         }
+    }
+
+    /// Copies a record that an unsubmitted batch has, if it was here at the last [`Self::detach_waiting`]. Takes and returns its
+    /// view.
+    pub fn detach_queued(&mut self, key: EntryKey, view: RawRecord) -> RawRecord {
+        let Some(entry) = self.get_mut(key) else {
+            return view;
+        };
+        if !entry.seen || !entry.lease().is_some_and(Record::pins_client_memory) {
+            return view;
+        }
+        let (lane, attempt) = (view.lane, view.attempt);
+        entry.return_record(view);
+        entry.detach();
+        entry.lend(lane, attempt).expect("its bytes are held")
     }
 
     /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.

@@ -216,10 +216,14 @@ impl Tasks {
         }
     }
 
-    /// Whether a deferred record before it in its lane is unsettled. It becomes due again when that one is over.
-    pub(super) fn waits_for_predecessor(&self, ix: HandlerIx, key: EntryKey, task: &Task) -> bool {
+    /// The offset of the deferred record that it has to follow in its lane, if one is unsettled. It becomes due again when
+    /// that one is over.
+    pub(super) fn predecessor(&self, ix: HandlerIx, key: EntryKey, task: &Task) -> Option<i64> {
+        task.follows?;
         let first = self.lanes.get(&(ix, task.lane)).and_then(BTreeSet::first);
-        task.follows.is_some() && first.is_some_and(|(_, first)| *first != key)
+        first
+            .filter(|(_, first)| *first != key)
+            .map(|(offset, _)| *offset)
     }
 
     /// The next task that is due.

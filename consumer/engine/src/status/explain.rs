@@ -34,6 +34,8 @@ pub enum WaitsFor {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refused: Option<ProduceRefusal>,
     },
+    /// The records that were started under another `order` of the handler: the new one applies once they are over.
+    Order,
     /// Operator action or a new generation: the handler has failed and its records are held.
     FailedHandler,
 }
@@ -101,6 +103,10 @@ impl WaitsFor {
                     "the acknowledgement of its dead letter{}",
                     why(refused, now_ms)
                 )
+            }
+            Self::Order => {
+                "the records that were started under another `order` of the handler; the new one applies once they are over"
+                    .to_owned()
             }
             Self::FailedHandler => {
                 "operator action or a new generation: the handler has failed".to_owned()

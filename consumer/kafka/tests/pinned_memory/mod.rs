@@ -2,6 +2,7 @@
 //! Property: none of them keeps a fetch buffer of the client alive, of which only their own bytes are charged (G8).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,14 +28,19 @@ const RECORDS: i64 = 2_000;
 const RARE: i64 = 100;
 
 #[derive(Default)]
-struct Pool(
+struct Pool {
     // Boxes, as in the trait's signature.
-    #[allow(clippy::vec_box)] Mutex<Vec<Box<Batch>>>,
-);
+    #[allow(clippy::vec_box)]
+    taken: Mutex<Vec<Box<Batch>>>,
+    full: AtomicBool,
+}
 
 impl WorkerPool for Pool {
     fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
-        self.0.lock().expect("not poisoned").push(batch);
+        if self.full.load(Ordering::Relaxed) {
+            return Err(batch);
+        }
+        self.taken.lock().expect("not poisoned").push(batch);
         Ok(())
     }
 
@@ -125,7 +131,7 @@ fn produce(bootstrap: &str) {
 
 /// Finishes every batch: records with the rare key ask for a retry, the others succeed.
 fn finish(engine: &mut Engine<RecordBuf>, pool: &Pool, effects: &mut VecDeque<Effect>) {
-    for mut batch in std::mem::take(&mut *pool.0.lock().expect("not poisoned")) {
+    for mut batch in std::mem::take(&mut *pool.taken.lock().expect("not poisoned")) {
         let code = |offset: i64| match offset % RARE {
             0 => outcome_code::RETRY,
             _ => outcome_code::ACK,
@@ -164,48 +170,106 @@ fn carry_out(source: &mut KafkaSource, effects: &mut VecDeque<Effect>) {
     }
 }
 
-#[test]
-fn records_that_wait_keep_no_fetch_buffer_alive() {
-    let kafka = MockKafka::start(1).expect("a mock cluster starts");
-    kafka.create_topic("t", 1).expect("a new topic");
-    let bootstrap = kafka.bootstrap_servers();
-    produce(&bootstrap);
-    let pool = Arc::new(Pool::default());
-    let mut engine = engine(pool.clone());
-    let mut source = KafkaSource::new(&settings(&bootstrap, &[])).expect("a client");
-    source.subscribe(&["t".into()]).expect("a subscription");
+/// A source and an engine that have read all records.
+struct Harness {
+    engine: Engine<RecordBuf>,
+    pool: Arc<Pool>,
+    source: KafkaSource,
+    effects: VecDeque<Effect>,
+    _kafka: MockKafka,
+}
 
-    let (mut effects, mut events, mut records) = (VecDeque::new(), Vec::new(), Vec::new());
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut read = 0;
-    while read < RECORDS {
-        assert!(Instant::now() < deadline, "{read} records were read");
-        source.events(&mut events);
-        for event in events.drain(..) {
-            let membership = source.membership();
-            engine.step(Event::Source(event, membership), &mut effects);
-            carry_out(&mut source, &mut effects);
-        }
-        source.poll(1_000, &mut records);
-        read += records.len() as i64;
-        engine.step(Event::Records(&mut records), &mut effects);
-        finish(&mut engine, &pool, &mut effects);
-        source.wait(Duration::from_millis(10));
+impl Harness {
+    /// `full`: the pool accepts no batch.
+    fn reading(full: bool) -> Self {
+        let kafka = MockKafka::start(1).expect("a mock cluster starts");
+        kafka.create_topic("t", 1).expect("a new topic");
+        let bootstrap = kafka.bootstrap_servers();
+        produce(&bootstrap);
+        let pool = Arc::new(Pool::default());
+        pool.full.store(full, Ordering::Relaxed);
+        let mut harness = Self {
+            engine: engine(pool.clone()),
+            pool,
+            source: KafkaSource::new(&settings(&bootstrap, &[])).expect("a client"),
+            effects: VecDeque::new(),
+            _kafka: kafka,
+        };
+        let subscribed = harness.source.subscribe(&["t".into()]);
+        subscribed.expect("a subscription");
+        harness.read();
+        harness
     }
-    finish(&mut engine, &pool, &mut effects);
+
+    fn read(&mut self) {
+        let (mut events, mut records) = (Vec::new(), Vec::new());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut read = 0;
+        while read < RECORDS {
+            assert!(Instant::now() < deadline, "{read} records were read");
+            self.source.events(&mut events);
+            for event in events.drain(..) {
+                let membership = self.source.membership();
+                let event = Event::Source(event, membership);
+                self.engine.step(event, &mut self.effects);
+                carry_out(&mut self.source, &mut self.effects);
+            }
+            self.source.poll(1_000, &mut records);
+            read += records.len() as i64;
+            self.engine
+                .step(Event::Records(&mut records), &mut self.effects);
+            finish(&mut self.engine, &self.pool, &mut self.effects);
+            self.source.wait(Duration::from_millis(10));
+        }
+        finish(&mut self.engine, &self.pool, &mut self.effects);
+    }
+
+    /// How many records pin a fetch buffer at a time.
+    fn pinning_at(&mut self, now_ms: u64) -> usize {
+        self.engine.step(Event::Tick(now_ms), &mut self.effects);
+        self.engine.flow().pinning_records()
+    }
+
+    fn close(mut self) {
+        drop(self.engine);
+        let _ = self.source.close(Instant::now() + Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn records_that_wait_in_their_lane_keep_no_fetch_buffer_alive() {
+    let mut harness = Harness::reading(false);
     let waiting = (RECORDS / RARE) as usize;
-    assert_eq!(engine.flow().held_records(), waiting);
+    assert_eq!(harness.engine.flow().held_records(), waiting);
     // The first is parked, and was copied then.
-    assert_eq!(engine.flow().pinning_records(), waiting - 1);
-    engine.step(Event::Tick(250), &mut effects);
+    assert_eq!(harness.pinning_at(0), waiting - 1);
     assert_eq!(
-        engine.flow().pinning_records(),
+        harness.pinning_at(250),
         waiting - 1,
         "a record that waits for a moment is not copied"
     );
-    engine.step(Event::Tick(500), &mut effects);
-    assert_eq!(engine.flow().pinning_records(), 0);
-    assert_eq!(engine.flow().held_records(), waiting);
-    drop(engine);
-    let _ = source.close(Instant::now() + Duration::from_secs(5));
+    assert_eq!(harness.pinning_at(500), 0);
+    assert_eq!(harness.engine.flow().held_records(), waiting);
+    harness.close();
+}
+
+#[test]
+fn records_that_wait_for_a_worker_keep_no_fetch_buffer_alive() {
+    let mut harness = Harness::reading(true);
+    let pinning = [0, 250, 500].map(|now_ms| harness.pinning_at(now_ms));
+    assert_eq!(pinning, [RECORDS as usize, RECORDS as usize, 0]);
+    harness.pool.full.store(false, Ordering::Relaxed);
+    let free = Event::Message(PumpMessage::PoolFree);
+    harness.engine.step(free, &mut harness.effects);
+    harness.engine.dispatch();
+    for _ in 0..RECORDS {
+        finish(&mut harness.engine, &harness.pool, &mut harness.effects);
+    }
+    let waiting = (RECORDS / RARE) as usize;
+    assert_eq!(
+        harness.engine.flow().held_records(),
+        waiting,
+        "they were handled from their copies"
+    );
+    harness.close();
 }

@@ -35,10 +35,17 @@ pub(super) enum PumpCommand {
     Stop,
 }
 
+#[derive(Default)]
+struct Queue {
+    commands: Vec<PumpCommand>,
+    /// The pump has ended.
+    is_closed: bool,
+}
+
 /// A queue of commands to one pump.
 #[derive(Default)]
 pub(super) struct Commands {
-    queue: Mutex<Vec<PumpCommand>>,
+    queue: Mutex<Queue>,
     waker: OnceLock<Arc<dyn Wake>>,
 }
 
@@ -49,9 +56,13 @@ impl Commands {
     }
 
     /// Adds a command and wakes the pump.
+    ///
+    /// After the pump's end it is dropped, which ends the caller's wait.
     pub(super) fn push(&self, command: PumpCommand) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push(command);
+        if !queue.is_closed {
+            queue.commands.push(command);
+        }
         drop(queue);
         if let Some(waker) = self.waker.get() {
             waker.wake();
@@ -60,7 +71,20 @@ impl Commands {
 
     fn take(&self) -> Vec<PumpCommand> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *queue)
+        std::mem::take(&mut queue.commands)
+    }
+
+    fn close(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.is_closed = true;
+        queue.commands.clear();
+    }
+}
+
+/// Nobody answers the commands that are left: their callers are not kept waiting.
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.commands.close();
     }
 }
 

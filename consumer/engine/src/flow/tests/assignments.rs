@@ -41,3 +41,20 @@ fn other() -> TopicPartition {
         ..at()
     }
 }
+
+#[test]
+fn what_is_delivered_or_released_after_the_end_of_an_assignment_changes_nothing() {
+    let mut bench = Bench::new(1);
+    bench.flow.release(&[bench.slot]);
+    // The source is not told of every release.
+    bench.deliver(0..3, |_| None);
+    assert_eq!(bench.flow.held_records(), 0);
+    bench.flow.release(&[bench.slot, bench.slot]);
+    let [one, two] = [at(), other()].map(|at| bench.flow.assign(NewAssignment::first(at, 0, 2)));
+    assert_ne!(one.index(), two.index(), "two partitions share a place");
+    bench.flow.release(&[bench.slot]);
+    assert_eq!(bench.flow.slot(&at()), Some(one));
+    bench.slot = one;
+    bench.deliver(0..3, |_| None);
+    assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
+}

@@ -164,3 +164,64 @@ fn a_key_has_one_worker_after_their_number_has_changed() {
     }
     assert_eq!((records, bench.frontier()), (64, 64));
 }
+
+#[test]
+fn another_order_applies_also_when_the_last_record_has_no_lane() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, settings| {
+        settings.order = Order::Unordered;
+        true
+    });
+    bench.deliver(0..1, |_| Some("a".to_owned()));
+    assert_eq!(bench.finish(0, |_| outcome_code::DEAD_LETTER), [0]);
+    bench.apply(|_, settings| {
+        settings.order = Order::Key;
+        true
+    });
+    bench.deliver(1..3, |_| Some("a".to_owned()));
+    assert_eq!(bench.finish(0, |_| ACK), [0; 0]);
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let why = bench.flow.explain(&at(), Some(1), clock);
+    let why = why.expect("it is assigned").held_by.remove(0);
+    assert_eq!(why.waits_for, crate::status::WaitsFor::Order);
+    assert_eq!(bench.answer_producer(), ["t.dlt"]);
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        [1, 2],
+        "no other record has to arrive"
+    );
+    assert_eq!(bench.frontier(), 3);
+}
+
+#[test]
+fn records_follow_one_another_also_when_batches_are_no_longer_taken() {
+    let mut bench = batches(1_000);
+    bench.deliver(0..3, |_| Some("a".to_owned()));
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0, 1, 2]);
+    bench.apply(|_, settings| {
+        settings.retry.max_attempts = 3;
+        settings.generation = 2;
+        true
+    });
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
+    bench.flow.tick(150);
+    bench.flow.dispatch();
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        [0; 0],
+        "the first is parked again"
+    );
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let why = bench.flow.explain(&at(), Some(1), clock);
+    let why = why.expect("it is assigned").held_by.remove(0);
+    assert_eq!(why.waits_for, crate::status::WaitsFor::Lane { behind: 0 });
+    let mut ran = Vec::new();
+    for now_ms in [200, 201, 202] {
+        bench.flow.tick(now_ms);
+        bench.flow.dispatch();
+        ran.extend(bench.finish(0, |_| ACK));
+    }
+    assert_eq!(ran, [0, 1, 2]);
+}
