@@ -81,7 +81,7 @@ impl Commands {
     }
 }
 
-/// Nobody answers the commands that are left: their callers are not kept waiting.
+/// Commands that are left are dropped: their callers are not kept waiting.
 impl Drop for Pump {
     fn drop(&mut self) {
         self.commands.close();
