@@ -6,7 +6,7 @@ use sluicegate_abi::lend::Lent;
 use super::Flow;
 use super::slab::NewEntry;
 use crate::dispatch::HandlerIx;
-use crate::partition::assignment::{Assignment, OverflowRecord};
+use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
 use crate::record::Record;
 use crate::source::{AssignmentId, Delivery};
@@ -48,10 +48,9 @@ impl<R: Record> Flow<R> {
     pub fn deliver(&mut self, delivery: Delivery<R>) {
         // The source may deliver for a moment what was released: a client that is about to be replaced is not told.
         let known = self.partitions.get(delivery.slot);
-        if !known.is_some_and(Assignment::admits) {
+        let Some(assignment) = known.filter(|assignment| assignment.admits()) else {
             return;
-        }
-        let assignment = &mut self.partitions[delivery.slot];
+        };
         if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
             self.defer_record(delivery, false);
             return;
