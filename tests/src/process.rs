@@ -40,7 +40,8 @@ impl Watchdog {
     /// # Errors
     /// If `sh` cannot be started.
     pub fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
-        let script = r#"read -r _; kill -9 -- "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
+        // Without `--`, which the `kill` of dash takes for a process.
+        let script = r#"read -r _; kill -9 "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
         let mut shell = Command::new("sh")
             .arg("-c")
             .arg(script)
@@ -213,4 +214,24 @@ fn tail(path: &Path) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As when the owner is killed: it closes its end and runs no destructor.
+    #[test]
+    fn a_watchdog_whose_owner_dies_kills_the_whole_group() {
+        let mut group = Command::new("sh")
+            .args(["-c", "sleep 600 & wait"])
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let mut watchdog = Watchdog::start(group.id(), None).expect("a shell");
+        drop(watchdog._open.take());
+        watchdog.shell.wait().expect("it ends");
+        let status = group.wait().expect("it is ours");
+        assert!(!status.success(), "{status}");
+    }
 }

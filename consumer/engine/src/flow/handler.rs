@@ -129,8 +129,10 @@ pub struct HandlerFlow {
     pub batch_limit: u32,
     /// Parked, dead-lettering and producing records.
     pub held: u32,
-    /// Its counters.
+    /// The counters of its present version.
     pub counts: OutcomeCounts,
+    /// Those of versions before it, the latest last; a version that returns counts on.
+    pub earlier: Vec<(Arc<str>, OutcomeCounts)>,
     /// The last error.
     pub last_error: Option<Arc<str>>,
     /// The partitions last announced to its pool.
@@ -144,6 +146,8 @@ const MIN_BATCH: u32 = 1;
 /// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
 pub const MAX_BATCH: u32 = 4096;
 const FIRST_BATCH: u32 = 32;
+/// Versions whose counters are kept besides the present one's.
+const MAX_EARLIER_VERSIONS: usize = 16;
 /// Maximum number of bytes per call.
 pub const MAX_BATCH_BYTES: u64 = 4 << 20;
 
@@ -171,6 +175,7 @@ impl HandlerFlow {
             batch_limit: FIRST_BATCH,
             held: 0,
             counts: OutcomeCounts::default(),
+            earlier: Vec::new(),
             last_error: None,
             announced: Vec::new(),
             cost_ns: 0,
@@ -183,6 +188,9 @@ impl HandlerFlow {
     ///
     /// Returns whether keys belong to other workers from now on: unsubmitted batches have to be filled again.
     pub fn replace(&mut self, settings: HandlerSettings) -> bool {
+        if settings.version != self.settings.version {
+            self.count_for(&settings.version);
+        }
         self.settings = settings;
         self.follow_order();
         self.retiring = false;
@@ -195,6 +203,20 @@ impl HandlerFlow {
         let places = self.open.len();
         self.size_open();
         self.open.len() != places
+    }
+
+    /// Counts for another version from now on: a counter belongs to the code that ran.
+    fn count_for(&mut self, version: &str) {
+        let known = self
+            .earlier
+            .iter()
+            .position(|(known, _)| **known == *version);
+        let next = known.map_or_else(OutcomeCounts::default, |place| self.earlier.remove(place).1);
+        let before = std::mem::replace(&mut self.counts, next);
+        if self.earlier.len() == MAX_EARLIER_VERSIONS {
+            self.earlier.remove(0);
+        }
+        self.earlier.push((self.settings.version.clone(), before));
     }
 
     /// Applies another order once no record is left that was started under the one before: lanes of two orders do not

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::Flow;
 use super::flights::Flight;
+use super::handler::HandlerFlow;
 use super::refusals::ProduceKind;
 use super::tasks::{Stage, Task};
 use crate::clock::WallClock;
@@ -28,6 +29,18 @@ fn pause_reason<R>(assignment: &Assignment<R>) -> Option<PauseReason> {
         _ if assignment.stopped.is_some() => None,
         PausedFor::Bound => Some(PauseReason::MaxUncommitted),
         PausedFor::Memory => Some(PauseReason::Memory),
+    }
+}
+
+impl super::handler::OutcomeCounts {
+    fn report(&self) -> OutcomeCounts {
+        OutcomeCounts {
+            ack: self.ack,
+            retry: self.retry,
+            dead_letter: self.dead_letter,
+            drop: self.drop,
+            skipped: self.skipped,
+        }
     }
 }
 
@@ -94,35 +107,48 @@ impl<R: Record> Flow<R> {
     }
 
     fn handler_reports(&self, clock: WallClock) -> Vec<HandlerFlowReport> {
-        self.handlers
-            .iter()
-            .enumerate()
-            .filter_map(|(place, handler)| Some((HandlerIx(place as u32), handler.as_ref()?)))
-            .map(|(ix, handler)| {
-                let parked = self.tasks.parked(ix);
-                let waiting = handler.backlog.len() + handler.lanes.waiters();
-                HandlerFlowReport {
-                    name: handler.settings.name.to_string(),
-                    version: handler.settings.version.to_string(),
-                    in_flight: u64::from(handler.in_flight_records)
-                        + u64::from(handler.held)
-                        + waiting as u64,
-                    parked,
-                    outcomes: OutcomeCounts {
-                        ack: handler.counts.ack,
-                        retry: handler.counts.retry,
-                        dead_letter: handler.counts.dead_letter,
-                        drop: handler.counts.drop,
-                        skipped: handler.counts.skipped,
-                    },
-                    refusals: self.refusals.total(ix),
-                    refused: self.refusals.of(ix).map(|held| held.records).sum(),
-                    problems: self.problems_of(ix, &handler.settings.name, clock),
-                    last_error: handler.last_error.as_deref().map(Into::into),
-                    held_since_ms: handler.closing.map(|closing| clock.at(closing.moved_ms)),
-                }
+        let handlers = self.handlers.iter().enumerate();
+        let handlers = handlers.filter_map(|(place, handler)| {
+            let handler = handler.as_ref()?;
+            Some((HandlerIx(place as u32), handler))
+        });
+        handlers
+            .flat_map(|(ix, handler)| {
+                let earlier = handler
+                    .earlier
+                    .iter()
+                    .map(|(version, counts)| HandlerFlowReport {
+                        name: handler.settings.name.to_string(),
+                        version: version.to_string(),
+                        outcomes: counts.report(),
+                        ..HandlerFlowReport::default()
+                    });
+                earlier.chain([self.handler_report(ix, handler, clock)])
             })
             .collect()
+    }
+
+    fn handler_report(
+        &self,
+        ix: HandlerIx,
+        handler: &HandlerFlow,
+        clock: WallClock,
+    ) -> HandlerFlowReport {
+        let waiting = handler.backlog.len() + handler.lanes.waiters();
+        HandlerFlowReport {
+            name: handler.settings.name.to_string(),
+            version: handler.settings.version.to_string(),
+            in_flight: u64::from(handler.in_flight_records)
+                + u64::from(handler.held)
+                + waiting as u64,
+            parked: self.tasks.parked(ix),
+            outcomes: handler.counts.report(),
+            refusals: self.refusals.total(ix),
+            refused: self.refusals.of(ix).map(|held| held.records).sum(),
+            problems: self.problems_of(ix, &handler.settings.name, clock),
+            last_error: handler.last_error.as_deref().map(Into::into),
+            held_since_ms: handler.closing.map(|closing| clock.at(closing.moved_ms)),
+        }
     }
 
     /// What keeps records of a handler from being produced, by topic.

@@ -225,3 +225,34 @@ fn records_follow_one_another_also_when_batches_are_no_longer_taken() {
     }
     assert_eq!(ran, [0, 1, 2]);
 }
+
+#[test]
+fn a_counter_belongs_to_the_version_that_ran() {
+    let mut bench = Bench::new(1);
+    let version = |name: &'static str| {
+        move |_: usize, settings: &mut HandlerSettings| {
+            settings.version = name.into();
+            true
+        }
+    };
+    let acked = |bench: &Bench| -> Vec<(String, u64)> {
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
+        let handlers = bench.flow.report(clock, |_| None).handlers.into_iter();
+        let counts = handlers.map(|one| (one.version, one.outcomes.ack));
+        counts.filter(|(_, acked)| *acked > 0).collect()
+    };
+    for (offsets, of) in [(0..3, "1.0.0"), (3..5, "2.0.0"), (5..6, "1.0.0")] {
+        bench.apply(version(of));
+        bench.deliver(offsets, |_| None);
+        bench.finish(0, |_| ACK);
+    }
+    let of = |version: &str, acked| (version.to_owned(), acked);
+    assert_eq!(acked(&bench), [of("2.0.0", 2), of("1.0.0", 4)]);
+    for n in 0..100 {
+        let name: &'static str = Box::leak(format!("3.0.{n}").into_boxed_str());
+        bench.apply(version(name));
+    }
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let kept = bench.flow.report(clock, |_| None).handlers.len();
+    assert_eq!(kept, 17, "they do not grow with every release");
+}
