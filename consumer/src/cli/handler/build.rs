@@ -1,6 +1,7 @@
 //! `sluicegate handler build`: runs cargo and copies the library to a plugin folder.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::crate_folder::CrateFolder;
@@ -35,7 +36,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Copies under a temporary name and renames: a scan of the folder never sees a partial file.
 fn put(built: &Path, folder: &Path) -> std::io::Result<PathBuf> {
     let name = built.file_name().unwrap_or_default();
-    fs::create_dir_all(folder)?;
+    if !folder.is_dir() {
+        fs::create_dir_all(folder)?;
+        // A mistyped folder would look like success.
+        let _ = writeln!(
+            std::io::stderr(),
+            "created the folder `{}`: check that a service reads it",
+            folder.display()
+        );
+    }
     let place = folder.join(name);
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
