@@ -283,6 +283,16 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "spent-instance-stays",
+        what: "an instance whose health check panicked is kept, and checked again for ever",
+        suite: POOL,
+    },
+    Mutant {
+        name: "counts-move-to-the-next-version",
+        what: "a new version takes over the outcome counts of the one before",
+        suite: FLOW,
+    },
+    Mutant {
         name: "lost-is-handed-over-again",
         what: "a partition that is lost during its hand-over is released again later, when the group may have assigned it again",
         suite: SIMULATION,

@@ -34,6 +34,8 @@ pub(super) const EMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "emit::"]
 pub(super) const SETTLEMENT: &[&str] = &["-p", "sluicegate-engine", "--lib", "settlement::"];
 /// Conflicts between specs.
 pub(super) const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
+/// The folder of specs.
+pub(super) const FOLDER: &[&str] = &["-p", "sluicegate-sync", "--lib", "folder::"];
 /// References in values of a store.
 pub(super) const REFERENCES: &[&str] = &["-p", "sluicegate-sync", "--test", "store_references"];
 /// The cost of hostile specs.

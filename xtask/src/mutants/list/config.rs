@@ -2,11 +2,16 @@
 
 use super::super::Mutant;
 use super::super::suites::{
-    BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, ETCD, HOSTILE, REFERENCES, SPECS, STORE_SOURCE, STORES,
-    ZOOKEEPER,
+    BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, ETCD, FOLDER, HOSTILE, REFERENCES, SPECS, STORE_SOURCE,
+    STORES, ZOOKEEPER,
 };
 
 pub(super) const CONFIG: &[Mutant] = &[
+    Mutant {
+        name: "unreadable-spec-is-deleted",
+        what: "a spec file that cannot be examined counts as deleted, and its handler is removed",
+        suite: FOLDER,
+    },
     Mutant {
         name: "bridge-echo-not-recognised",
         what: "the bridge records its own write under the revision of the replaced value, so that its echo counts as a change",
