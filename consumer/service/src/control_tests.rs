@@ -8,12 +8,11 @@ use sluicegate_admin::ServiceView;
 use sluicegate_config::service::read_service_config;
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use sluicegate_engine::dispatch::HandlerIx;
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::engine::EngineSettings;
-use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::source::{Source, StartAt};
 use sluicegate_engine::status::ProblemKind;
 use sluicegate_kafka::RecordBuf;
+use sluicegate_kit::engine_doubles::{NoEmitter, flow_settings};
 use sluicegate_kit::log_capture::captured;
 use sluicegate_kit::memory_source::MemoryKafka;
 use sluicegate_plugins::{HandlerPlan, RegistrySettings};
@@ -21,14 +20,6 @@ use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
 use super::*;
 use crate::pump::{JoinGate, Probe, Pump, PumpHandle, PumpSettings};
-
-struct NoEmitter;
-
-impl Emitter for NoEmitter {
-    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
-        panic!("nothing is emitted here")
-    }
-}
 
 /// A controller with real pumps, which do not run before they are released.
 struct Harness {
@@ -117,15 +108,7 @@ fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
     let settings = PumpSettings {
         number,
         engine: EngineSettings {
-            flow: FlowSettings {
-                max_uncommitted: 100,
-                budget_bytes: 1 << 20,
-                stall_timeout_ms: 60_000,
-                commit_interval_ms: 0,
-                drain_timeout_ms: 1_000,
-                group: "g".into(),
-                seed: 1,
-            },
+            flow: flow_settings(),
             start: StartAt::Earliest,
             offset_out_of_range: None,
         },

@@ -4,6 +4,7 @@
 //! unit tests of a crate that this one depends on cannot use a double of that crate's traits: it implements the traits of
 //! another build of the crate.
 
+pub mod engine_doubles;
 pub mod garbage;
 pub mod log_capture;
 pub mod memory_source;

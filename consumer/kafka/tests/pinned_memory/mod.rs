@@ -2,108 +2,39 @@
 //! Property: none of them keeps a fetch buffer of the client alive, of which only their own bytes are charged (G8).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::member::settings;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use sluicegate_config::spec::{Predicate, Route, TopicPattern};
-use sluicegate_engine::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::dispatch::{Inbox, PumpMessage};
 use sluicegate_engine::engine::{Engine, EngineSettings};
 use sluicegate_engine::event::{Effect, Event};
-use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
-use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::settlement::RetryPolicy;
+use sluicegate_engine::flow::handler::HandlerSettings;
 use sluicegate_engine::source::{Source, StartAt};
 use sluicegate_kafka::mock::MockKafka;
 use sluicegate_kafka::{KafkaSource, RecordBuf};
+use sluicegate_kit::engine_doubles::{HeldPool, NoEmitter, flow_settings, handler, plan, retry};
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
 const RECORDS: i64 = 2_000;
 /// Every so many records have the key that is retried.
 const RARE: i64 = 100;
 
-#[derive(Default)]
-struct Pool {
-    // Boxes, as in the trait's signature.
-    #[allow(clippy::vec_box)]
-    taken: Mutex<Vec<Box<Batch>>>,
-    full: AtomicBool,
-}
-
-impl WorkerPool for Pool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
-        if self.full.load(Ordering::Relaxed) {
-            return Err(batch);
-        }
-        self.taken.lock().expect("not poisoned").push(batch);
-        Ok(())
-    }
-
-    fn workers(&self) -> u32 {
-        1
-    }
-
-    fn state(&self) -> PoolState {
-        PoolState::Active
-    }
-}
-
-struct NoEmitter;
-
-impl Emitter for NoEmitter {
-    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
-        panic!("nothing is emitted here")
-    }
-}
-
-fn engine(pool: Arc<Pool>) -> Engine<RecordBuf> {
+fn engine(pool: Arc<HeldPool>) -> Engine<RecordBuf> {
     let settings = EngineSettings {
-        flow: FlowSettings {
-            max_uncommitted: 1_000_000,
-            budget_bytes: 1 << 30,
-            stall_timeout_ms: 60_000,
-            commit_interval_ms: 60_000,
-            drain_timeout_ms: 1_000,
-            group: "g".into(),
-            seed: 1,
-        },
+        flow: flow_settings(),
         start: StartAt::Earliest,
         offset_out_of_range: None,
     };
     let handler = HandlerSettings {
-        name: "h".into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 1,
-        pool: Some(pool),
-        gate_open: true,
-        order: Order::Key,
-        retry: RetryPolicy {
-            max_attempts: 2,
-            delay: Duration::from_secs(3_600),
-            multiplier: 1.0,
-            max_delay: Duration::from_secs(3_600),
-            jitter: 0.0,
-        },
-        dead_letter_topic: "{topic}.dlt".into(),
-        on_failure: OnFailure::Hold,
-        max_in_flight_records: 4_096,
-        max_in_flight_bytes: 1 << 30,
-        keeps_key_state: false,
-        takes_batches: false,
+        retry: retry(2, Duration::from_hours(1)),
+        ..handler(pool)
     };
-    let route = Route {
-        topics: vec![TopicPattern::Exact("t".into())],
-        when: Predicate::always(),
-    };
-    let index = RoutingIndex::compile(1, vec![(HandlerIx(0), route)]).expect("a route");
+    let (index, handlers) = plan("t", handler);
     let mut engine = Engine::new(settings, Arc::new(NoEmitter), Arc::new(Inbox::new()));
-    engine.apply(index, vec![(HandlerIx(0), handler)]);
+    engine.apply(index, handlers);
     engine
 }
 
@@ -130,8 +61,8 @@ fn produce(bootstrap: &str) {
 }
 
 /// Finishes every batch: records with the rare key ask for a retry, the others succeed.
-fn finish(engine: &mut Engine<RecordBuf>, pool: &Pool, effects: &mut VecDeque<Effect>) {
-    for mut batch in std::mem::take(&mut *pool.taken.lock().expect("not poisoned")) {
+fn finish(engine: &mut Engine<RecordBuf>, pool: &HeldPool, effects: &mut VecDeque<Effect>) {
+    for mut batch in pool.take() {
         let code = |offset: i64| match offset % RARE {
             0 => outcome_code::RETRY,
             _ => outcome_code::ACK,
@@ -173,7 +104,7 @@ fn carry_out(source: &mut KafkaSource, effects: &mut VecDeque<Effect>) {
 /// A source and an engine that have read all records.
 struct Harness {
     engine: Engine<RecordBuf>,
-    pool: Arc<Pool>,
+    pool: Arc<HeldPool>,
     source: KafkaSource,
     effects: VecDeque<Effect>,
     _kafka: MockKafka,
@@ -186,8 +117,8 @@ impl Harness {
         kafka.create_topic("t", 1).expect("a new topic");
         let bootstrap = kafka.bootstrap_servers();
         produce(&bootstrap);
-        let pool = Arc::new(Pool::default());
-        pool.full.store(full, Ordering::Relaxed);
+        let pool = Arc::new(HeldPool::default());
+        pool.set_full(full);
         let mut harness = Self {
             engine: engine(pool.clone()),
             pool,
@@ -258,7 +189,7 @@ fn records_that_wait_for_a_worker_keep_no_fetch_buffer_alive() {
     let mut harness = Harness::reading(true);
     let pinning = [0, 250, 500].map(|now_ms| harness.pinning_at(now_ms));
     assert_eq!(pinning, [RECORDS as usize, RECORDS as usize, 0]);
-    harness.pool.full.store(false, Ordering::Relaxed);
+    harness.pool.set_full(false);
     let free = Event::Message(PumpMessage::PoolFree);
     harness.engine.step(free, &mut harness.effects);
     harness.engine.dispatch();

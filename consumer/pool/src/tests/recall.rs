@@ -7,12 +7,12 @@ use std::time::Duration;
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{HandlerIx, OwnedPartition, WorkerPool};
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
-use sluicegate_engine::flow::{Flow, FlowSettings};
+use sluicegate_engine::flow::Flow;
+use sluicegate_engine::flow::handler::{HandlerSettings, Order};
 use sluicegate_engine::partition::assignment::NewAssignment;
 use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::{AssignmentId, Delivery, TopicPartition};
+use sluicegate_kit::engine_doubles::{self, flow_settings, retry};
 use sluicegate_kit::plugin_doubles::{Home, Step, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
@@ -138,15 +138,7 @@ pub(super) struct Pump {
 impl Pump {
     pub(super) fn new(harness: &PoolHarness, pool: Arc<HandlerPool>) -> Self {
         let home = Home::new();
-        let settings = FlowSettings {
-            max_uncommitted: 1_000,
-            budget_bytes: 1 << 20,
-            stall_timeout_ms: 1_000,
-            drain_timeout_ms: 5_000,
-            commit_interval_ms: 1_000,
-            group: "g".into(),
-            seed: 1,
-        };
+        let settings = flow_settings();
         let mut flow = Flow::new(
             settings,
             Arc::clone(&harness.producer) as _,
@@ -197,26 +189,9 @@ impl Pump {
 
 fn handler(pool: Arc<HandlerPool>) -> HandlerSettings {
     HandlerSettings {
-        name: "one".into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 0,
-        pool: Some(pool),
-        gate_open: true,
         order: Order::Unordered,
-        retry: RetryPolicy {
-            max_attempts: 2,
-            delay: Duration::from_millis(1),
-            multiplier: 1.0,
-            max_delay: Duration::from_millis(1),
-            jitter: 0.0,
-        },
-        dead_letter_topic: "{topic}.dlt".into(),
-        on_failure: OnFailure::Hold,
-        max_in_flight_records: 1_000,
-        max_in_flight_bytes: 1 << 20,
-        keeps_key_state: false,
-        takes_batches: false,
+        retry: retry(2, Duration::from_millis(1)),
+        ..engine_doubles::handler(pool)
     }
 }
 
