@@ -308,3 +308,26 @@ fn the_image_builds_packages_that_exist() {
         &unknown,
     );
 }
+
+/// A patch that does not apply proves nothing, and is noticed only when all mutants are run.
+#[test]
+fn the_patch_of_every_mutant_applies() {
+    let folder = std::fs::read_dir(root().join("tests/mutants")).expect("the mutants");
+    let mut broken = Vec::new();
+    for patch in folder {
+        let patch = patch.expect("an entry").path();
+        let checked = std::process::Command::new("git")
+            .current_dir(root())
+            .args(["apply", "--check"])
+            .arg(&patch)
+            .output()
+            .expect("git runs");
+        if !checked.status.success() {
+            broken.push(String::from_utf8_lossy(&checked.stderr).into_owned());
+        }
+    }
+    assert_none(
+        "renew these patches, so that they plant the same fault:",
+        &broken,
+    );
+}
