@@ -92,7 +92,7 @@ impl Problems {
         }
     }
 
-    /// Whether there are no problems.
+    /// Whether it is empty of problems.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

@@ -74,7 +74,7 @@ impl Redactor {
         Self { forms }
     }
 
-    /// Whether there are no secrets to mask.
+    /// Whether no secrets have to be masked.
     pub fn is_empty(&self) -> bool {
         self.forms.is_empty()
     }
@@ -166,7 +166,7 @@ impl Redaction {
         Arc::make_mut(&mut self.lock()).merge(redactor);
     }
 
-    /// The current redactor; `None` when there are no secrets.
+    /// The current redactor; `None` without secrets.
     pub fn current(&self) -> Option<Arc<Redactor>> {
         let redactor = self.lock();
         (!redactor.is_empty()).then(|| Arc::clone(&redactor))

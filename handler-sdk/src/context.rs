@@ -155,7 +155,7 @@ impl<'a> Context<'a> {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether the result is no longer needed; a long-running handler should check this and return.
+    /// Whether the result is not needed any more; a long-running handler should check this and return.
     pub fn cancelled(&self) -> bool {
         self.call.cancelled()
     }
@@ -303,7 +303,7 @@ impl<'a> BatchContext<'a> {
         self.clock.deadline
     }
 
-    /// Whether the result is no longer needed.
+    /// Whether the result is not needed any more.
     pub fn cancelled(&self) -> bool {
         self.call.cancelled()
     }

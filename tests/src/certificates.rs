@@ -1,4 +1,4 @@
-//! A certificate authority (CA) for one test, a server certificate for the loopback names, and a client certificate.
+//! A CA for one test, a server certificate for the loopback names, and a client certificate.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// Paths of the PEM files of a certificate authority, a server and a client.
+/// Paths of the PEM files of a CA, a server and a client.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     /// The CA's certificate, which clients trust.
@@ -32,8 +32,7 @@ impl Certificates {
     /// If a key cannot be generated or a file cannot be written.
     pub fn make(folder: &Path) -> Result<Self> {
         let mut ca = CertificateParams::new(Vec::<String>::new())?;
-        ca.distinguished_name
-            .push(DnType::CommonName, "test authority");
+        ca.distinguished_name.push(DnType::CommonName, "test CA");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
@@ -58,7 +57,7 @@ impl Certificates {
         let client_certificate = client.signed_by(&client_key, &issuer)?;
 
         let files = Self {
-            ca: folder.join("authority.pem"),
+            ca: folder.join("ca.pem"),
             server: folder.join("server.pem"),
             server_certificate: folder.join("server-certificate.pem"),
             server_key: folder.join("server-key.pem"),

@@ -115,7 +115,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Mutant>> {
         .iter()
         .find(|name| MUTANTS.iter().all(|mutant| mutant.name != name.as_str()))
     {
-        bail!("there is no mutant `{unknown}`; `cargo xtask mutants --list` lists them");
+        bail!("unknown mutant `{unknown}`; `cargo xtask mutants --list` lists them");
     }
     Ok(MUTANTS
         .iter()

@@ -226,7 +226,7 @@ fn is_behind(state: &KeyState<'_>, sync: &SyncState) -> bool {
     })
 }
 
-/// The sides differ and there is no usable sync state.
+/// The sides differ without a usable sync state.
 fn first(state: &KeyState<'_>) -> Decision {
     match (state.entries.etcd, state.entries.zookeeper) {
         (Some(_), None) => copy(state, Side::ZooKeeper, false),

@@ -11,7 +11,7 @@
 //! The sync state of a key records the value that both sides last held, its revision on each side, and the writes under
 //! way. It is stored where every bridge of the pair reads it, so a restarted or second bridge continues from what the
 //! first one recorded: an echo is not a change, and a deleted key does not come back. Kept in memory, it would bring
-//! deleted keys back after a restart; in a file per bridge, a second bridge would take the first one's echoes for edits
+//! deleted keys back after a restart; in a file per bridge, another bridge would take the first one's echoes for edits
 //! (ADR 0015). Two live bridges never write the same key at once. A bridge that finds an expired announcement takes the
 //! write over and treats the announced value as an echo.
 //!

@@ -338,7 +338,7 @@ fn ten_thousand_edits_with_three_bridges_end_in_equal_trees() {
 
 /// A key in sync on both sides is edited on one: the other bridges' echoes never undo the edit.
 #[test]
-fn a_second_bridge_does_not_mistake_an_echo_for_an_edit() {
+fn another_bridge_does_not_mistake_an_echo_for_an_edit() {
     for seed in 1..150 {
         run(seed, 2, 600, Side::ZooKeeper).unwrap();
         run(seed, 2, 600, Side::Etcd).unwrap();

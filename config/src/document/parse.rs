@@ -340,7 +340,7 @@ impl<'a> Builder<'a> {
             self.bytes += scalar.text.len();
         }
         if anchor > 0 {
-            // Anchored nodes are kept a second time for their aliases.
+            // Anchored nodes are kept twice, for their aliases.
             let size = Size::of(&node);
             self.nodes += size.nodes;
             self.bytes += size.bytes;

@@ -82,14 +82,14 @@ pub enum Lookup<'a> {
     Form,
     /// Any variable and any file; relative paths are resolved against `base`.
     Anything {
-        /// Environment in which `${env:NAME}` is looked up.
+        /// Environment in which `${env:NAME}` is resolved.
         environment: &'a Environment,
         /// Folder against which a relative path in `${file:PATH}` is resolved.
         base: &'a Path,
     },
     /// Only listed variables and files.
     Listed {
-        /// Environment in which listed variables are looked up.
+        /// Environment in which listed variables are resolved.
         environment: &'a Environment,
         /// Allow-list of variables and base folder of files.
         references: &'a References,
@@ -211,14 +211,14 @@ impl<'a> Resolver<'a> {
             }
             result.push_str(before);
             let end = from.find('}').ok_or(ReferenceError::Unclosed)?;
-            self.look_up(&from[2..end], &mut result)?;
+            self.resolve_reference(&from[2..end], &mut result)?;
             rest = &from[end + 1..];
         }
         result.push_str(rest);
         Ok(result)
     }
 
-    fn look_up(&mut self, inside: &str, into: &mut String) -> Result<(), ReferenceError> {
+    fn resolve_reference(&mut self, inside: &str, into: &mut String) -> Result<(), ReferenceError> {
         if self.brought > MAX_RESOLVED {
             return Err(ReferenceError::TooLarge);
         }

@@ -97,7 +97,7 @@ pub enum Guarantee {
     AtLeastOnce,
 }
 
-/// Policy for a fetch offset that is no longer in the log (G12).
+/// Policy for a fetch offset that has left the log (G12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OffsetOutOfRange {
     /// Stop the partition and report it.

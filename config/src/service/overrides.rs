@@ -126,7 +126,7 @@ fn messages(problems: &Problems) -> String {
     messages.join("; ")
 }
 
-/// The keys from the root to the field, looked up in the table so that misspelt ones are reported.
+/// The keys from the root to the field, resolved by the table so that misspelt ones are reported.
 fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, OverrideError> {
     let mut object: &'static SectionType = ServiceConfig::TYPE;
     let mut keys = Vec::new();

@@ -180,7 +180,7 @@ impl ZooKeeperSettings {
         });
         let acl = section.get(ZooKeeper::acl)?;
         if acl == Acl::Creator && !section.holds(ZooKeeper::digest) {
-            let message = "`creator` needs `digest`: without a login there is no creator";
+            let message = "`creator` needs `digest`: a creator exists only with a login";
             section.report(ZooKeeper::acl, message, checker);
         }
         check_disjoint(section, ZooKeeper::root, ZooKeeper::members_root, checker);

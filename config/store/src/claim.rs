@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_waits_for_the_hold_timeout_and_then_takes_another_id() {
+    fn another_process_waits_for_the_hold_timeout_and_then_takes_another_id() {
         let hold_timeout = Duration::from_secs(12);
         let mut claim = Claim::new(&report("m1", "b"), hold_timeout);
         let other = report("m1", "a").to_json();

@@ -496,7 +496,7 @@ fn gates_are_written_to_the_file_and_observed() {
     let unknown = watched.gates.set_gate("auditer", true).unwrap_err();
     assert_eq!(
         unknown.to_string(),
-        "there is no handler `auditer`; did you mean `auditor`?"
+        "no handler `auditer`; did you mean `auditor`?"
     );
     watched.write("z.yaml", &spec("b", "t"));
     let twice = watched.gates.set_gate("b", true).unwrap_err();

@@ -95,7 +95,7 @@ impl Step {
     }
 }
 
-const NO_HANDLER: &str = "there is no handler `cpoy`; did you mean `copy`?";
+const NO_HANDLER: &str = "no handler `cpoy`; did you mean `copy`?";
 
 /// Each step with its result and what a service reads after it.
 const STEPS: [(Step, &str, &str); 18] = [
@@ -130,14 +130,10 @@ const STEPS: [(Step, &str, &str); 18] = [
         "audit x4 closed, copy x2 open",
     ),
     (Step::Delete("copy"), "changed", "audit x4 closed"),
-    (
-        Step::Delete("copy"),
-        "there is no handler `copy`",
-        "audit x4 closed",
-    ),
+    (Step::Delete("copy"), "no handler `copy`", "audit x4 closed"),
     (
         Step::ServiceGate("copy", false),
-        "there is no handler `copy`",
+        "no handler `copy`",
         "audit x4 closed",
     ),
     (Step::Gate("audit", true), "changed", "audit x4 open"),

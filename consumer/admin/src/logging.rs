@@ -101,7 +101,7 @@ pub fn start(config: &LoggingConfig, file: Option<&Path>) -> Result<(), LoggingE
     use tracing_subscriber::util::SubscriberInitExt;
     subscriber.try_init().map_err(|_| LoggingError::Twice)?;
     let is_stderr = file.is_none();
-    // Cannot be set already: `try_init` rejects a second start.
+    // Cannot be set already: `try_init` rejects another start.
     let _ = STARTED.set(Started { sink, is_stderr });
     log_panics();
     Ok(())
@@ -158,7 +158,7 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
             level: level.to_owned(),
             reason: error.to_string(),
         })?;
-    // The bindings close a consumer a second time on drop, and log as an error that it was already closed.
+    // The bindings close a consumer again on drop, and log as an error that it was already closed.
     Ok(filter.add_directive(
         "rdkafka::consumer::base_consumer=off"
             .parse()

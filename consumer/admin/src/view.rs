@@ -16,7 +16,7 @@ pub enum GateError {
         /// Declared handlers, comma separated.
         known: String,
     },
-    /// It is no longer declared and is finishing its in-flight records.
+    /// It is not declared any more and is finishing its in-flight records.
     #[error(
         "handler `{name}` is deleted; it has {in_flight} records left and is removed once they are settled, within processing.drain_timeout if it has failed"
     )]
@@ -91,7 +91,7 @@ pub trait ServiceView: Send + Sync + 'static {
 pub struct Restarted {
     /// The generation that now serves.
     pub generation: u64,
-    /// Whether it was rebuilt. Otherwise the loaded generation was reset, because its plugin is no longer in the folder.
+    /// Whether it was rebuilt. Otherwise the loaded generation was reset, because its plugin has left the folder.
     pub rebuilt: bool,
 }
 
@@ -105,7 +105,7 @@ impl ServiceSlot {
         Self(OnceLock::from(view))
     }
 
-    /// Called once the service has started; a second call has no effect.
+    /// Called once the service has started; another call has no effect.
     pub fn fill(&self, view: Arc<dyn ServiceView>) {
         let _ = self.0.set(view);
     }

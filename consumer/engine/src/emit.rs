@@ -86,7 +86,7 @@ pub trait Emitter: Send + Sync {
 }
 
 /// Sends the records of a group from `first` on, in order, up to the first one that is refused at once: those after it
-/// would have to be sent a second time.
+/// would have to be sent twice.
 pub fn send_from(group: &Arc<AckGroup>, first: u32, way: Way, emitter: &dyn Emitter) {
     for (index, emit) in group.records().iter().enumerate().skip(first as usize) {
         let record = ProducerRecord::from(emit);

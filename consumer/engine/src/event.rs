@@ -75,7 +75,7 @@ pub enum Event<'a, R> {
 /// What is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Look up where these partitions start; those without a commit at `start`.
+    /// Find where these partitions start; those without a commit at `start`.
     Find {
         /// The partitions.
         partitions: Vec<TopicPartition>,

@@ -1,6 +1,6 @@
 //! The production emitter: librdkafka's idempotent producers with `acks=all`.
 //!
-//! The regular producer sends batches. A second one, created on first use, sends every record in a batch of its own: it
+//! The regular producer sends batches. Another one, created on first use, sends every record in a batch of its own: it
 //! is for records whose batch was refused, so that one bad record does not fail its neighbours.
 
 mod refusal;

@@ -150,7 +150,7 @@ pub enum SpecEffect {
 pub enum SpecChange {
     /// The handler is new.
     Added,
-    /// The handler is no longer declared.
+    /// The handler is not declared any more.
     Removed,
     /// Its spec differs.
     Changed {

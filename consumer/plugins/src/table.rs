@@ -54,7 +54,7 @@ pub struct HandlerPlan {
     pub name: Arc<str>,
     /// Number of its active generation, unique within the process; 0 if there is none.
     pub generation: u64,
-    /// The plugin's version; empty if there is no generation.
+    /// The plugin's version; empty without a generation.
     pub version: Arc<str>,
     /// The applied spec; after a rejection, the last accepted one. Its `enabled` is the gate.
     pub spec: Arc<HandlerSpec>,

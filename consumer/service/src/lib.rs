@@ -117,7 +117,7 @@ impl Service {
         join_gate: &Arc<JoinGate>,
     ) -> Result<Self, StartError> {
         let tokio = start_tokio()?;
-        // Before anything else: a second service with the same config fails here, and this one answers `/livez` however long
+        // Before anything else: another service with the same config fails here, and this one answers `/livez` however long
         // stores, plugins or the cluster delay the start.
         let listener = listen(&tokio, config.admin.listen)?;
         let slot = Arc::new(ServiceSlot::default());

@@ -324,7 +324,7 @@ impl TopicScanner {
         let resolved = before.keys().filter(|key| !faults.contains_key(*key));
         let resolved: Vec<String> = resolved.map(|(_, topic)| topic.clone()).collect();
         if !resolved.is_empty() {
-            tracing::info!(topics = %listed(&resolved), "missing topics exist now, or are no longer needed");
+            tracing::info!(topics = %listed(&resolved), "missing topics exist now, or are not needed any more");
         }
         let now = now_ms();
         self.since_ms.retain(|key, _| faults.contains_key(key));

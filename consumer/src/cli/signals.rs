@@ -12,8 +12,8 @@ use super::failure::Failure;
 /// A stop request within this time of the first is a duplicate: a shell and a parent process may both forward the signal.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
 
-/// Printed before a second signal exits the process.
-const IMMEDIATE_EXIT: &str = "error: stopped immediately by a second signal, without leaving the group: the partitions of a service \
+/// Printed before another signal exits the process.
+const IMMEDIATE_EXIT: &str = "error: stopped immediately by another signal, without leaving the group: the partitions of a service \
      stay idle until its session expires (session.timeout.ms, 45 s by default), then its in-flight records are reprocessed";
 
 /// What a signal requests.
@@ -54,7 +54,7 @@ impl Stops {
     }
 }
 
-/// Starts listening on a dedicated thread: a second stop request must work even if every other thread is blocked.
+/// Starts listening on a dedicated thread: another stop request must work even if every other thread is blocked.
 pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
     let failed =
         |error: std::io::Error| Failure::other(format!("cannot listen for signals: {error}"));

@@ -143,7 +143,7 @@ pub fn run(
     }
 }
 
-/// Starts the service; on any free admin address if another process, such as a second demo, has taken the configured
+/// Starts the service; on any free admin address if another process, such as another demo, has taken the configured
 /// one since.
 fn start_service(
     demo: &DemoEnvironment,

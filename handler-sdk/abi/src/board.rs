@@ -49,7 +49,7 @@ impl OutcomeSlot {
     }
 }
 
-/// The result of the call is no longer needed, including that of the current record.
+/// The result of the call is not needed any more, including that of the current record.
 pub(crate) const CANCELLED: u32 = 1;
 /// No further record of the call may start; the current one may finish.
 const STOPPED: u32 = 2;
@@ -78,7 +78,7 @@ impl CancelFlag {
         self.0.load(Ordering::Acquire) != 0
     }
 
-    /// Whether the result is no longer needed.
+    /// Whether the result is not needed any more.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire) & CANCELLED != 0

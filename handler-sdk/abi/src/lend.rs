@@ -6,7 +6,7 @@
 //!                                                      └──► the bytes are leaked
 //! ```
 //!
-//! A call can outlive its caller: it hangs, its thread is abandoned, and the pump that holds the record ends. There is no
+//! A call can outlive its caller: it hangs, its thread is abandoned, and the pump that holds the record ends. It has no
 //! shared reference count; a record that is lent when its owner is dropped is leaked. The leak is bounded by the records in
 //! flight.
 

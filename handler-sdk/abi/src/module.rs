@@ -92,7 +92,7 @@ pub struct RawCall {
     pub outcomes: *const OutcomeSlot,
     /// Index of the record being handled.
     pub progress: *const AtomicU32,
-    /// Non-zero: no further record may start. Odd: the result is no longer needed either.
+    /// Non-zero: no further record may start. Odd: the result is not needed either.
     pub cancelled: *const AtomicU32,
     /// Passed to `HostFunctions::{emit, detail}`.
     pub output: *mut (),

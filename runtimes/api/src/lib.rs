@@ -152,8 +152,8 @@ pub struct CallRequest<'a> {
     pub records: &'a [RawRecord],
     /// Timeout of the whole call in milliseconds, as reported to the handler; 0 means no limit.
     pub timeout_ms: u64,
-    /// Set from any thread once the result is no longer needed: the call timed out, or a partition of its records is no
-    /// longer assigned. Visible to the handler through its context.
+    /// Set from any thread once the result is not needed any more: the call timed out, or a partition of its records is
+    /// not assigned any more. Visible to the handler through its context.
     pub cancel: &'a CancelFlag,
 }
 

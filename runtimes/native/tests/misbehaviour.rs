@@ -178,7 +178,7 @@ fn a_hang_is_visible_to_the_monitor_and_costs_one_record() {
             outcome_code::NOT_RUN
         ]
     );
-    assert!(!monitor.completed(2, &mut seen), "there is no such call");
+    assert!(!monitor.completed(2, &mut seen), "that call does not exist");
     // Another instance of the same generation is not affected.
     let mut other = loaded.create("misbehave", "{}");
     assert_eq!(

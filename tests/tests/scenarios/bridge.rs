@@ -238,7 +238,7 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     );
 }
 
-/// With another map the same store has other keys: those that are no longer seen were not deleted.
+/// With another map the same store has other keys: those that are not seen any more were not deleted.
 #[test]
 fn a_halted_bridge_inside_a_service_is_a_problem_of_the_service() {
     let harness = Harness::start();

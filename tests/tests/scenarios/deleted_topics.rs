@@ -16,7 +16,7 @@ use e2e::workdir::Workdir;
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
-/// The service's metadata refresh interval, plus a second check for confirmation.
+/// The service's metadata refresh interval, plus another check for confirmation.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(30 + 15);
 
 fn problems(service: &Service) -> Result<Vec<Value>, String> {

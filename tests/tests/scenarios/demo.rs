@@ -1,6 +1,6 @@
 //! Situation: the demo runs, with a handler that panics on purpose; a user switches a handler off, and breaks another.
 //! Property: records flow and panics are contained; a switch takes effect while records flow; the demo ends by itself
-//! with a summary and exit code 0; while a handler hangs, a first signal waits for it and a second one ends the demo at once.
+//! with a summary and exit code 0; while a handler hangs, the first signal waits for it and the next one ends the demo at once.
 //! Needs: nothing.
 //! Mostly waits: for its end.
 //! Command: `cargo xtask test --scenario demo`
@@ -120,7 +120,7 @@ fn records_flow_panics_are_contained_and_it_ends_by_itself() {
 }
 
 #[test]
-fn a_second_signal_ends_the_demo_at_once_while_a_handler_hangs() {
+fn another_signal_ends_the_demo_at_once_while_a_handler_hangs() {
     let mut demo = Demo::start(&["--rate", "500"]);
     let clumsy = PathBuf::from(demo.told("specs")).join("clumsy.yaml");
     let spec = std::fs::read_to_string(&clumsy).expect("the demo's spec");
@@ -159,6 +159,6 @@ fn a_second_signal_ends_the_demo_at_once_while_a_handler_hangs() {
     assert!(
         demo.process
             .log()
-            .contains("stopped immediately by a second signal")
+            .contains("stopped immediately by another signal")
     );
 }

@@ -157,7 +157,7 @@ fn waiting_returns_after_the_last_member_and_names_an_unresponsive_one() {
 }
 
 #[test]
-fn a_second_member_with_the_same_id_works_takes_another_id_and_reports_it() {
+fn another_member_with_the_same_id_works_takes_another_id_and_reports_it() {
     let mut fleet = Fleet::start(&[]);
     let store = EtcdSettings::new(&[fleet.etcd.endpoint()]).open();
     let store = store.unwrap_or_else(|error| panic!("{error}"));

@@ -214,7 +214,7 @@ fn retention_during_processing_stops_the_partition_visibly() {
     let frontier = row["frontier"].as_i64().expect("a frontier");
     let reason = row["reason"].as_str().expect("a reason");
     let words = format!(
-        "offset {frontier} is no longer in the log, which begins at 90 and ends at 100: {} offsets are gone",
+        "offset {frontier} has left the log, which begins at 90 and ends at 100: {} offsets are gone",
         90 - frontier
     );
     assert_eq!(reason, words);
@@ -242,7 +242,7 @@ fn retention_during_processing_stops_the_partition_visibly() {
     assert!(service.stop(DEADLINE).success());
 }
 
-/// Flips one byte in the middle of the second batch of a partition's log; a second call restores it.
+/// Flips one byte in the middle of the second batch of a partition's log; another call restores it.
 fn damage(folder: &std::path::Path) {
     let log = folder.join("00000000000000000000.log");
     let mut bytes = std::fs::read(&log).expect("a log");

@@ -257,7 +257,7 @@ fn a_stop_that_leaves_calls_unfinished_reports_it_fails_and_leaves_the_group() {
 }
 
 #[test]
-fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
+fn another_signal_ends_a_stop_that_waits_for_a_call_at_once() {
     let (kafka, client) = start();
     let (_workdir, mut member) = within_long_calls(&kafka, &client, "twice", 1);
     member.process().signal(Signal::TERM);
@@ -265,7 +265,7 @@ fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
         log if log.contains("shutting down: draining") => Ok(()),
         log => Err(log),
     });
-    // Within one second it counts as the same request, so it is sent until it counts as a second one.
+    // Within one second it counts as the same request, so it is sent until it counts as another one.
     let told = Instant::now();
     let status = wait_for("the second signal to take effect", DRAIN_TIMEOUT, || {
         member.process().signal(Signal::TERM);
@@ -280,7 +280,7 @@ fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
     let log = member.process().log();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(
-        log.contains("stopped immediately by a second signal"),
+        log.contains("stopped immediately by another signal"),
         "{log}"
     );
 }

@@ -309,7 +309,7 @@ const SERVICE: &[Mutant] = &[
     },
     Mutant {
         name: "second-commit-in-flight",
-        what: "releasing a partition sends a second commit while one is in flight",
+        what: "releasing a partition sends another commit while one is in flight",
         suite: SIMULATION,
     },
     Mutant {

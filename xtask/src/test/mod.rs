@@ -145,10 +145,7 @@ impl Wanted {
             .iter()
             .find(|name| !STEPS.contains(&name.as_str()))
         {
-            bail!(
-                "there is no step {unknown}; the steps are {}",
-                STEPS.join(", ")
-            );
+            bail!("unknown step {unknown}; the steps are {}", STEPS.join(", "));
         }
         if let Some(revision) = &arguments.changed {
             return Ok(Self::by(changed::since(revision)?));

@@ -81,7 +81,7 @@ pub(super) fn cargo() -> Command {
     command
 }
 
-/// Compiles the workspace with its tests. On failure the report says so and there are no artefacts.
+/// Compiles the workspace with its tests. On failure the report says so and artefacts are missing.
 pub(super) fn build() -> Result<(Report, Option<Artefacts>)> {
     println!("\n==> build: the service, its plugins and every test");
     let start = Instant::now();

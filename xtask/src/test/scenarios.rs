@@ -101,7 +101,7 @@ pub(super) fn find(
 ) -> Result<Scenarios> {
     let names = names()?;
     if let Some(unknown) = only.iter().find(|name| !names.contains(name)) {
-        anyhow::bail!("there is no scenario {unknown} under {FOLDER}");
+        anyhow::bail!("unknown scenario {unknown} under {FOLDER}");
     }
     let mut found = Scenarios {
         concurrent: Vec::new(),

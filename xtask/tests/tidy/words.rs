@@ -49,8 +49,17 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"(?i)\bshipped dark\b", "deployed disabled"),
     (r"\bGate::Shut\b|\b(is|stays|held) shut\b", "closed"),
     (
-        r"\blook_again\b|\bLOOK(_|\b)|_LOOK\b",
-        "POLL_INTERVAL, resync_interval",
+        r"(?i)\blook(s|ed|ing)?(\b|_)|_look\b",
+        "query, resolve, check",
+    ),
+    (r"(?i)\bis(_|\b).?no\b", "is not a"),
+    (
+        r"(?i)\ba(_| )second(_|\b)",
+        "another, twice, per second, 1 s",
+    ),
+    (
+        r"(?i)\bauthority\b|_authority\b",
+        "CA, host and port, preferred side",
     ),
     (r"\bsilent_pumps\b", "unresponsive_pumps"),
     (
@@ -67,6 +76,8 @@ const ALLOWED: &[(&str, &str)] = &[
     ),
     ("query_watermark_offsets", "librdkafka's function"),
     ("get_watermark_offsets", "librdkafka's function"),
+    ("hir::Look::", "regex-syntax's type of an assertion"),
+    ("look_set_prefix", "regex-syntax's function"),
 ];
 
 /// Pages that have to name the old words.

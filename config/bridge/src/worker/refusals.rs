@@ -98,7 +98,7 @@ impl Refusals {
         self.began + RETRY_STEP.mul_f64(steps)
     }
 
-    /// Clears the refused write of a key: it succeeded, or is no longer needed.
+    /// Clears the refused write of a key: it succeeded, or has become unnecessary.
     pub(super) fn clear_write(&mut self, key: &ControlKey) {
         self.writes.remove(key);
     }

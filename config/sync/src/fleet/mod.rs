@@ -47,7 +47,7 @@ pub enum FleetError {
     #[error("{0}")]
     Spec(Problems),
     /// The handler does not exist.
-    #[error("there is no handler `{name}`{hint}")]
+    #[error("no handler `{name}`{hint}")]
     Unknown {
         /// The name.
         name: String,

@@ -101,7 +101,7 @@ enum Unread {
 impl Unread {
     /// Decides by the metadata of the entry itself, which say whether it is a link, and by those of the file that it leads to.
     ///
-    /// Only the answer that there is no such file means a deletion. A folder without the permission to search it, a failing disk and
+    /// Only the answer that the file does not exist means a deletion. A folder without the permission to search it, a failing disk and
     /// a stale mount answer with other errors for files that are still there.
     fn by(is_link: Result<bool, ErrorKind>, followed: Result<(), ErrorKind>) -> Self {
         match (is_link, followed) {

@@ -76,7 +76,7 @@ pub enum SnapshotError {
     /// The specs are invalid; lists every problem.
     #[error("{0}")]
     Problems(Problems),
-    /// The source cannot be read, and there is no cache to start from.
+    /// The source cannot be read, without a cache to start from.
     #[error("handler specs cannot be read from {what}: {cause}")]
     Unreachable {
         /// The source, see [`SpecSource::describe`].
@@ -87,14 +87,14 @@ pub enum SnapshotError {
     },
 }
 
-/// Why a store's specs are not read, and a start from the cache is no way out.
+/// Why a store's specs are not read, and a start from the cache does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum UnreachableCause {
     /// The store refused the call. Terminal.
     #[error("{0}")]
     Refused(#[source] StoreError),
-    /// The store does not answer, and there is no cache. Retryable.
-    #[error("{0}; there is no cache of an earlier run to start from")]
+    /// The store does not answer, and a cache is missing. Retryable.
+    #[error("{0}; no cache of an earlier run exists to start from")]
     NoCache(#[source] StoreError),
     /// The store does not answer, and the config forbids a start from the cache. Retryable.
     #[error("{0}; `handlers.require_fresh` forbids starting from the cache")]
@@ -218,7 +218,7 @@ pub enum SourceError {
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
     /// No handler has this name.
-    #[error("there is no handler `{name}`{hint}")]
+    #[error("no handler `{name}`{hint}")]
     UnknownHandler {
         /// The requested name.
         name: String,

@@ -121,7 +121,7 @@ impl SpecCache {
         &self.path
     }
 
-    /// Loads the cache; `None` if there is no file. The cache must be of the store with this `identity`, or of one with the same
+    /// Loads the cache; `None` without a file. The cache must be of the store with this `identity`, or of one with the same
     /// prefix and a common server; if another store answers there now, the caller must detect that. A config with other servers and
     /// another store is a different store, whose cache is not used.
     ///

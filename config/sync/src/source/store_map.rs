@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A rejected spec, or one that conflicts with others, leaves its handler unchanged, except for the gate: the gate closes if the
-//! rejected text closes it and there is no gate key.
+//! rejected text closes it without a gate key.
 //!
 //! Values are parsed once and cached with their result, so that a changed key does not cause the others to be parsed again.
 

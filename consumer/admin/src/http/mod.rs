@@ -47,7 +47,7 @@ pub enum AdminError {
     Address(std::io::Error),
 }
 
-/// Binds the address before the service starts, so that a second service on the same address fails early.
+/// Binds the address before the service starts, so that another service on the same address fails early.
 ///
 /// # Errors
 /// [`AdminError::Listen`].

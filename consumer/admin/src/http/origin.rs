@@ -23,7 +23,7 @@ pub(super) fn check(peer: SocketAddr, headers: &HeaderMap) -> Result<(), Refusal
     let Some(host) = text(headers, header::HOST) else {
         return forbidden("the request has no `Host` header".to_owned());
     };
-    if !is_loopback_authority(host) {
+    if !is_loopback_host(host) {
         return forbidden(format!(
             "changes require a loopback host name, not `{host}`; use http://127.0.0.1 and the port"
         ));
@@ -43,21 +43,19 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 }
 
 fn is_loopback_origin(origin: &str) -> bool {
-    origin
-        .strip_prefix("http://")
-        .is_some_and(is_loopback_authority)
+    origin.strip_prefix("http://").is_some_and(is_loopback_host)
 }
 
 /// Whether `host[:port]` names this machine.
-fn is_loopback_authority(authority: &str) -> bool {
-    if let Ok(socket) = authority.parse::<SocketAddr>() {
+fn is_loopback_host(host_and_port: &str) -> bool {
+    if let Ok(socket) = host_and_port.parse::<SocketAddr>() {
         return socket.ip().is_loopback();
     }
-    let host = match authority.rsplit_once(':') {
+    let host = match host_and_port.rsplit_once(':') {
         Some((host, port)) if !host.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
             host
         }
-        _ => authority,
+        _ => host_and_port,
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")

@@ -1,6 +1,6 @@
 //! Metrics in Prometheus' text format, encoded from a report on each scrape.
 //!
-//! Nothing is counted here: counters live where the work is done, so there is no metrics call per record.
+//! Nothing is counted here: counters live where the work is done, so no record costs a metrics call.
 
 mod bridge;
 mod client;
@@ -242,7 +242,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
             &[labels[0], labels[1], ("state", &state)],
             1.0,
         );
-        let help = "Offsets skipped because they are no longer in the log";
+        let help = "Offsets skipped because they have left the log";
         families.counter(
             "sluicegate_records_gone_total",
             help,

@@ -50,7 +50,7 @@ impl Offers {
     }
 
     /// Marks partitions of a topic that was re-created since this process saw it: they start at the beginning, whatever
-    /// `kafka.start` says. Returns those whose first offset is still to be looked up.
+    /// `kafka.start` says. Returns those whose first offset is still to be found.
     fn mark_recreated(&mut self, found: &mut Vec<Found>) -> Vec<TopicPartition> {
         let mut again = Vec::new();
         found.retain_mut(|found| {
@@ -141,14 +141,14 @@ impl Offers {
 impl Pending {
     fn describe(&self) -> String {
         match &self.trouble {
-            None => "its start offset is being looked up".to_owned(),
+            None => "its start offset is being queried".to_owned(),
             Some(trouble) => format!("its start offset is not known: {}", trouble.cause),
         }
     }
 }
 
 impl<R: Record> Engine<R> {
-    /// The group has assigned partitions: looks up their start offsets.
+    /// The group has assigned partitions: queries their start offsets.
     pub(crate) fn offered(&mut self, partitions: &[TopicPartition]) {
         if self.stopping.has_begun() {
             return;
@@ -334,11 +334,11 @@ mod tests {
             found(2, 2, Origin::Committed, false),
         ];
         let again = offers.mark_recreated(&mut latest);
-        assert_eq!(again.len(), 2, "their first offset is looked up");
+        assert_eq!(again.len(), 2, "their first offset is queried");
         assert_eq!(latest.len(), 1, "a commit in the new topic is used");
-        let mut looked_up = vec![found(1, 2, Origin::NewGroup, true)];
-        assert_eq!(offers.mark_recreated(&mut looked_up), []);
-        assert_eq!(looked_up[0].origin, Origin::Recreated(TopicUuid(1)));
+        let mut found_starts = vec![found(1, 2, Origin::NewGroup, true)];
+        assert_eq!(offers.mark_recreated(&mut found_starts), []);
+        assert_eq!(found_starts[0].origin, Origin::Recreated(TopicUuid(1)));
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Stopping {
         !matches!(self, Self::No)
     }
 
-    /// Whether partitions are no longer started: all are being handed over.
+    /// Whether partitions have ceased to be started: all are being handed over.
     pub(crate) fn has_begun(&self) -> bool {
         matches!(self, Self::Draining { .. } | Self::Leaving { .. })
     }
@@ -290,7 +290,7 @@ impl<R: Record> Engine<R> {
         self.flow.client_renewed();
     }
 
-    /// A subscribed topic was deleted and re-created. Offsets of the old topic are no longer committed.
+    /// A subscribed topic was deleted and re-created. Offsets of the old topic are not committed any more.
     pub(crate) fn topic_recreated(&mut self, topic: &Arc<str>) {
         let slots: Vec<AssignmentId> = self
             .flow

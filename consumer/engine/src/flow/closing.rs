@@ -11,7 +11,7 @@
 //! all of them. A skipped record is settled for this handler and counted, as a new record is while the gate is closed
 //! (G1). With `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters no
 //! longer belong to the handler, and are awaited (G7). An abandoned call ends like one that timed out: its outcomes are
-//! discarded when it returns, since its records are settled already and a second settle is a fault (G13).
+//! discarded when it returns, since its records are settled already and settling again is a fault (G13).
 
 use super::Flow;
 use super::handler::{Closing, HandlerFlow, OnFailure};

@@ -121,7 +121,7 @@ impl<R: Record> Flow<R> {
             let known = self.partitions.get(*slot);
             known.is_some_and(|one| one.state != AssignmentState::Released)
         };
-        // A second release would free a place that another partition may have by now.
+        // Another release would free a place that another partition may have by now.
         let slots: Vec<AssignmentId> = slots.iter().copied().filter(owned).collect();
         let slots = slots.as_slice();
         self.fence(slots);

@@ -144,7 +144,7 @@ pub struct Flow<R: Record> {
     memory_log: LogLimit,
     random: Random,
     topics: HashMap<Arc<str>, TopicCounts>,
-    /// Offsets skipped because they are no longer in the log.
+    /// Offsets skipped because they have left the log.
     gone: HashMap<TopicPartition, u64>,
     committer: Committer,
     /// When positions were last queried.

@@ -82,7 +82,7 @@ impl<R: Record> Flow<R> {
         *self.gone.entry(assignment.at.clone()).or_default() += gone;
     }
 
-    /// Offsets of a partition skipped since process start because they are no longer in the log.
+    /// Offsets of a partition skipped since process start because they have left the log.
     pub fn gone(&self, at: &TopicPartition) -> u64 {
         self.gone.get(at).copied().unwrap_or(0)
     }

@@ -325,7 +325,7 @@ impl<R: Record> Flow<R> {
         ))
     }
 
-    /// The unsettled records at the frontiers of all partitions that have waited for a second: in one pass, and none while
+    /// The unsettled records at the frontiers of all partitions that have waited for 1 s: in one pass, and none while
     /// everything moves.
     fn records_at_frontiers(&self) -> HashMap<AssignmentId, EntryKey> {
         let waits = |(_, assignment): &(AssignmentId, &Assignment<R>)| {

@@ -412,7 +412,7 @@ fn a_pool_loses_a_partition_only_after_its_last_record() {
     let owned = |bench: &Bench| bench.pools[0].owned.lock().unwrap().clone();
     bench.deliver(0..3, |_| None);
     assert_eq!(owned(&bench), [(0, 1)]);
-    // The first handler is no longer wanted, but has records: one with a worker, and a parked one.
+    // The first handler is not wanted any more, but has records: one with a worker, and a parked one.
     let route = Route {
         topics: vec![TopicPattern::Exact("t".into())],
         when: Predicate::always(),

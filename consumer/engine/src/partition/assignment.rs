@@ -160,7 +160,7 @@ pub struct Assignment<R> {
     pub full_since_ms: Option<u64>,
     /// Whether fetching is paused.
     pub paused: bool,
-    /// Why its records are no longer handled, if stopped (G12, G13).
+    /// Why its records are not handled any more, if stopped (G12, G13).
     pub stopped: Option<Trouble>,
     /// Why it currently cannot be read, if so.
     pub unreadable: Option<Trouble>,

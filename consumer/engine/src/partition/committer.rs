@@ -45,7 +45,7 @@ pub const LAST_COMMIT_GRACE_MS: u64 = 2_000;
 const REBALANCE_GRACE_MS: u64 = 30_000;
 
 /// If the group answers "unknown member" for this long and the client reports no lost partitions, the client has not
-/// noticed that it is no longer a member.
+/// noticed that it has lost its membership.
 const NOT_MEMBER_TIMEOUT_MS: u64 = 10_000;
 
 /// Commits by result, counted per partition.
@@ -206,7 +206,7 @@ impl Committer {
         self.refused.retain(|slot, _| !slots.contains(slot));
     }
 
-    /// Discards the results of partitions that are no longer owned.
+    /// Discards the results of partitions that are not owned any more.
     pub(crate) fn release(&mut self, slots: &[AssignmentId]) {
         self.not_member_since_ms = None;
         if let Some(sent) = &mut self.in_flight {

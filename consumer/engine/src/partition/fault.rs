@@ -4,7 +4,7 @@ use crate::source::{FetchState, PartitionFault};
 
 /// A transient fault not repeated within this time is cleared.
 const TRANSIENT_EXPIRY_MS: u64 = 60_000;
-/// A denied fetch is retried by the client within this time: after it without an error, fetches are no longer denied.
+/// A denied fetch is retried by the client within this time: after it without an error, fetches are allowed again.
 const DENIED_EXPIRY_MS: u64 = 3_000;
 
 /// A read error of a partition.

@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(ledger.settled_ahead(), vec![101..200]);
         assert!(ledger.settle(100));
         assert_eq!(ledger.frontier(), 200);
-        assert!(!ledger.settle(100), "a second settle changes nothing");
+        assert!(!ledger.settle(100), "settling again changes nothing");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Lost {
         if asked < *start {
             let gone = start - asked;
             return Judgement::OutOfRange(format!(
-                "offset {asked} is no longer in the log, which begins at {start} and ends at {end}: {gone} offsets are \
+                "offset {asked} has left the log, which begins at {start} and ends at {end}: {gone} offsets are \
                  gone"
             ));
         }

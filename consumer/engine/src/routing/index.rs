@@ -40,7 +40,7 @@ pub enum RouteError {
     },
 }
 
-/// Compiled routes for looking up which handlers receive a record; see [`super::Router`].
+/// Compiled routes, which say which handlers receive a record; see [`super::Router`].
 pub struct RoutingIndex {
     revision: u64,
     pub(super) routes: Vec<CompiledRoute>,

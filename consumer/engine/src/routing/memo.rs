@@ -18,7 +18,7 @@ impl RouteSets {
     /// Maximum number of handlers in all sets together.
     const MAX_HANDLERS: usize = 1 << 20;
 
-    /// Number of `set`; `None` if there is no room for it.
+    /// Number of `set`; `None` without room for it.
     pub(super) fn intern(&mut self, set: &[HandlerIx]) -> Option<u32> {
         if let Some(&id) = self.ids.get(set) {
             return Some(id);

@@ -36,7 +36,7 @@ pub(super) struct Conditional {
     pub(super) postings: HashMap<AtomIx, Vec<u32>, GlobalState>,
     /// Which of `routes` to verify for every record.
     pub(super) unposted: Vec<u32>,
-    /// Whether the classes fit into [`Classes`]; otherwise each record is looked up by postings.
+    /// Whether the classes fit into [`Classes`]; otherwise each record is matched by postings.
     pub(super) fits: bool,
     /// The last partition, and its classes.
     pub(super) last_partition: Option<(i32, Classes)>,

@@ -11,7 +11,7 @@
 //!
 //! The group waits for `start` and `release`, which is what makes a graceful hand-over possible: between `Revoked` and
 //! `release` this member still owns the partitions and may commit (G3). After `Revoked` with `lost`, and after
-//! `release`, it must not (G5). Start offsets are looked up without blocking and answered partition by partition, so
+//! `release`, it must not (G5). Start offsets are queried without blocking and answered partition by partition, so
 //! that one without a leader delays no other (ADR 0021). Records carry an [`AssignmentId`] and not only a partition: a
 //! record of an earlier ownership must not enter the ledger of the present one.
 
@@ -147,7 +147,7 @@ pub struct StartPartition {
     pub at: TopicPartition,
     /// First offset.
     pub start: StartAt,
-    /// The offset that `start` resolves to, if it was looked up: the first expected record.
+    /// The offset that `start` resolves to, if it was queried: the first expected record.
     pub due: Option<i64>,
     /// Leader epoch of the record before it, if known: the client then detects a log truncated below it.
     pub leader_epoch: Option<i32>,
@@ -195,7 +195,7 @@ pub enum CommitErrorKind {
     Rebalancing,
     /// The coordinator is unavailable: the same commit is accepted once it is back.
     Unavailable,
-    /// The client is no longer a member of the group: its partitions are lost (G5).
+    /// The client has lost its membership in the group: its partitions are lost (G5).
     NotMember,
     /// Something other than the group has to change.
     Rejected(Rejection),
@@ -253,7 +253,7 @@ pub enum SourceEvent {
         /// Why the request as a whole failed.
         error: Option<CommitError>,
     },
-    /// The broker rejected the offset to read: it is no longer or not yet in the log, or the client's state was wrong
+    /// The broker rejected the offset to read: it has left the log or is not yet in it, or the client's state was wrong
     /// (G12). Nothing of the partition is delivered until [`Source::start`] is called for it again.
     OffsetMissing {
         /// The partition.
@@ -356,7 +356,7 @@ pub trait Source {
     /// The client's current membership in its group.
     fn membership(&mut self) -> Membership;
 
-    /// Starts to look up where partitions start; those without a commit at `start`. The results are
+    /// Starts to find where partitions start; those without a commit at `start`. The results are
     /// [`SourceEvent::Found`] and [`SourceEvent::NotFound`], for each partition separately; a lookup is retried until
     /// the partition is found or released. Does not block on the broker.
     fn find(&mut self, partitions: &[TopicPartition], start: StartAt);

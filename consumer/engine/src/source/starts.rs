@@ -44,7 +44,7 @@ pub struct Evidence<'a> {
     pub start: StartAt,
 }
 
-/// Where a partition starts, as far as it is known without looking up offsets.
+/// Where a partition starts, as far as it is known without querying offsets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decision {
     /// Where it starts.

@@ -75,7 +75,7 @@ pub struct PartitionReport {
     /// Number of occurrences since then.
     #[serde(default)]
     pub count: u64,
-    /// Offsets skipped since startup because they are no longer in the log.
+    /// Offsets skipped since startup because they have left the log.
     #[serde(default)]
     pub gone: u64,
     /// Why it is paused.
@@ -466,7 +466,7 @@ pub struct HandlerReport {
     pub state: HandlerState,
     /// Its gate.
     pub gate: Gate,
-    /// It is no longer declared; removed once it has no records left.
+    /// It is not declared any more; removed once it has no records left.
     pub removed: bool,
     /// While it is switched off or removed with records left: since when none of them has settled, in milliseconds since
     /// the epoch.
@@ -490,7 +490,7 @@ pub struct HandlerReport {
     /// Since when it has been failed or unhealthy, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
-    /// What prevents its records from being handled or produced, with remedies; empty when there is no problem.
+    /// What prevents its records from being handled or produced, with remedies; empty without a problem.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
     /// Outcomes, summed over all versions.

@@ -42,7 +42,7 @@ impl Client {
         !self.lookups.is_empty() || !self.bounds.is_empty()
     }
 
-    /// Drops what concerns a partition that is no longer owned.
+    /// Drops what concerns a partition that is not owned any more.
     fn drop_lookups(&mut self, at: &TopicPartition) {
         self.offered.remove(at);
         self.revoking.remove(at);

@@ -230,7 +230,7 @@ impl World {
     pub fn send_commit(&mut self, mut entries: Vec<CommitEntry>) -> Check {
         entries.sort_by(|a, b| a.at.cmp(&b.at));
         if self.commit.is_some() {
-            return Err("a second commit while one is in flight".into());
+            return Err("another commit while one is in flight".into());
         }
         for entry in &entries {
             self.model.check_commit(entry, &self.script.logs)?;

@@ -187,25 +187,25 @@ impl KafkaSource {
             StartAt::Latest => Offset::End,
             StartAt::Time(time) => Offset::Offset(time),
         };
-        match self.look_up(&wanted.at, asked)? {
+        match self.query(&wanted.at, asked)? {
             Some(offset) => Ok(offset),
-            // There is no record at or after that time yet: start at the end.
-            None => Ok(self.look_up(&wanted.at, Offset::End)?.unwrap_or(0)),
+            // No record at or after that time yet: start at the end.
+            None => Ok(self.query(&wanted.at, Offset::End)?.unwrap_or(0)),
         }
     }
 
-    fn look_up(&self, at: &TopicPartition, wanted: Offset) -> Result<Option<i64>, SourceError> {
+    fn query(&self, at: &TopicPartition, wanted: Offset) -> Result<Option<i64>, SourceError> {
         let mut list = TopicPartitionList::with_capacity(1);
         list.add_partition_offset(&at.topic, at.partition, wanted)
-            .map_err(|error| self.failed("cannot look up offsets", &error))?;
+            .map_err(|error| self.failed("cannot query offsets", &error))?;
         let found = self
             .connection()?
             .consumer()
             .offsets_for_times(list, self.request_timeout)
-            .map_err(|error| self.failed("cannot look up offsets", &error))?;
+            .map_err(|error| self.failed("cannot query offsets", &error))?;
         match list_entries(&found).first() {
             Some(entry) if entry.error_code != 0 => Err(SourceError::Retryable(format!(
-                "cannot look up offsets of {at}: {}",
+                "cannot query offsets of {at}: {}",
                 describe(entry.error_code)
             ))),
             Some(entry) => Ok((entry.offset >= 0).then_some(entry.offset)),

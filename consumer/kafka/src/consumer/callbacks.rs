@@ -82,7 +82,7 @@ impl Callbacks {
     ///
     /// A closing group treats any assign call as "unassign everything" (rd_kafka_cgrp_handle_assign_op), and the close
     /// waits until one has arrived. The call is queued after the close request in the group's queue, so it answers
-    /// every pending rebalance, also one whose event is read later. A second call could arrive after the group has
+    /// every pending rebalance, also one whose event is read later. Another call could arrive after the group has
     /// ended: librdkafka drops it without a reply (rd_kafka_cgrp_op_serve), and its caller would wait forever.
     pub(super) fn release_all(&self, consumer: &BaseConsumer<Self>) {
         if self.released_all.swap(true, Ordering::AcqRel) {

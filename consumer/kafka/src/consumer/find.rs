@@ -1,4 +1,4 @@
-//! Looks up where partitions start, without blocking on the broker.
+//! Finds where partitions start, without blocking on the broker.
 //!
 //! ```text
 //!  find() ─► metadata: id, leader ─► committed offsets ─┬─► decided ──────────────────────────────► Found
@@ -36,7 +36,7 @@ pub(super) struct Context<'a> {
     pub(super) timeout: Duration,
 }
 
-/// A partition whose start is looked up.
+/// A partition whose start is resolved.
 #[derive(Clone, Debug)]
 struct Wanted {
     at: TopicPartition,
@@ -84,7 +84,7 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// Starts to look up partitions.
+    /// Starts to query partitions.
     pub(super) fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
         self.forget(partitions);
         let now = Instant::now();
@@ -99,13 +99,13 @@ impl Finder {
             }));
     }
 
-    /// Drops partitions that are no longer owned.
+    /// Drops partitions that are not owned any more.
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
         self.wanted
             .retain(|wanted| !partitions.contains(&wanted.at));
     }
 
-    /// Whether a partition is being looked up.
+    /// Whether a partition is being queried.
     pub(super) fn is_resolving(&self, at: &TopicPartition) -> bool {
         self.wanted.iter().any(|wanted| wanted.at == *at)
     }
@@ -341,7 +341,7 @@ impl Finder {
         let entries = match answer {
             Answer::Offsets(entries) => entries,
             Answer::Failed(reason) => {
-                let reason = format!("cannot look up offsets: {reason}");
+                let reason = format!("cannot query offsets: {reason}");
                 return self.failed(&places(&open), &reason, out);
             }
             other => return self.failed(&places(&open), &unexpected(&other), out),
@@ -352,14 +352,13 @@ impl Finder {
             let entry = entries.iter().find(|entry| place_of(entry) == one.at);
             match entry {
                 Some(entry) if entry.error_code != 0 => {
-                    let reason =
-                        format!("cannot look up its offset: {}", describe(entry.error_code));
+                    let reason = format!("cannot query its offset: {}", describe(entry.error_code));
                     self.failed(&[one.at], &reason, out);
                 }
                 Some(entry) if entry.offset >= 0 => {
                     found.push(one.decision.found(one.at, one.topic_id, entry.offset));
                 }
-                // There is no record at or after that time yet: start at the end.
+                // No record at or after that time yet: start at the end.
                 Some(_) if matches!(one.decision.start, StartAt::Time(_)) => {
                     one.decision.start = StartAt::Latest;
                     again.push(one);

@@ -111,7 +111,7 @@ pub(super) struct GapDetector {
     slots: Vec<Option<Admitted>>,
     /// The slots of each topic's partitions.
     routes: Vec<(TopicId, Vec<Option<AssignmentId>>)>,
-    /// Index of the topic looked up last: records of a topic arrive in runs.
+    /// Index of the topic asked for last: records of a topic arrive in runs.
     last: usize,
     batch: u64,
     unowned: u64,

@@ -5,7 +5,7 @@
 //! member until its session times out, and so does every rebalance until then. In those cases an unsubscribe leaves the
 //! group: it is deferred until the join has ended and is applied then (`rd_kafka_cgrp_apply_next_subscribe`). The close
 //! must not overtake a deferred unsubscribe: the unsubscribe would consume the answer that is meant for the close, and
-//! a second one would be needed.
+//! another one would be needed.
 
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,7 @@ impl KafkaSource {
             self.rebalance.answered();
         }
         match closing {
-            // After a fatal error there is no group to leave.
+            // After a fatal error the client has left the group already.
             Err(error) => {
                 tracing::warn!(%error, "the Kafka client closes without leaving its group")
             }

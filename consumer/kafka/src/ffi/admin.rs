@@ -27,13 +27,13 @@ unsafe extern "C" {
 pub(crate) enum Answer {
     /// Committed offsets; negative if there is none.
     Committed(Vec<ListEntry>),
-    /// Offsets that were looked up; negative if there is no record at or after the time.
+    /// Offsets that were queried; negative without a record at or after the time.
     Offsets(Vec<ListEntry>),
     /// The request as a whole failed, with librdkafka's error.
     Failed(String),
 }
 
-/// The position to look up in a partition.
+/// The position to query in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OffsetSpec {
     Earliest,

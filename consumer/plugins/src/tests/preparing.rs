@@ -28,7 +28,7 @@ fn gates_apply_while_another_handler_is_slow_to_start() {
         assert_eq!(now.plan.handlers.len(), 1);
         assert!(!now.plan.handlers[0].spec.enabled);
         assert_eq!(now.plan.revision, 1, "a later one is not fully applied");
-        // It is no longer wanted once it is ready.
+        // It is not wanted any more once it is ready.
         assert!(
             !registry
                 .settle(&Snapshot::new(4, [spec("quick", "*", "a")]))

@@ -39,7 +39,7 @@ fn a_restart_gives_a_tripped_handler_a_new_generation_of_the_same_code() {
         harness.registry.restart_state("one", before),
         RestartState::UnderWay
     );
-    // A concurrent update and a second request do not undo it.
+    // A concurrent update and another request do not undo it.
     harness.registry.rescan();
     assert_eq!(harness.registry.restart("one"), Ok(before));
     while harness.registry.prepare_next() {}

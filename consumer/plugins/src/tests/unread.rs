@@ -101,7 +101,7 @@ fn a_package_whose_manifest_cannot_be_examined_stays_known() {
     assert!(!problem.cause.contains("closed"), "{problem:?}");
     std::fs::remove_file(folder.join("pack/plugin.yaml")).unwrap();
     catalogue.scan();
-    assert!(!is_known(), "a folder without a manifest is no package");
+    assert!(!is_known(), "a folder without a manifest is not a package");
     assert!(catalogue.problems().is_empty());
 }
 

@@ -26,7 +26,7 @@ fn reason(pool: &HandlerPool) -> String {
 fn an_instance_whose_health_check_panicked_is_rebuilt_without_a_batch() {
     let harness = PoolHarness::new(&[]);
     let mut setup = harness.setup("one");
-    // The watchdog, which requests the checks, looks ten times within it.
+    // The watchdog, which requests the checks, runs ten times within it.
     setup.timeout = Duration::from_millis(100);
     let pool = harness.crew(1).join_first(setup);
     pool.probe(true, TIMEOUT).unwrap();
@@ -68,7 +68,7 @@ fn a_creation_that_hangs_in_a_check_is_abandoned_and_tried_again() {
     let harness = PoolHarness::new(&[]);
     let crew = harness.crew_with(1, Duration::from_millis(100));
     let mut setup = harness.setup("one");
-    // The watchdog looks ten times within it.
+    // The watchdog runs ten times within it.
     setup.timeout = Duration::from_millis(100);
     let pool = crew.join_first(setup);
     pool.probe(true, TIMEOUT).unwrap();

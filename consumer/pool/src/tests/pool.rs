@@ -207,7 +207,7 @@ fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
     for flight in 1..4 {
         assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
         crew.check(Instant::now());
-        assert!(!home.forget_room(), "there is no room to report");
+        assert!(!home.forget_room(), "without room, nothing is reported");
     }
     pool.reset();
     assert!(home.forget_room());

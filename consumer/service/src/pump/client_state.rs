@@ -244,7 +244,7 @@ impl ClientState {
         self.errors.retain(|kind, trouble| {
             let quiet_ms = now_ms.saturating_sub(trouble.last_ms);
             match kind {
-                // The broker that rejected the login is no longer reachable: the connection error is the cause now.
+                // The broker that rejected the login has become unreachable: the connection error is the cause now.
                 ClientErrorKind::Login if trouble.last_ms + ERROR_EXPIRY_MS < connection_ms => {
                     false
                 }

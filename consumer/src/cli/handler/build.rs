@@ -38,7 +38,7 @@ fn put(built: &Path, folder: &Path) -> std::io::Result<PathBuf> {
     let name = built.file_name().unwrap_or_default();
     if !folder.is_dir() {
         fs::create_dir_all(folder)?;
-        // A mistyped folder would look like success.
+        // A mistyped folder would pass for success.
         let _ = writeln!(
             std::io::stderr(),
             "created the folder `{}`: check that a service reads it",

@@ -71,7 +71,10 @@ impl Cell {
         work: impl FnOnce(&mut dyn Instance) -> Result<(), String>,
     ) -> i32 {
         if self.spent {
-            put(sink, "the instance panicked earlier and is no longer used");
+            put(
+                sink,
+                "the instance panicked earlier and is not used any more",
+            );
             return status::SPENT;
         }
         match guard::guarded(|| work(self.instance.as_mut())) {

@@ -40,7 +40,7 @@ pub trait Plugin: 'static {
 pub enum Refusal {
     /// The handler refuses its config.
     Config(String),
-    /// There is no handler of that name.
+    /// No handler has that name.
     Unknown,
     /// It failed or panicked while starting.
     Failed(String),
@@ -221,7 +221,7 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.progress }.store(index as u32, Ordering::Release);
     }
 
-    /// Whether the result is no longer needed.
+    /// Whether the result is not needed any more.
     #[inline]
     pub fn cancelled(&self) -> bool {
         self.ending() & CANCELLED != 0

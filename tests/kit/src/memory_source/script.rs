@@ -21,7 +21,7 @@ pub(super) struct Script {
     pub(super) committed: BTreeMap<TopicPartition, Commit>,
     /// How often a topic was deleted and recreated.
     pub(super) recreated: BTreeMap<String, u128>,
-    /// Partitions without a leader: their start cannot be looked up.
+    /// Partitions without a leader: their start cannot be queried.
     pub(super) leaderless: Vec<TopicPartition>,
     /// Lookups that could not be answered yet.
     pub(super) unfound: Vec<(TopicPartition, StartAt)>,

@@ -143,7 +143,7 @@ fn a_burst_that_handlers_keep_up_with_pauses_nothing() {
         records += two.read(0, 200) + two.read(1, 200);
         two.bench.flow.tick(now_ms);
         assert_eq!(two.bench.flow.pauses_due(), vec![], "at {now_ms} ms");
-        // A fifth of the budget per 100 ms: records stay for less than a second.
+        // A fifth of the budget per 100 ms: records stay for less than 1 s.
         let mut taken = std::mem::take(&mut *two.bench.pools[0].taken.lock().unwrap());
         let kept = taken.split_off(taken.len().min(4));
         *two.bench.pools[0].taken.lock().unwrap() = taken;

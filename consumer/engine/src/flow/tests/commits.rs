@@ -149,7 +149,7 @@ fn nothing_is_committed_once_an_invariant_was_violated() {
 }
 
 #[test]
-fn a_second_revoke_does_not_extend_the_deadline() {
+fn another_revoke_does_not_extend_the_deadline() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     bench.flow.start_drain(&[bench.slot], 1_000);

@@ -194,7 +194,7 @@ fn another_order_applies_also_when_the_last_record_has_no_lane() {
 }
 
 #[test]
-fn records_follow_one_another_also_when_batches_are_no_longer_taken() {
+fn records_follow_one_another_also_when_batches_are_not_taken_any_more() {
     let mut bench = batches(1_000);
     bench.deliver(0..3, |_| Some("a".to_owned()));
     assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0, 1, 2]);

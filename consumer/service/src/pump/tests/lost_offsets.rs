@@ -52,8 +52,7 @@ fn policy_stop_stops_the_partition_and_reports_requested_existing_and_lost_offse
         (PartitionState::Stopped, Some(45))
     );
     let cause = report.reason.clone().unwrap();
-    let words =
-        "offset 5 is no longer in the log, which begins at 40 and ends at 50: 35 offsets are gone";
+    let words = "offset 5 has left the log, which begins at 40 and ends at 50: 35 offsets are gone";
     assert_eq!(cause, words);
     let problem = report.problem(0).expect("it is a problem");
     assert_eq!(problem.what, "partition t/0 is stopped");
