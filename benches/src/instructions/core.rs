@@ -10,9 +10,9 @@ use sluicegate_engine::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::flow::{Flow, FlowSettings};
 use sluicegate_engine::partition::assignment::NewAssignment;
+use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::record::Record;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;

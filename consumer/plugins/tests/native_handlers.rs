@@ -170,7 +170,9 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     let mut home = Home::new();
     give(&home, &plan, batch(0, &[0, 2, 1, 0]));
     let (flight, completed) = home.next("call timeout", |message| match message {
-        PumpMessage::CallTimedOut { flight, completed } => Ok((
+        PumpMessage::CallTimedOut {
+            flight, completed, ..
+        } => Ok((
             flight.index,
             completed
                 .iter()

@@ -21,7 +21,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{Batch, FlightKey, Inbox, PumpMessage};
+use sluicegate_engine::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
 use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
 
 use crate::error::ProbeError;
@@ -110,6 +110,7 @@ pub(super) enum Phase {
 pub(super) struct Call {
     pub(super) tenant: Arc<Tenant>,
     pub(super) home: Arc<Inbox>,
+    pub(super) handler: HandlerIx,
     pub(super) flight: FlightKey,
     pub(super) records: u64,
     pub(super) monitor: Arc<dyn CallMonitor>,
@@ -129,6 +130,7 @@ impl Call {
         Self {
             tenant: Arc::clone(&job.tenant),
             home: Arc::clone(&job.home),
+            handler: job.batch.handler,
             flight: job.batch.flight,
             records: job.batch.records.len() as u64,
             monitor,

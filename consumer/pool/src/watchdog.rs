@@ -242,6 +242,7 @@ impl Crew {
                 // Sent under the lock: the call may return at any moment, and its thread, which learns of this under the
                 // lock, must not send its own message first.
                 call.home.push(PumpMessage::CallTimedOut {
+                    handler: call.handler,
                     flight: call.flight,
                     completed: call.completed,
                 });

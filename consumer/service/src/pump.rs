@@ -50,7 +50,7 @@ use sluicegate_engine::emit::Emitter;
 use sluicegate_engine::engine::stop::LEAVE_GRACE_MS;
 use sluicegate_engine::engine::{Engine, EngineSettings};
 use sluicegate_engine::event::{Effect, Event, Observation};
-use sluicegate_engine::flow::handler::HandlerSettings;
+use sluicegate_engine::queue::HandlerSettings;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{
     Delivery, Membership, Source, SourceError, SourceEvent, TopicPartition,

@@ -9,7 +9,7 @@ use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
 use sluicegate_engine::emit::Emitter;
 use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;

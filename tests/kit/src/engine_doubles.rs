@@ -9,7 +9,7 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{Batch, HandlerIx, Inbox, PoolState, WorkerPool};
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;
 

@@ -278,6 +278,11 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "late-batch-of-a-predecessor",
+        what: "a late batch of a handler that was removed counts for the handler that is declared again under its name",
+        suite: FLOW,
+    },
+    Mutant {
         name: "released-twice",
         what: "the place of an assignment that is released twice is used by two partitions",
         suite: FLOW,

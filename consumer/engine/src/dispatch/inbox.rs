@@ -18,6 +18,8 @@ pub enum PumpMessage {
     Finished(Box<Batch>),
     /// A call exceeded its timeout; its worker is quarantined and the batch is not returned, or too late.
     CallTimedOut {
+        /// The handler of the batch.
+        handler: HandlerIx,
         /// The batch's key.
         flight: FlightKey,
         /// The outcomes that the call had written; the record after them is the one that hangs.

@@ -1,11 +1,11 @@
-//! From routed records to worker pools: lanes keep the order, batches carry the records, the inbox returns outcomes.
+//! Between a pump and worker pools: batches carry records there, the inbox returns outcomes.
 //!
 //! ```text
-//!  flow ─► lanes: may it start? ─► batch: records of one handler ─► WorkerPool::submit ─► worker thread
-//!   ▲                                                                   │ refused            │
-//!   └───────── inbox ◄── PoolFree, once there is room ◄─────────────────┘                    │
-//!                ▲                                                                           │
-//!                └── Finished · CallTimedOut · Produced ◄────────────────────────────────────┘
+//!  queue ─► batch: records of one handler ─► WorkerPool::submit ─► worker thread
+//!   ▲                                             │ refused            │
+//!   └── inbox ◄── PoolFree, once there is room ◄──┘                    │
+//!         ▲                                                            │
+//!         └── Finished · CallTimedOut · Produced ◄─────────────────────┘
 //! ```
 //!
 //! These types are the whole contract between a pump and the threads that run its handlers. Neither side waits for the
@@ -16,7 +16,6 @@
 
 pub mod batch;
 pub mod inbox;
-pub mod lanes;
 pub mod pool;
 
 pub use batch::{Batch, EntryKey, FlightKey, HandlerIx};

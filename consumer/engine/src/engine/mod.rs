@@ -28,9 +28,9 @@ use crate::clock::WallClock;
 use crate::dispatch::{HandlerIx, Inbox};
 use crate::emit::Emitter;
 use crate::event::{Effect, Event};
-use crate::flow::handler::HandlerSettings;
 use crate::flow::{Flow, FlowSettings};
 use crate::partition::trouble::LogLimit;
+use crate::queue::HandlerSettings;
 use crate::record::Record;
 use crate::routing::RoutingIndex;
 use crate::source::{

@@ -4,11 +4,10 @@ use rapidhash::v3::rapidhash_v3;
 use sluicegate_abi::lend::Lent;
 
 use super::Flow;
-use super::slab::NewEntry;
-use crate::dispatch::HandlerIx;
 use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
 use crate::record::Record;
+use crate::records::slab::NewEntry;
 use crate::source::{AssignmentId, Delivery};
 
 /// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
@@ -21,9 +20,9 @@ impl<R: Record> Flow<R> {
     fn defer_record(&mut self, delivery: Delivery<R>, in_front: bool) {
         let charge = (delivery.lease.size() + OVERHEAD) as u64;
         let kept = OverflowRecord { delivery, charge };
-        self.charged += charge;
-        let now_ms = self.now_ms;
-        let assignment = &mut self.partitions[kept.delivery.slot];
+        self.ctx.records.charged += charge;
+        let now_ms = self.ctx.now_ms;
+        let assignment = &mut self.ctx.records.partitions[kept.delivery.slot];
         assignment.overflow_bytes += charge;
         assignment.full_since_ms.get_or_insert(now_ms);
         match in_front {
@@ -34,20 +33,20 @@ impl<R: Record> Flow<R> {
 
     /// Removes the oldest queued record of a partition.
     fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery<R>> {
-        let assignment = &mut self.partitions[slot];
+        let assignment = &mut self.ctx.records.partitions[slot];
         let OverflowRecord { delivery, charge } = assignment.overflow.pop_front()?;
         assignment.overflow_bytes -= charge;
         if assignment.overflow.is_empty() {
             assignment.full_since_ms = None;
         }
-        self.charged -= charge;
+        self.ctx.records.charged -= charge;
         Some(delivery)
     }
 
     /// Accepts one fetched record.
     pub fn deliver(&mut self, delivery: Delivery<R>) {
         // The source may deliver for a moment what was released: a client that is about to be replaced is not told.
-        let known = self.partitions.get(delivery.slot);
+        let known = self.ctx.records.partitions.get(delivery.slot);
         let Some(assignment) = known.filter(|assignment| assignment.admits()) else {
             return;
         };
@@ -62,7 +61,7 @@ impl<R: Record> Flow<R> {
 
     /// Admits one record; returns it if the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery<R>) -> Option<Delivery<R>> {
-        let assignment = &mut self.partitions[delivery.slot];
+        let assignment = &mut self.ctx.records.partitions[delivery.slot];
         if delivery.leader_epoch > assignment.finished_leader_epoch {
             let forgot = assignment.forget_inherited(delivery.offset);
             if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
@@ -72,7 +71,7 @@ impl<R: Record> Flow<R> {
         let was_settled = assignment.ledger.is_settled();
         match assignment.ledger.deliver(delivery.offset) {
             // Nothing was unsettled until now, so the wait of the frontier starts here.
-            Delivered::New if was_settled => assignment.begun_ms = self.now_ms,
+            Delivered::New if was_settled => assignment.begun_ms = self.ctx.now_ms,
             Delivered::New => {}
             Delivered::Done => {
                 assignment.delivered += 1;
@@ -102,14 +101,14 @@ impl<R: Record> Flow<R> {
             .leader_epochs
             .record(delivery.offset, delivery.leader_epoch);
         if let Some(log) = &mut self.record_log {
-            log.record(&assignment.at, &delivery, self.now_ms);
+            log.record(&assignment.at, &delivery, self.ctx.now_ms);
         }
         self.route(delivery);
         None
     }
 
     fn route(&mut self, delivery: Delivery<R>) {
-        let assignment = &mut self.partitions[delivery.slot];
+        let assignment = &mut self.ctx.records.partitions[delivery.slot];
         let lease = delivery.lease;
         let wanted = self.router.route(
             assignment.plan,
@@ -119,15 +118,12 @@ impl<R: Record> Flow<R> {
         );
         let mut open = 0usize;
         for ix in wanted {
-            if let Some(handler) = self
-                .handlers
-                .get_mut(ix.0 as usize)
-                .and_then(Option::as_mut)
-            {
-                if handler.settings.gate_open && handler.settings.pool.is_some() {
+            let queue = self.queues.get_mut(ix.0 as usize);
+            if let Some(queue) = queue.and_then(Option::as_mut) {
+                if queue.takes_records() {
                     open += 1;
                 } else {
-                    handler.counts.skipped += 1;
+                    queue.count_skipped();
                 }
             }
         }
@@ -137,7 +133,7 @@ impl<R: Record> Flow<R> {
             {
                 counts.unrouted += 1;
             }
-            assignment.pass_by(delivery.offset, self.now_ms);
+            assignment.pass_by(delivery.offset, self.ctx.now_ms);
             return;
         }
         debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
@@ -145,42 +141,32 @@ impl<R: Record> Flow<R> {
         let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
         let record = Lent::new(lease, place);
         let charge = (record.size() + OVERHEAD) as u32;
-        self.charged += u64::from(charge);
+        self.ctx.records.charged += u64::from(charge);
         assignment.entries += 1;
         assignment.unsettled += 1;
         assignment.usage.entry_bytes += u64::from(charge);
-        let entry = self.slab.insert(NewEntry {
+        let entry = self.ctx.records.slab.insert(NewEntry {
             record,
             slot: delivery.slot,
             key_hash,
             charge,
             handlers: open as u16,
         });
-        if let [only] = wanted {
-            let only = *only;
-            self.enqueue(only, entry);
-            return;
-        }
-        let targets: smallvec::SmallVec<[HandlerIx; 16]> = wanted
-            .iter()
-            .copied()
-            .filter(|ix| {
-                self.handlers
-                    .get(ix.0 as usize)
-                    .and_then(Option::as_ref)
-                    .is_some_and(|handler| {
-                        handler.settings.gate_open && handler.settings.pool.is_some()
-                    })
-            })
-            .collect();
-        for ix in targets {
-            self.enqueue(ix, entry);
+        for ix in wanted {
+            let queue = self.queues.get_mut(ix.0 as usize);
+            if let Some(queue) = queue.and_then(Option::as_mut)
+                && queue.takes_records()
+            {
+                queue.enqueue(&mut self.ctx, entry);
+            }
         }
     }
 
     /// Admits queued records, in order, as far as their partitions have room.
     pub(super) fn admit_overflow(&mut self) {
         let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
+            .ctx
+            .records
             .partitions
             .each()
             .filter(|(_, assignment)| !assignment.overflow.is_empty())
@@ -188,7 +174,7 @@ impl<R: Record> Flow<R> {
             .collect();
         for slot in slots {
             loop {
-                let assignment = &mut self.partitions[slot];
+                let assignment = &mut self.ctx.records.partitions[slot];
                 if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
                     break;
                 }

@@ -55,24 +55,19 @@ impl<R: Record> Flow<R> {
     /// Copies records that wait out of their fetch buffers: one of them keeps a buffer of a megabyte or more alive, of which
     /// only its own bytes are charged.
     pub(super) fn detach_waiting(&mut self) {
-        if self.now_ms.saturating_sub(self.detached_ms) < DETACH_INTERVAL_MS {
+        if self.ctx.now_ms.saturating_sub(self.detached_ms) < DETACH_INTERVAL_MS {
             return;
         }
-        self.detached_ms = self.now_ms;
-        if self.charged == 0 {
+        self.detached_ms = self.ctx.now_ms;
+        if self.ctx.records.charged == 0 {
             return;
         }
         // Those in batches that no worker has, before the others are marked: a failed handler keeps some for long.
-        for batch in self.flights.unsubmitted() {
-            let views = std::mem::take(&mut batch.records);
-            let keys = batch.keys.iter().copied();
-            let views = keys
-                .zip(views)
-                .map(|(key, view)| self.slab.detach_queued(key, view));
-            batch.records = views.collect();
+        for queue in self.queues.iter_mut().flatten() {
+            queue.detach_waiting(&mut self.ctx.records);
         }
-        self.slab.detach_waiting();
-        self.partitions.for_each_mut(|_, assignment| {
+        self.ctx.records.slab.detach_waiting();
+        self.ctx.records.partitions.for_each_mut(|_, assignment| {
             for kept in &mut assignment.overflow {
                 let lease = &mut kept.delivery.lease;
                 if lease.pins_client_memory() {
@@ -84,14 +79,17 @@ impl<R: Record> Flow<R> {
 
     /// Number of records that no worker has and that keep a fetch buffer alive.
     pub fn pinning_records(&self) -> usize {
-        let submitted = self.flights.iter().filter(|flight| flight.is_submitted());
-        let with_worker: HashSet<EntryKey> = submitted
-            .flat_map(|flight| flight.keys.iter().copied())
-            .collect();
-        let held = self.slab.iter().filter(|(key, entry)| {
+        let queues = self.queues.iter().flatten();
+        let with_worker: HashSet<EntryKey> = queues.flat_map(|queue| queue.submitted()).collect();
+        let held = self.ctx.records.slab.iter().filter(|(key, entry)| {
             !with_worker.contains(key) && entry.lease().is_some_and(Record::pins_client_memory)
         });
-        let overflow = self.partitions.each().flat_map(|(_, one)| &one.overflow);
+        let overflow = self
+            .ctx
+            .records
+            .partitions
+            .each()
+            .flat_map(|(_, one)| &one.overflow);
         held.count()
             + overflow
                 .filter(|kept| kept.delivery.lease.pins_client_memory())
@@ -103,7 +101,7 @@ impl<R: Record> Flow<R> {
         let reading = self.reading();
         let has_overflow_room = reading.overflow_records < MAX_OVERFLOW
             && reading.overflow_bytes < self.settings.budget_bytes / 4;
-        if !has_overflow_room || !(reading.takes || self.partitions.is_empty()) {
+        if !has_overflow_room || !(reading.takes || self.ctx.records.partitions.is_empty()) {
             return 0;
         }
         let limit = self.read_limit(&reading);
@@ -122,8 +120,8 @@ impl<R: Record> Flow<R> {
 
     /// Mean size of held records, if there are any.
     fn mean_bytes(&self, reading: &Reading) -> Option<u64> {
-        let records = self.slab.live() + reading.total_overflow;
-        self.charged.checked_div(records as u64)
+        let records = self.ctx.records.slab.live() + reading.total_overflow;
+        self.ctx.records.charged.checked_div(records as u64)
     }
 
     /// Whether reading is blocked by lack of memory.
@@ -140,7 +138,7 @@ impl<R: Record> Flow<R> {
 
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
-        for (_, assignment) in self.partitions.each() {
+        for (_, assignment) in self.ctx.records.partitions.each() {
             reading.total_overflow += assignment.overflow.len();
             if !assignment.paused {
                 reading.overflow_records += assignment.overflow.len();
@@ -159,7 +157,7 @@ impl<R: Record> Flow<R> {
     /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
     /// the reserve that pausing one of them opens.
     fn read_limit(&self, reading: &Reading) -> u64 {
-        let all = self.charged + self.refusals.held_bytes();
+        let all = self.ctx.records.charged + self.ctx.refused_bytes;
         let others = all.saturating_sub(reading.bytes);
         let room = self.settings.budget_bytes.saturating_sub(others);
         room - room / 4
@@ -171,39 +169,42 @@ impl<R: Record> Flow<R> {
         self.pause_for_memory();
         let mut due = Vec::new();
         let max_uncommitted = self.settings.max_uncommitted;
-        let now_ms = self.now_ms;
-        self.partitions.for_each_mut(|slot, assignment| {
-            if assignment.state != AssignmentState::Assigned {
-                return;
-            }
-            let full = assignment.stopped.is_some()
-                || assignment
-                    .full_since_ms
-                    .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS);
-            let has_room =
-                assignment.overflow.is_empty() && assignment.uncommitted() <= max_uncommitted / 2;
-            let held = assignment.held_bytes();
-            let usage = &mut assignment.usage;
-            usage.bound = full || (usage.bound && !has_room);
-            usage.paused_at = usage.paused_at.filter(|&paused_at| held > paused_at / 2);
-            let pause = usage.bound || usage.paused_at.is_some();
-            if pause != assignment.paused {
-                assignment.paused = pause;
-                due.push((slot, pause));
-            }
-        });
+        let now_ms = self.ctx.now_ms;
+        self.ctx
+            .records
+            .partitions
+            .for_each_mut(|slot, assignment| {
+                if assignment.state != AssignmentState::Assigned {
+                    return;
+                }
+                let full = assignment.stopped.is_some()
+                    || assignment
+                        .full_since_ms
+                        .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS);
+                let has_room = assignment.overflow.is_empty()
+                    && assignment.uncommitted() <= max_uncommitted / 2;
+                let held = assignment.held_bytes();
+                let usage = &mut assignment.usage;
+                usage.bound = full || (usage.bound && !has_room);
+                usage.paused_at = usage.paused_at.filter(|&paused_at| held > paused_at / 2);
+                let pause = usage.bound || usage.paused_at.is_some();
+                if pause != assignment.paused {
+                    assignment.paused = pause;
+                    due.push((slot, pause));
+                }
+            });
         due
     }
 
     /// Measures, once per window, how fast partitions settle their records.
     fn measure(&mut self) {
-        if self.now_ms < self.measured_ms + RATE_WINDOW_MS {
+        if self.ctx.now_ms < self.measured_ms + RATE_WINDOW_MS {
             return;
         }
         // A partition assigned within this window has no complete window yet.
         let began_ms = self.measured_ms;
-        self.measured_ms = self.now_ms;
-        self.partitions.for_each_mut(|_, assignment| {
+        self.measured_ms = self.ctx.now_ms;
+        self.ctx.records.partitions.for_each_mut(|_, assignment| {
             let first = assignment.assigned_ms >= began_ms;
             assignment.usage.end_window(first);
         });
@@ -216,22 +217,22 @@ impl<R: Record> Flow<R> {
         if reading.partitions < 2 || !self.is_filled(&reading) {
             return;
         }
-        let slow = self.partitions.each();
+        let slow = self.ctx.records.partitions.each();
         let largest = slow
             .filter(|(_, assignment)| assignment.is_read() && assignment.is_slow())
             .max_by_key(|(_, assignment)| assignment.held_bytes());
         let Some((slot, _)) = largest else { return };
-        let assignment = &mut self.partitions[slot];
+        let assignment = &mut self.ctx.records.partitions[slot];
         let held = assignment.held_bytes();
         // If bursts of other partitions hold most of the memory, pausing a small one frees little.
         if held.saturating_mul(2 * reading.partitions) < reading.bytes {
             return;
         }
         assignment.usage.paused_at = Some(held);
-        if let Some(pauses) = self.memory_log.count(self.now_ms) {
-            let all = self.partitions.each();
+        if let Some(pauses) = self.memory_log.count(self.ctx.now_ms) {
+            let all = self.ctx.records.partitions.each();
             let partitions = all.filter(|(_, one)| one.usage.paused_at.is_some()).count();
-            let at = &self.partitions[slot].at;
+            let at = &self.ctx.records.partitions[slot].at;
             tracing::warn!(
                 partitions,
                 pauses,

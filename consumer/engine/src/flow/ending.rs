@@ -8,30 +8,33 @@ use crate::record::Record;
 impl<R: Record> Drop for Flow<R> {
     fn drop(&mut self) {
         // Nothing waits for their results any more (G5).
-        for flight in self.flights.submitted() {
-            flight.recall();
+        for queue in self.queues.iter_mut().flatten() {
+            queue.cancel_all();
         }
         if std::thread::panicking() {
             // Run nothing that may panic again: lent records stay lent, so their memory is never freed under a reader.
             return;
         }
-        for handler in self.handlers.iter().flatten() {
-            if let Some(pool) = &handler.settings.pool {
-                pool.recall();
-            }
+        for queue in self.queues.iter().flatten() {
+            queue.recall_queued();
         }
         let mut messages = Vec::new();
-        self.inbox.take(&mut messages);
+        self.ctx.inbox.take(&mut messages);
         for message in messages {
             if let PumpMessage::Finished(mut batch) = message {
                 for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
-                    self.return_record(key, record);
+                    self.ctx.records.return_record(key, record);
                 }
             }
         }
-        let (records, bytes) = self.slab.lent().fold((0, 0), |(records, bytes), entry| {
-            (records + 1, bytes + u64::from(entry.charge))
-        });
+        let (records, bytes) = self
+            .ctx
+            .records
+            .slab
+            .lent()
+            .fold((0, 0), |(records, bytes), entry| {
+                (records + 1, bytes + u64::from(entry.charge))
+            });
         if records > 0 {
             tracing::warn!(
                 records,

@@ -1,15 +1,9 @@
-//! The pump's pure core: decides what happens to each record between source and commit.
+//! Records in and out: from the source through ledger and routing into the handlers' queues, and from the frontiers to the
+//! commits.
 //!
 //! ```text
-//!  deliver ─► ledger ─► route ─► enqueue ─► lane ─► open batch ─► dispatch ─► worker pool
-//!                                   │ bound reached │ lane taken
-//!                                   ▼               ▼
-//!                                backlog        waits in its lane
-//!
-//!  finished ─► settle: ack, drop ──────────────► ledger.settle ─► frontier ─► commits_due
-//!                 │    retry ─► parked ─► due ─► open batch
-//!                 └──► emits, dead letter ─► produced ─► settle      (`produce`)
-//!                         └─ refused ─► held ─► due ─► resent
+//!  deliver ─► ledger ─► route ─► HandlerQueue::enqueue, for each handler that wants the record
+//!  messages of workers and producer ─► the handler's queue ─► records: settled ─► frontier ─► commits_due
 //! ```
 //!
 //! It has no Kafka client, no thread and no clock: time arrives with [`Flow::tick`], batches leave through
@@ -18,39 +12,28 @@
 //! collection that decides something by being iterated is ordered or has a fixed hasher, or a seed would not reproduce
 //! its run.
 //!
-//! One file per stage: `admit` (ledger, routing), `place` (lanes, batches, submission), `outcomes` (results, retries,
-//! settling), `produce` (emits, dead letters), `draining` (revoked partitions), `closing` (handlers switched
-//! off), `budget` (memory, pauses), `rest` (calls that run nothing), `reading` (stopped and restarted partitions),
-//! `report`.
+//! What one handler still has to do is in its [`crate::queue`]; here is what concerns several of them: `admit` (ledger,
+//! routing), `draining` (revoked partitions), `closing` (which handlers are switched off), `budget` (memory, pauses),
+//! `reading` (stopped and restarted partitions), `ownership` (what pools are told), `report`.
 
 mod admit;
 pub mod budget;
 mod closing;
 mod draining;
 mod ending;
-pub mod flights;
-pub mod handler;
-mod log;
-mod outcomes;
 mod ownership;
-mod place;
 mod position;
-mod produce;
 mod reading;
 mod record_log;
-mod refusals;
 pub mod report;
-mod rest;
-pub mod slab;
 mod standstill;
-mod tasks;
 #[cfg(test)]
 // Single-range lists are intended.
 #[allow(clippy::single_range_in_vec_init)]
 mod tests;
 mod topic_name;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
@@ -58,19 +41,15 @@ use crate::emit::Emitter;
 use crate::partition::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
 use crate::partition::ledger::Ledger;
-use crate::partition::table::Partitions;
 use crate::partition::trouble::LogLimit;
+use crate::queue::context::{Agenda, Context};
+use crate::queue::{HandlerQueue, HandlerSettings, Order};
 use crate::random::Random;
 use crate::record::Record;
+use crate::records::Records;
 use crate::routing::{Router, RoutingIndex};
 use crate::source::{AssignmentId, CommitEntry, CommitError, CommitResult, TopicPartition};
-use flights::Flights;
-use handler::{HandlerFlow, HandlerSettings};
-use log::DeadLetterLog;
 use record_log::RecordLog;
-use refusals::Refusals;
-use slab::Slab;
-use tasks::Tasks;
 
 /// Bounds and names of a flow.
 #[derive(Clone, Debug)]
@@ -110,30 +89,16 @@ pub struct TopicCounts {
 /// The pump's pure core.
 pub struct Flow<R: Record> {
     settings: FlowSettings,
-    now_ms: u64,
-    partitions: Partitions<R>,
+    ctx: Context<R>,
     router: Router,
-    slab: Slab<R>,
-    flights: Flights,
-    handlers: Vec<Option<HandlerFlow>>,
-    /// Handlers with something to submit.
-    dirty: Vec<HandlerIx>,
+    /// The queues of the handlers, by their place.
+    queues: Vec<Option<HandlerQueue>>,
     /// Handlers that are switched off or removed and still have records.
     closing: Vec<HandlerIx>,
     /// When they are checked next.
     closing_due_ms: u64,
-    /// Handlers that back off, by the time at which they resume.
-    backing_off: BTreeSet<(u64, HandlerIx)>,
-    tasks: Tasks,
-    refusals: Refusals,
-    /// A dead-letter topic was missing or not writable.
-    missed_target: bool,
-    dead_letter_log: DeadLetterLog,
     /// Records that were started and unfinished when a drain timed out.
     unfinished_records: u64,
-    emitter: Arc<dyn Emitter>,
-    inbox: Arc<Inbox>,
-    charged: u64,
     /// When waiting records were last copied out of fetch buffers.
     detached_ms: u64,
     /// Mean size of the records that were last held.
@@ -142,15 +107,12 @@ pub struct Flow<R: Record> {
     measured_ms: u64,
     /// Limit of the log lines about partitions paused for memory.
     memory_log: LogLimit,
-    random: Random,
     topics: HashMap<Arc<str>, TopicCounts>,
     /// Offsets skipped because they have left the log.
     gone: HashMap<TopicPartition, u64>,
     committer: Committer,
     /// When positions were last queried.
     positions_ms: u64,
-    late_outcomes: u64,
-    fault: Option<Arc<str>>,
     /// The owned partitions must be announced to the pools before the next batch.
     ownership_changed: bool,
     /// When to check again whether the last record of a partition that a new route excludes is settled.
@@ -162,44 +124,40 @@ pub struct Flow<R: Record> {
 impl<R: Record> Flow<R> {
     /// A flow without partitions and handlers.
     pub fn new(settings: FlowSettings, emitter: Arc<dyn Emitter>, inbox: Arc<Inbox>) -> Self {
-        let random = Random::new(settings.seed);
         let committer = Committer::new(CommitSettings {
             group: settings.group.clone(),
             interval_ms: settings.commit_interval_ms,
             max_uncommitted: settings.max_uncommitted,
         });
+        let ctx = Context {
+            now_ms: 0,
+            records: Records::default(),
+            agenda: Agenda::default(),
+            emitter,
+            inbox,
+            random: Random::new(settings.seed),
+            group: settings.group.clone(),
+            refused_bytes: 0,
+            missed_target: false,
+            late_outcomes: 0,
+        };
         let no_routes = RoutingIndex::compile(0, Vec::new()).expect("no routes cannot be refused");
         Self {
             settings,
-            now_ms: 0,
-            partitions: Partitions::default(),
+            ctx,
             router: Router::new(no_routes),
-            slab: Slab::default(),
-            flights: Flights::default(),
-            handlers: Vec::new(),
-            dirty: Vec::new(),
+            queues: Vec::new(),
             closing: Vec::new(),
             closing_due_ms: 0,
-            backing_off: BTreeSet::new(),
-            tasks: Tasks::default(),
-            refusals: Refusals::default(),
-            missed_target: false,
-            dead_letter_log: DeadLetterLog::default(),
             unfinished_records: 0,
-            emitter,
-            inbox,
-            charged: 0,
             detached_ms: 0,
             last_mean_bytes: 0,
             measured_ms: 0,
             memory_log: LogLimit::default(),
-            random,
             topics: HashMap::new(),
             gone: HashMap::new(),
             committer,
             positions_ms: 0,
-            late_outcomes: 0,
-            fault: None,
             ownership_changed: false,
             ownership_due_ms: None,
             record_log: None,
@@ -208,52 +166,76 @@ impl<R: Record> Flow<R> {
 
     /// Advances the clock and runs everything that is due.
     pub fn tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+        self.ctx.now_ms = now_ms;
         self.ownership_changed |= self.ownership_due_ms.is_some_and(|due_ms| now_ms >= due_ms);
         self.end_overdue_drains();
         self.run_due();
-        self.end_backoffs();
         self.run_closing();
         self.detach_waiting();
     }
 
+    /// Runs what is due: next attempts, resends of what the producer refused, and handlers whose backoff has ended.
+    fn run_due(&mut self) {
+        let now_ms = self.ctx.now_ms;
+        for ix in self.ctx.agenda.take_refusals_over() {
+            if let Some(queue) = self.queues[ix.0 as usize].as_mut() {
+                queue.log_ended_refusals(now_ms);
+            }
+        }
+        while let Some((due_ms, ix, key)) = self.ctx.agenda.take_due(now_ms) {
+            if let Some(queue) = self.queues[ix.0 as usize].as_mut() {
+                queue.run_due(&mut self.ctx, key, due_ms);
+            }
+        }
+        while let Some((until_ms, ix)) = self.ctx.agenda.take_backoff(now_ms) {
+            if let Some(queue) = self.queues[ix.0 as usize].as_mut() {
+                queue.end_backoff(&mut self.ctx, until_ms);
+            }
+        }
+    }
+
+    /// Submits the ready batches of the handlers that have some.
+    pub fn dispatch(&mut self) {
+        if std::mem::take(&mut self.ownership_changed) {
+            self.announce_ownership();
+        }
+        for ix in self.ctx.agenda.take_dirty() {
+            if let Some(queue) = self.queues[ix.0 as usize].as_mut() {
+                queue.dispatch(&mut self.ctx);
+            }
+        }
+    }
+
     /// Applies the handlers and routes of a plan, both at once: no record is routed by a mixture of two plans (G9).
     pub fn apply(&mut self, index: Arc<RoutingIndex>, handlers: Vec<(HandlerIx, HandlerSettings)>) {
-        let mut wanted = vec![false; self.handlers.len()];
-        let mut other_workers = Vec::new();
+        let mut wanted = vec![false; self.queues.len()];
         for (ix, settings) in handlers {
             let place = ix.0 as usize;
-            if place >= self.handlers.len() {
-                self.handlers.resize_with(place + 1, || None);
+            if place >= self.queues.len() {
+                self.queues.resize_with(place + 1, || None);
             }
-            wanted.resize(self.handlers.len(), false);
+            wanted.resize(self.queues.len(), false);
             wanted[place] = true;
-            match &mut self.handlers[place] {
-                Some(handler) => {
-                    if handler.replace(settings) {
-                        other_workers.push(ix);
-                    }
-                }
-                empty => *empty = Some(HandlerFlow::new(settings)),
+            match &mut self.queues[place] {
+                Some(queue) => queue.replace(&mut self.ctx, settings),
+                empty => empty
+                    .insert(HandlerQueue::new(ix, settings))
+                    .mark_dirty(&mut self.ctx),
             }
-            self.mark_dirty(ix);
         }
-        for (place, handler) in self.handlers.iter_mut().enumerate() {
-            if let Some(handler) = handler
-                && !wanted[place]
+        for (queue, wanted) in self.queues.iter_mut().zip(wanted) {
+            if let Some(queue) = queue
+                && !wanted
             {
-                handler.retiring = true;
+                queue.retire();
             }
         }
         self.router.swap(index);
         self.ownership_changed = true;
-        for assignment in self.partitions.iter_mut() {
+        for assignment in self.ctx.records.partitions.iter_mut() {
             if assignment.state == AssignmentState::Assigned {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
-        }
-        for ix in other_workers {
-            self.place_again(ix);
         }
         self.record_closed();
         self.drop_retired();
@@ -268,8 +250,8 @@ impl<R: Record> Flow<R> {
         if let Some(epoch) = new.leader_epoch {
             leader_epochs.record(new.start - 1, epoch);
         }
-        let (at, now_ms) = (new.at.clone(), self.now_ms);
-        self.partitions.insert(at, |id| Assignment {
+        let (at, now_ms) = (new.at.clone(), self.ctx.now_ms);
+        self.ctx.records.partitions.insert(at, |id| Assignment {
             id,
             topic: topic_name::kept(&new.at.topic, new.topic_id),
             at: new.at,
@@ -299,6 +281,7 @@ impl<R: Record> Flow<R> {
             awaited: None,
             entries: 0,
             unsettled: 0,
+            parked: 0,
             delivered: 0,
             repeats: 0,
             moved_ms: now_ms,
@@ -317,82 +300,109 @@ impl<R: Record> Flow<R> {
 
     /// The assignment of an owned partition.
     pub fn slot(&self, at: &TopicPartition) -> Option<AssignmentId> {
-        self.partitions.owned(at)
+        self.ctx.records.partitions.owned(at)
     }
 
     /// The assignment behind a slot.
     pub fn assignment(&self, slot: AssignmentId) -> &Assignment<R> {
-        &self.partitions[slot]
+        &self.ctx.records.partitions[slot]
     }
 
     /// Whether something may still refer to an assignment.
     pub(crate) fn is_known(&self, slot: AssignmentId) -> bool {
-        self.partitions.get(slot).is_some()
+        self.ctx.records.partitions.get(slot).is_some()
     }
 
     /// The assignment behind a slot.
     pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
-        &mut self.partitions[slot]
+        &mut self.ctx.records.partitions[slot]
     }
 
     /// The order of a handler's records that have left its backlog.
-    pub fn order_of(&self, ix: HandlerIx) -> Option<handler::Order> {
-        let handler = self.handlers.get(ix.0 as usize)?.as_ref()?;
-        Some(handler.order)
+    pub fn order_of(&self, ix: HandlerIx) -> Option<Order> {
+        let queue = self.queues.get(ix.0 as usize)?.as_ref()?;
+        Some(queue.order())
     }
 
     /// All owned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
-        self.partitions.iter()
+        self.ctx.records.partitions.iter()
     }
 
     /// The violated invariant, if one was found: the process must exit without committing (G13).
     pub fn fault(&self) -> Option<&str> {
-        self.fault.as_deref()
+        self.ctx.records.fault.as_deref()
     }
 
     /// Handles one message of the inbox.
     pub fn receive(&mut self, message: PumpMessage) {
-        match message {
-            PumpMessage::Finished(batch) => self.finished(batch),
-            PumpMessage::CallTimedOut { flight, completed } => {
-                self.call_timed_out(flight, &completed)
+        let of = match &message {
+            PumpMessage::Finished(batch) => batch.handler,
+            PumpMessage::CallTimedOut { handler, .. } | PumpMessage::Produced { handler, .. } => {
+                *handler
             }
-            PumpMessage::Produced {
-                handler,
-                entry,
-                refused,
-            } => self.produced(handler, entry, refused),
-            PumpMessage::PoolFree => self.unblock_all(),
+            PumpMessage::PoolFree => {
+                for queue in self.queues.iter_mut().flatten() {
+                    queue.unblock(&mut self.ctx);
+                }
+                return;
+            }
+        };
+        let Some(queue) = self.queues[of.0 as usize].as_mut() else {
+            self.receive_late(message);
+            return;
+        };
+        let ctx = &mut self.ctx;
+        let stopped = match message {
+            PumpMessage::Finished(batch) => queue.finished(ctx, batch),
+            PumpMessage::CallTimedOut {
+                flight, completed, ..
+            } => queue.call_timed_out(ctx, flight, &completed),
+            PumpMessage::Produced { entry, refused, .. } => {
+                queue.produced(ctx, entry, refused);
+                false
+            }
+            PumpMessage::PoolFree => false,
+        };
+        if queue.is_over() {
+            self.drop_retired();
+        }
+        self.call_ended(stopped);
+    }
+
+    /// A message for a handler that has been removed: its calls were abandoned.
+    fn receive_late(&mut self, message: PumpMessage) {
+        if let PumpMessage::Finished(batch) = message {
+            self.ctx.return_late(batch);
         }
     }
 
     /// The partitions now.
     fn now(&self) -> Moment<'_, R> {
         Moment {
-            partitions: &self.partitions,
-            ms: self.now_ms,
+            partitions: &self.ctx.records.partitions,
+            ms: self.ctx.now_ms,
         }
     }
 
     /// Commits that are due, unless one is in flight; the result is passed to [`Flow::committed`]. None is due once an
     /// invariant was violated: what is settled is not known any more (G13).
     pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if self.fault.is_some() {
+        if self.ctx.records.fault.is_some() {
             return Vec::new();
         }
         let now = Moment {
-            partitions: &self.partitions,
-            ms: self.now_ms,
+            partitions: &self.ctx.records.partitions,
+            ms: self.ctx.now_ms,
         };
         self.committer.due(now)
     }
 
     /// Handles the result of the commit in flight.
     pub fn committed(&mut self, results: &[CommitResult], error: Option<&CommitError>) {
-        let now = (self.now_ms, &mut self.random);
+        let now = (self.ctx.now_ms, &mut self.ctx.random);
         self.committer
-            .answered(&mut self.partitions, now, results, error);
+            .answered(&mut self.ctx.records.partitions, now, results, error);
         self.admit_overflow();
     }
 
@@ -415,43 +425,59 @@ impl<R: Record> Flow<R> {
     /// Whether the group has rejected this member for so long that the client cannot have noticed: otherwise it would
     /// have reported lost partitions and rejoined.
     pub fn has_lost_membership(&self) -> bool {
-        self.committer.has_lost_membership(self.now_ms)
+        self.committer.has_lost_membership(self.ctx.now_ms)
     }
 
     /// Bytes of held records.
     pub fn charged(&self) -> u64 {
-        self.charged
+        self.ctx.records.charged
     }
 
     /// Bytes of refused emitted records that are kept for a resend; they count against the budget.
     pub fn kept_bytes(&self) -> u64 {
-        self.refusals.held_bytes()
+        self.ctx.refused_bytes
     }
 
     /// Number of held records.
     pub fn held_records(&self) -> usize {
-        self.slab.live()
+        self.ctx.records.slab.live()
     }
 
     /// Whether some call still has a record, settled or not.
     pub fn has_lent_records(&self) -> bool {
-        self.slab.lent().next().is_some()
+        self.ctx.records.slab.lent().next().is_some()
     }
 
     /// When [`Flow::tick`] has something to do next, on its clock.
     pub fn next_due(&self) -> Option<u64> {
-        let resumed = self.backing_off.first().map(|(until_ms, _)| *until_ms);
-        let due = self.tasks.next_due().into_iter().chain(resumed);
-        due.chain(self.committer.last_commit_due(&self.partitions))
+        let last_commit = self.committer.last_commit_due(&self.ctx.records.partitions);
+        self.ctx
+            .agenda
+            .next_due()
+            .into_iter()
+            .chain(last_commit)
             .min()
     }
 
+    /// Whether a dead-letter topic was found missing or not writable since the last call.
+    pub fn take_missed_target(&mut self) -> bool {
+        std::mem::take(&mut self.ctx.missed_target)
+    }
+
+    /// Logs the counts of dead-lettered records that no line stands for yet: `all` of them, when the pump ends, or those
+    /// older than the interval.
+    pub fn log_suppressed(&mut self, all: bool) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.log_suppressed(self.ctx.now_ms, all);
+        }
+    }
+
     fn drop_retired(&mut self) {
-        for place in &mut self.handlers {
-            if let Some(handler) = place.take_if(|handler| handler.retiring && handler.is_idle()) {
-                for flight in handler.open.into_iter().flatten().chain(handler.ready) {
-                    self.flights.end(flight);
-                }
+        let now_ms = self.ctx.now_ms;
+        for place in &mut self.queues {
+            if let Some(mut queue) = place.take_if(|queue| queue.is_over()) {
+                queue.log_ended_refusals(now_ms);
+                queue.log_suppressed(now_ms, true);
             }
         }
     }

@@ -13,18 +13,18 @@ impl<R: Record> Flow<R> {
     /// Partitions whose consumed position is to be queried now, once per commit interval: those with nothing unsettled.
     /// The others learn of skipped offsets from their next record.
     pub fn positions_due(&mut self) -> Vec<AssignmentId> {
-        let since = self.now_ms.saturating_sub(self.positions_ms);
+        let since = self.ctx.now_ms.saturating_sub(self.positions_ms);
         if since < self.settings.commit_interval_ms {
             return Vec::new();
         }
-        self.positions_ms = self.now_ms;
-        let idle = |slot: &AssignmentId| self.partitions[*slot].ledger.is_settled();
-        self.partitions.ids().filter(idle).collect()
+        self.positions_ms = self.ctx.now_ms;
+        let idle = |slot: &AssignmentId| self.ctx.records.partitions[*slot].ledger.is_settled();
+        self.ctx.records.partitions.ids().filter(idle).collect()
     }
 
     /// The client has read everything before `position` and has passed all records of it to [`Flow::deliver`].
     pub fn consumed(&mut self, slot: AssignmentId, position: i64) {
-        let assignment = &mut self.partitions[slot];
+        let assignment = &mut self.ctx.records.partitions[slot];
         // Records that are dropped or queued before admission are not in the ledger.
         if !assignment.admits() || !assignment.overflow.is_empty() {
             return;
@@ -32,7 +32,7 @@ impl<R: Record> Flow<R> {
         let before = assignment.ledger.frontier();
         assignment.ledger.pass(position);
         if assignment.ledger.frontier() > before {
-            assignment.moved_ms = self.now_ms;
+            assignment.moved_ms = self.ctx.now_ms;
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::source::{AssignmentId, TopicPartition};
 impl<R: Record> Flow<R> {
     /// Stops a partition: none of its records starts, its frontier stays (G12, G13).
     pub fn stop_partition(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
-        let now_ms = self.now_ms;
-        let assignment = &mut self.partitions[slot];
+        let now_ms = self.ctx.now_ms;
+        let assignment = &mut self.ctx.records.partitions[slot];
         if assignment.stopped.is_none() {
             tracing::error!(
                 topic = &*assignment.at.topic,
@@ -31,18 +31,18 @@ impl<R: Record> Flow<R> {
     /// Records that a partition cannot be read at present. Returns whether that is new or has another cause than
     /// before.
     pub fn unreadable(&mut self, slot: AssignmentId, cause: &str, remedy: &str) -> bool {
-        let unreadable = &mut self.partitions[slot].unreadable;
-        Trouble::record(unreadable, cause, remedy, self.now_ms)
+        let unreadable = &mut self.ctx.records.partitions[slot].unreadable;
+        Trouble::record(unreadable, cause, remedy, self.ctx.now_ms)
     }
 
     /// Records that a partition can be read again. Returns the previous trouble, if there was any.
     pub fn readable(&mut self, slot: AssignmentId) -> Option<Trouble> {
-        self.partitions[slot].unreadable.take()
+        self.ctx.records.partitions[slot].unreadable.take()
     }
 
     /// Whether a partition is owned, and neither draining nor stopped.
     pub fn is_read(&self, at: &TopicPartition, slot: AssignmentId) -> bool {
-        let assignment = &self.partitions[slot];
+        let assignment = &self.ctx.records.partitions[slot];
         self.slot(at) == Some(slot)
             && assignment.state == AssignmentState::Assigned
             && assignment.stopped.is_none()
@@ -50,12 +50,12 @@ impl<R: Record> Flow<R> {
 
     /// Whether the client fetches a partition: it is neither draining, stopped nor paused.
     pub fn is_fetched(&self, slot: AssignmentId) -> bool {
-        self.partitions[slot].is_read()
+        self.ctx.records.partitions[slot].is_read()
     }
 
     /// Whether nothing of a partition is in flight: it may restart from any offset.
     pub fn is_unused(&self, slot: AssignmentId) -> bool {
-        let assignment = &self.partitions[slot];
+        let assignment = &self.ctx.records.partitions[slot];
         assignment.entries == 0 && assignment.overflow.is_empty() && assignment.ledger.is_settled()
     }
 
@@ -64,8 +64,8 @@ impl<R: Record> Flow<R> {
     /// offsets settled beyond `to` say nothing about the records there now.
     pub fn restart(&mut self, slot: AssignmentId, to: i64, gone: u64, another_log: bool) {
         debug_assert!(self.is_unused(slot), "in-flight records would be lost");
-        let now_ms = self.now_ms;
-        let assignment = &mut self.partitions[slot];
+        let now_ms = self.ctx.now_ms;
+        let assignment = &mut self.ctx.records.partitions[slot];
         if another_log || to < assignment.ledger.next() {
             assignment.ledger = Ledger::new(to, Vec::new());
             assignment.leader_epochs = LeaderEpochs::default();

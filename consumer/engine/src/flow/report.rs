@@ -3,22 +3,17 @@
 use std::collections::HashMap;
 
 use super::Flow;
-use super::flights::Flight;
-use super::handler::HandlerFlow;
-use super::refusals::ProduceKind;
-use super::tasks::{Stage, Task};
 use crate::clock::WallClock;
-use crate::dispatch::{EntryKey, HandlerIx, PoolState};
+use crate::dispatch::EntryKey;
 use crate::partition::assignment::{Assignment, AssignmentState};
 use crate::partition::usage::PausedFor;
+use crate::queue::ReportTime;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
 use crate::status::{
-    CommitCounts, HandlerFlowReport, OutcomeCounts, PartitionReport, PartitionState, PauseReason,
-    PumpReport, TopicReport,
+    CommitCounts, Explanation, HeldBy, PartitionReport, PartitionState, PauseReason, PumpReport,
+    RecordStatus, TopicReport,
 };
-use crate::status::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
-use crate::status::{ProblemKind, ServiceProblem};
 
 /// Reports name the handler that holds a frontier once it has waited for this long.
 const HELD_AFTER_MS: u64 = 1_000;
@@ -29,18 +24,6 @@ fn pause_reason<R>(assignment: &Assignment<R>) -> Option<PauseReason> {
         _ if assignment.stopped.is_some() => None,
         PausedFor::Bound => Some(PauseReason::MaxUncommitted),
         PausedFor::Memory => Some(PauseReason::Memory),
-    }
-}
-
-impl super::handler::OutcomeCounts {
-    fn report(&self) -> OutcomeCounts {
-        OutcomeCounts {
-            ack: self.ack,
-            retry: self.retry,
-            dead_letter: self.dead_letter,
-            drop: self.drop,
-            skipped: self.skipped,
-        }
     }
 }
 
@@ -76,10 +59,12 @@ impl<R: Record> Flow<R> {
         topics.sort_by(|a, b| a.topic.cmp(&b.topic));
         PumpReport {
             partitions,
-            handlers: self.handler_reports(clock),
+            handlers: (self.queues.iter().flatten())
+                .flat_map(|queue| queue.report(clock))
+                .collect(),
             topics,
-            in_flight_bytes: self.charged + self.kept_bytes(),
-            in_flight_records: self.slab.live() as u64,
+            in_flight_bytes: self.ctx.records.charged + self.kept_bytes(),
+            in_flight_records: self.ctx.records.slab.live() as u64,
             commits: CommitCounts {
                 ok: self.committer.counts.ok,
                 refused: self.committer.counts.refused,
@@ -87,7 +72,7 @@ impl<R: Record> Flow<R> {
             },
             problems: self
                 .committer
-                .problem(self.now_ms, clock)
+                .problem(self.ctx.now_ms, clock)
                 .into_iter()
                 .collect(),
             ..PumpReport::default()
@@ -99,81 +84,16 @@ impl<R: Record> Flow<R> {
         topic: &str,
         value: impl Fn(&crate::partition::assignment::Assignment<R>) -> u64,
     ) -> u64 {
-        let owned = self.partitions.each().map(|(_, assignment)| assignment);
+        let owned = self
+            .ctx
+            .records
+            .partitions
+            .each()
+            .map(|(_, assignment)| assignment);
         owned
             .filter(|assignment| &*assignment.at.topic == topic)
             .map(value)
             .sum()
-    }
-
-    fn handler_reports(&self, clock: WallClock) -> Vec<HandlerFlowReport> {
-        let handlers = self.handlers.iter().enumerate();
-        let handlers = handlers.filter_map(|(place, handler)| {
-            let handler = handler.as_ref()?;
-            Some((HandlerIx(place as u32), handler))
-        });
-        handlers
-            .flat_map(|(ix, handler)| {
-                let earlier = handler
-                    .earlier
-                    .iter()
-                    .map(|(version, counts)| HandlerFlowReport {
-                        name: handler.settings.name.to_string(),
-                        version: version.to_string(),
-                        outcomes: counts.report(),
-                        ..HandlerFlowReport::default()
-                    });
-                earlier.chain([self.handler_report(ix, handler, clock)])
-            })
-            .collect()
-    }
-
-    fn handler_report(
-        &self,
-        ix: HandlerIx,
-        handler: &HandlerFlow,
-        clock: WallClock,
-    ) -> HandlerFlowReport {
-        let waiting = handler.backlog.len() + handler.lanes.waiters();
-        HandlerFlowReport {
-            name: handler.settings.name.to_string(),
-            version: handler.settings.version.to_string(),
-            in_flight: u64::from(handler.in_flight_records)
-                + u64::from(handler.held)
-                + waiting as u64,
-            parked: self.tasks.parked(ix),
-            outcomes: handler.counts.report(),
-            refusals: self.refusals.total(ix),
-            refused: self.refusals.of(ix).map(|held| held.records).sum(),
-            problems: self.problems_of(ix, &handler.settings.name, clock),
-            last_error: handler.last_error.as_deref().map(Into::into),
-            held_since_ms: handler.closing.map(|closing| clock.at(closing.moved_ms)),
-        }
-    }
-
-    /// What keeps records of a handler from being produced, by topic.
-    fn problems_of(&self, ix: HandlerIx, name: &str, clock: WallClock) -> Vec<ServiceProblem> {
-        let held = self.refusals.of(ix);
-        held.map(|held| {
-            let (kind, what) = match held.what {
-                ProduceKind::Emits => (ProblemKind::EmitsRefused, "emit to"),
-                ProduceKind::DeadLetter => {
-                    (ProblemKind::DeadLettersRefused, "write dead letters to")
-                }
-            };
-            ServiceProblem {
-                kind,
-                what: format!(
-                    "handler `{name}` cannot {what} topic {}: {} records wait",
-                    held.topic, held.records
-                ),
-                since_ms: clock.at(held.since_ms),
-                count: held.refused,
-                cause: held.failure.error.to_string(),
-                remedy: held.failure.remedy.to_string(),
-            }
-        })
-        .collect()
     }
 
     fn partition_report(
@@ -187,7 +107,6 @@ impl<R: Record> Flow<R> {
         let assignment = self.assignment(slot);
         let frontier = assignment.ledger.frontier();
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
-        let parked = self.tasks.parked_of(slot);
         let state = if assignment.stopped.is_some() {
             PartitionState::Stopped
         } else if assignment.unreadable.is_some() {
@@ -208,7 +127,7 @@ impl<R: Record> Flow<R> {
             frontier,
             delivered: assignment.ledger.next(),
             in_flight: assignment.ledger.unsettled(),
-            parked,
+            parked: assignment.parked,
             lag: end_offset
                 .or(assignment.end)
                 .map(|end| (end - frontier).max(0)),
@@ -272,7 +191,7 @@ impl<R: Record> Flow<R> {
                 .or_else(|| self.why_nothing_is_read())
                 .or(awaited)
                 .into_iter()
-                .chain(self.committer.why_not(slot, self.now_ms, clock))
+                .chain(self.committer.why_not(slot, self.ctx.now_ms, clock))
                 .reduce(|all, more| format!("{all}\n{more}")),
             held_by,
         })
@@ -282,7 +201,7 @@ impl<R: Record> Flow<R> {
     fn why_not_read(&self, slot: AssignmentId) -> Option<String> {
         let assignment = self.assignment(slot);
         if let Some(trouble) = assignment.trouble() {
-            let seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000;
+            let seconds = self.ctx.now_ms.saturating_sub(trouble.since_ms) / 1_000;
             return Some(format!(
                 "{}; {} (for {seconds} s, seen {} times)",
                 trouble.cause, trouble.remedy, trouble.count
@@ -329,10 +248,12 @@ impl<R: Record> Flow<R> {
     /// everything moves.
     fn records_at_frontiers(&self) -> HashMap<AssignmentId, EntryKey> {
         let waits = |(_, assignment): &(AssignmentId, &Assignment<R>)| {
-            let waited_ms = self.now_ms.saturating_sub(assignment.waits_since_ms());
+            let waited_ms = self.ctx.now_ms.saturating_sub(assignment.waits_since_ms());
             !assignment.ledger.is_settled() && waited_ms >= HELD_AFTER_MS
         };
         let frontiers: HashMap<AssignmentId, i64> = self
+            .ctx
+            .records
             .partitions
             .each()
             .filter(waits)
@@ -341,7 +262,12 @@ impl<R: Record> Flow<R> {
         if frontiers.is_empty() {
             return HashMap::new();
         }
-        let held = self.slab.iter().filter(|(_, entry)| entry.unsettled > 0);
+        let held = self
+            .ctx
+            .records
+            .slab
+            .iter()
+            .filter(|(_, entry)| entry.unsettled > 0);
         held.filter(|(_, entry)| frontiers.get(&entry.slot) == Some(&entry.offset()))
             .map(|(key, entry)| (entry.slot, key))
             .collect()
@@ -349,137 +275,33 @@ impl<R: Record> Flow<R> {
 
     /// The first handler that has not settled a record.
     fn first_holder(&self, slot: AssignmentId, key: EntryKey, clock: WallClock) -> Option<HeldBy> {
-        let offset = self.slab.get(key)?.offset();
-        let queued_ms = self.assignment(slot).waits_since_ms();
-        let mut places = 0..self.handlers.len();
-        places.find_map(|place| self.share(HandlerIx(place as u32), key, offset, queued_ms, clock))
+        let time = self.report_time(slot, clock);
+        let mut queues = self.queues.iter().flatten();
+        queues.find_map(|queue| queue.holds(&self.ctx.records, key, time))
     }
 
     /// The handlers that have not settled the record at `offset`.
     fn held_by(&self, slot: AssignmentId, offset: i64, clock: WallClock) -> Vec<HeldBy> {
-        let Some((key, _)) = self
+        let records = &self.ctx.records;
+        let Some((key, _)) = records
             .entries_of(slot)
-            .find(|(_, e)| e.offset() == offset && e.unsettled > 0)
+            .find(|(_, entry)| entry.offset() == offset && entry.unsettled > 0)
         else {
             return Vec::new();
         };
-        // Queueing times are not stored; the record at the frontier has waited since the frontier last moved.
-        let queued_ms = self.assignment(slot).waits_since_ms();
-        let places = 0..self.handlers.len();
-        places
-            .filter_map(|place| self.share(HandlerIx(place as u32), key, offset, queued_ms, clock))
+        let time = self.report_time(slot, clock);
+        let queues = self.queues.iter().flatten();
+        queues
+            .filter_map(|queue| queue.holds(records, key, time))
             .collect()
     }
 
-    fn share(
-        &self,
-        ix: HandlerIx,
-        key: EntryKey,
-        offset: i64,
-        queued_ms: u64,
-        clock: WallClock,
-    ) -> Option<HeldBy> {
-        let handler = self.handlers[ix.0 as usize].as_ref()?;
-        let held = |attempt, since_ms, waits_for| HeldBy {
-            offset,
-            handler: handler.settings.name.to_string(),
-            attempt,
-            since_ms: clock.at(since_ms),
-            waits_for,
-        };
-        let task = self.tasks.get(ix, key);
-        if let Some(task) = task
-            && let Some((attempt, waits_for)) = waits_of(task, clock)
-        {
-            let is_due = matches!(task.stage, Stage::Parked { due_ms } if due_ms <= self.now_ms);
-            let waits_for = match self.tasks.predecessor(ix, key, task) {
-                Some(behind) if is_due => WaitsFor::Lane { behind },
-                None if is_due => WaitsFor::Worker,
-                _ => waits_for,
-            };
-            return Some(held(attempt, task.since_ms, waits_for));
+    fn report_time(&self, slot: AssignmentId, clock: WallClock) -> ReportTime {
+        ReportTime {
+            now_ms: self.ctx.now_ms,
+            clock,
+            // Queueing times are not stored; the record at the frontier has waited since the frontier last moved.
+            queued_ms: self.assignment(slot).waits_since_ms(),
         }
-        let attempt = task.map_or(1, |task| task.attempt);
-        let mine = |flight: &&Flight| flight.handler == Some(ix);
-        if let Some(flight) = self
-            .flights
-            .iter()
-            .filter(mine)
-            .find(|f| f.is_submitted() && f.keys.contains(&key))
-        {
-            return Some(held(attempt, flight.submitted_ms, WaitsFor::Handler));
-        }
-        let queued = handler.backlog.contains(&key)
-            || self
-                .flights
-                .iter()
-                .filter(mine)
-                .any(|f| f.batch.as_ref().is_some_and(|b| b.keys.contains(&key)));
-        if queued {
-            let failed = handler
-                .settings
-                .pool
-                .as_ref()
-                .is_some_and(|pool| pool.state() == PoolState::Failed);
-            let waits_for = match failed {
-                true => WaitsFor::FailedHandler,
-                false if handler.changes_order() && handler.backlog.contains(&key) => {
-                    WaitsFor::Order
-                }
-                false => WaitsFor::Worker,
-            };
-            return Some(held(attempt, queued_ms, waits_for));
-        }
-        if handler.lanes.waiting().any(|waiting| waiting == key) {
-            let behind = self.lane_holder(ix, key).unwrap_or(offset);
-            return Some(held(attempt, queued_ms, WaitsFor::Lane { behind }));
-        }
-        None
     }
-
-    /// The oldest unsettled record of the same lane in the handler.
-    fn lane_holder(&self, ix: HandlerIx, key: EntryKey) -> Option<i64> {
-        let handler = self.handlers[ix.0 as usize].as_ref()?;
-        let order = handler.order;
-        let lane = super::place::lane_of_key(&self.slab, order, key);
-        self.slab
-            .iter()
-            .filter(|(_, entry)| entry.unsettled > 0 && super::place::lane_of(order, entry) == lane)
-            .map(|(_, entry)| entry.offset())
-            .min()
-    }
-}
-
-/// What a record outside of batches and queues waits for, and in which attempt; `None` while it is in a batch.
-fn waits_of(task: &Task, clock: WallClock) -> Option<(u32, WaitsFor)> {
-    let refused = refusal_of(task, clock);
-    match task.stage {
-        Stage::Parked { due_ms } => {
-            let at_ms = clock.at(due_ms);
-            Some((task.attempt + 1, WaitsFor::Retry { at_ms }))
-        }
-        Stage::Emitting | Stage::EmitsDue { .. } => {
-            Some((task.attempt, WaitsFor::Emits { refused }))
-        }
-        Stage::DeadLettering | Stage::DeadLetterDue { .. } => {
-            Some((task.attempt, WaitsFor::DeadLetter { refused }))
-        }
-        Stage::Running => None,
-    }
-}
-
-fn refusal_of(task: &Task, clock: WallClock) -> Option<ProduceRefusal> {
-    let refusal = task.refusal.as_ref()?;
-    let next_ms = match task.stage {
-        Stage::EmitsDue { due_ms } | Stage::DeadLetterDue { due_ms } => Some(clock.at(due_ms)),
-        _ => None,
-    };
-    Some(ProduceRefusal {
-        topic: refusal.failure.topic.to_string(),
-        error: refusal.failure.error.to_string(),
-        remedy: refusal.failure.remedy.to_string(),
-        since_ms: clock.at(refusal.since_ms),
-        tries: refusal.tries,
-        next_ms,
-    })
 }

@@ -21,8 +21,8 @@ pub(super) struct Standstill {
 impl<R: Record> Flow<R> {
     /// Records the log end offset that the client knows. To be called about once per second.
     pub fn record_end(&mut self, slot: AssignmentId, end: Option<i64>) {
-        let now_ms = self.now_ms;
-        let assignment = &mut self.partitions[slot];
+        let now_ms = self.ctx.now_ms;
+        let assignment = &mut self.ctx.records.partitions[slot];
         assignment.end = end.or(assignment.end);
         let due = assignment.ledger.next();
         let awaits = assignment.admits()
@@ -51,7 +51,7 @@ impl<R: Record> Flow<R> {
             let since_ms = assignment
                 .waits_since_ms()
                 .max(overflow_since_ms.unwrap_or_default());
-            let stalled = self.now_ms.saturating_sub(since_ms) >= stall_ms;
+            let stalled = self.ctx.now_ms.saturating_sub(since_ms) >= stall_ms;
             return stalled.then_some(Standstill {
                 since_ms,
                 awaits: None,
@@ -68,7 +68,7 @@ impl<R: Record> Flow<R> {
     fn awaited_for(&self, slot: AssignmentId, least_ms: u64) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let (due, since_ms) = assignment.awaited?;
-        let waited_ms = self.now_ms.saturating_sub(since_ms);
+        let waited_ms = self.ctx.now_ms.saturating_sub(since_ms);
         // The record may have arrived since the last check.
         if waited_ms < least_ms || due != assignment.ledger.next() {
             return None;

@@ -18,7 +18,6 @@ mod producing;
 
 use sluicegate_abi::lend::OwnedRecord;
 
-use super::handler::{HandlerSettings, OnFailure, Order};
 use super::{Flow, FlowSettings};
 use crate::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
@@ -26,6 +25,7 @@ use crate::dispatch::{
 use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::partition::assignment::NewAssignment;
 use crate::partition::commit::{CommitMetadata, CommitTarget};
+use crate::queue::{HandlerSettings, OnFailure, Order};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
@@ -346,6 +346,7 @@ fn a_hung_call_fails_only_the_record_it_hangs_on() {
         2
     ];
     bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
         flight: hung.flight,
         completed,
     });

@@ -178,6 +178,8 @@ pub struct Assignment<R> {
     pub entries: u32,
     /// How many of them some handler has to settle.
     pub unsettled: u32,
+    /// Shares of its records that wait for their next attempt, over all handlers.
+    pub parked: u64,
     /// Number of records delivered.
     pub delivered: u64,
     /// Number of repeated deliveries dropped.

@@ -118,6 +118,13 @@ impl<R> Partitions<R> {
             .filter(|assignment| assignment.id == id)
     }
 
+    /// As [`Self::get`], to change it.
+    pub(crate) fn get_mut(&mut self, id: AssignmentId) -> Option<&mut Assignment<R>> {
+        self.places
+            .get_mut(id.index())
+            .filter(|assignment| assignment.id == id)
+    }
+
     /// Frees the place of a released assignment without records. Its id is never used again in a way that can be confused:
     /// the next one in this place differs.
     pub(crate) fn free_if_over(&mut self, id: AssignmentId) {

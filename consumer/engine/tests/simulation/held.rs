@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::HandlerIx;
-use sluicegate_engine::flow::handler::{OnFailure, Order};
+use sluicegate_engine::queue::{OnFailure, Order};
 
 use super::model::Check;
 use super::pools::SimPool;

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sluicegate_config::spec::TopicPattern;
-use sluicegate_engine::flow::handler::Order;
 use sluicegate_engine::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
+use sluicegate_engine::queue::Order;
 use sluicegate_engine::routing::oracle;
 use sluicegate_engine::routing::oracle::RecordView;
 use sluicegate_engine::source::starts::Commit;

@@ -8,8 +8,8 @@ use sluicegate_config::spec::{PartitionTest, Predicate, Route, Test, TopicPatter
 use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::partition::commit::TopicUuid;
+use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::{StartAt, TopicPartition};
 

@@ -167,6 +167,7 @@ impl World {
         });
         self.timed_out.insert(run.batch.flight, shares.collect());
         let message = PumpMessage::CallTimedOut {
+            handler: run.batch.handler,
             flight: run.batch.flight,
             completed: run.outcomes.clone(),
         };
@@ -319,7 +320,9 @@ impl World {
                 let all: Vec<_> = offsets.zip(codes).collect();
                 format!("received h{} finished {all:?}", batch.handler.0)
             }
-            PumpMessage::CallTimedOut { flight, completed } => {
+            PumpMessage::CallTimedOut {
+                flight, completed, ..
+            } => {
                 let of = self.timed_out.get(flight);
                 format!("received timeout of {of:?} after {}", completed.len())
             }
@@ -347,7 +350,12 @@ impl World {
                     self.count(&share, outcome, pending);
                 }
             }
-            (PumpMessage::CallTimedOut { flight, completed }, _) => {
+            (
+                PumpMessage::CallTimedOut {
+                    flight, completed, ..
+                },
+                _,
+            ) => {
                 self.count_timeout(*flight, completed);
             }
             (PumpMessage::Produced { refused, .. }, Some(share)) => {

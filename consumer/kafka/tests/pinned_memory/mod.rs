@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluicegate_engine::dispatch::{Inbox, PumpMessage};
 use sluicegate_engine::engine::{Engine, EngineSettings};
 use sluicegate_engine::event::{Effect, Event};
-use sluicegate_engine::flow::handler::HandlerSettings;
+use sluicegate_engine::queue::HandlerSettings;
 use sluicegate_engine::source::{Source, StartAt};
 use sluicegate_kafka::mock::MockKafka;
 use sluicegate_kafka::{KafkaSource, RecordBuf};

@@ -30,7 +30,9 @@ fn pool(harness: &PoolHarness, workers: u32) -> (Arc<Crew>, Arc<HandlerPool>) {
 /// The flight that timed out, and the outcome codes of its finished records.
 fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
     home.next("timed-out call", |message| match message {
-        PumpMessage::CallTimedOut { flight, completed } => {
+        PumpMessage::CallTimedOut {
+            flight, completed, ..
+        } => {
             let codes = completed.iter().map(|outcome| outcome.code).collect();
             Ok((flight.index, codes))
         }

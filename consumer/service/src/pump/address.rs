@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::HandlerIx;
-use sluicegate_engine::flow::handler::HandlerSettings;
 use sluicegate_engine::partition::trouble::panic_text;
+use sluicegate_engine::queue::HandlerSettings;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{SourceError, TopicPartition};
 use sluicegate_engine::status::{Explanation, PumpReport};

@@ -4,7 +4,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use sluicegate_engine::dispatch::HandlerIx;
-use sluicegate_engine::flow::handler::HandlerSettings;
+use sluicegate_engine::queue::HandlerSettings;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{SourceError, TopicPartition, Wake};
 use sluicegate_engine::status::{Explanation, PumpReport};

@@ -16,7 +16,7 @@ fn a_process_does_not_grow_with_the_number_of_its_rebalances() {
         assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
     }
     assert_eq!(
-        bench.flow.partitions.places(),
+        bench.flow.ctx.records.partitions.places(),
         2,
         "one has records in a call"
     );
@@ -32,7 +32,7 @@ fn a_process_does_not_grow_with_the_number_of_its_rebalances() {
         bench.flow.release(&[more]);
         more = bench.flow.assign(NewAssignment::first(other(), 0, epoch));
     }
-    assert_eq!((used, bench.flow.partitions.places()), (0, 2));
+    assert_eq!((used, bench.flow.ctx.records.partitions.places()), (0, 2));
 }
 
 fn other() -> TopicPartition {

@@ -119,6 +119,27 @@ fn hung_calls_are_abandoned_after_the_drain_timeout_and_their_outcomes_discarded
 }
 
 #[test]
+fn a_late_batch_of_a_removed_handler_is_not_taken_for_one_of_its_successor() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |offset| Some(offset.to_string()));
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    bench.apply(|_, _| false);
+    bench.flow.tick(5_100);
+    assert_eq!(bench.frontier(), 10, "the call is abandoned");
+    // The handler is declared again under the same name, which has the same place.
+    bench.apply(|_, _| true);
+    bench.deliver(10..20, |offset| Some(offset.to_string()));
+    let current = std::mem::take(&mut *bench.pools[0].taken.lock().unwrap());
+    assert_ne!(hung.flight, current[0].flight);
+    bench.pools[0].taken.lock().unwrap().push(hung);
+    bench.finish(0, |_| ACK);
+    assert_eq!(bench.frontier(), 10, "its outcomes are discarded");
+    *bench.pools[0].taken.lock().unwrap() = current;
+    assert_eq!(bench.finish(0, |_| ACK), (10..20).collect::<Vec<i64>>());
+    assert_eq!((bench.frontier(), bench.flow.held_records()), (20, 0));
+}
+
+#[test]
 fn a_failed_handler_with_a_dead_letter_policy_dead_letters_its_records_instead() {
     let mut bench = Bench::new(1);
     let dead_letters = |handler: &mut HandlerSettings| {

@@ -137,7 +137,7 @@ fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     let slot = bench.slot;
-    assert!(bench.flow.partitions[slot].ledger.settle(3));
+    assert!(bench.flow.ctx.records.partitions[slot].ledger.settle(3));
     bench.finish(0, |_| ACK);
     bench.flow.tick(1_000);
     let fault = bench.flow.fault().expect("offset 3 was settled twice");
@@ -258,7 +258,7 @@ fn each_partition_reports_why_its_own_commit_was_rejected() {
         bench
             .flow
             .committer
-            .why_not(slot, bench.flow.now_ms, clock)
+            .why_not(slot, bench.flow.ctx.now_ms, clock)
             .expect("it is rejected")
     };
     assert!(why(bench.slot).contains("grant the service READ"));

@@ -15,7 +15,7 @@ fn runs_before(end: i64) -> impl Fn(i64) -> u16 {
 fn drain_two_handlers(bench: &mut Bench) -> Vec<i64> {
     bench.deliver(0..10, |_| None);
     bench.finish(1, runs_before(5));
-    let deadline_ms = bench.flow.now_ms + 10_000;
+    let deadline_ms = bench.flow.ctx.now_ms + 10_000;
     bench.flow.start_drain(&[bench.slot], deadline_ms);
     // Both were given records again; neither runs more than the stated number.
     bench.finish(1, runs_before(0));
@@ -98,6 +98,7 @@ fn a_call_that_times_out_after_its_partition_was_released_parks_nothing() {
     let flight = bench.pools[0].taken.lock().unwrap()[0].flight;
     bench.flow.release(&[bench.slot]);
     bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
         flight,
         completed: Vec::new(),
     });

@@ -18,10 +18,10 @@
 
 use std::collections::VecDeque;
 
-use super::{EntryKey, FlightKey};
+use crate::dispatch::{EntryKey, FlightKey};
 
 /// A key that no batch has.
-pub const NO_FLIGHT: FlightKey = FlightKey {
+pub(crate) const NO_FLIGHT: FlightKey = FlightKey {
     index: u32::MAX,
     serial: 0,
 };
@@ -49,7 +49,7 @@ const EMPTY: Lane = Lane {
 
 /// Result of claiming a lane for a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub(crate) enum Claim {
     /// The lane was free and now belongs to the open batch.
     Free,
     /// The lane already belongs to the open batch: the record may follow in the same batch.
@@ -66,7 +66,7 @@ pub enum Claim {
 
 /// The lanes of one handler.
 #[derive(Default)]
-pub struct Lanes {
+pub(crate) struct Lanes {
     table: Vec<Lane>,
     used: usize,
     waiting: Vec<VecDeque<EntryKey>>,
@@ -76,14 +76,14 @@ pub struct Lanes {
 
 impl Lanes {
     /// Number of records waiting in lanes.
-    pub fn waiters(&self) -> usize {
+    pub(crate) fn waiters(&self) -> usize {
         self.waiters
     }
 
     /// Claims the lane `hash` (not 0) for a record that would join `open`.
     ///
     /// `several` allows more than one record of the lane per batch. `live` tells whether a batch is still in flight.
-    pub fn claim(
+    pub(crate) fn claim(
         &mut self,
         hash: u64,
         entry: EntryKey,
@@ -112,7 +112,7 @@ impl Lanes {
     }
 
     /// Requeues records at the head of their lane, in order: they go ahead of those waiting there.
-    pub fn wait_first(
+    pub(crate) fn wait_first(
         &mut self,
         hash: u64,
         entries: &[EntryKey],
@@ -127,13 +127,13 @@ impl Lanes {
     }
 
     /// Marks a record of the lane as neither in a batch nor settled: the lane stays closed until [`Lanes::unhold`].
-    pub fn hold(&mut self, hash: u64, live: impl Fn(FlightKey) -> bool) {
+    pub(crate) fn hold(&mut self, hash: u64, live: impl Fn(FlightKey) -> bool) {
         let index = self.find_or_insert(hash, &live);
         self.table[index].held += 1;
     }
 
     /// A held record is settled, or joins a batch again.
-    pub fn unhold(&mut self, hash: u64) {
+    pub(crate) fn unhold(&mut self, hash: u64) {
         let found = self.find(hash);
         debug_assert!(
             found.is_some_and(|index| self.table[index].held > 0),
@@ -145,14 +145,14 @@ impl Lanes {
     }
 
     /// Assigns the lane to the batch that a held record joins.
-    pub fn give(&mut self, hash: u64, flight: FlightKey) {
+    pub(crate) fn give(&mut self, hash: u64, flight: FlightKey) {
         if let Some(index) = self.find(hash) {
             self.table[index].flight = flight;
         }
     }
 
     /// The record that has waited longest in the lane, if no batch has and no record holds the lane.
-    pub fn next(&self, hash: u64, live: impl Fn(FlightKey) -> bool) -> Option<EntryKey> {
+    pub(crate) fn next(&self, hash: u64, live: impl Fn(FlightKey) -> bool) -> Option<EntryKey> {
         let lane = &self.table[self.find(hash)?];
         let free = lane.held == 0 && !(lane.flight != NO_FLIGHT && live(lane.flight));
         if free { self.first_waiting(lane) } else { None }
@@ -160,7 +160,7 @@ impl Lanes {
 
     /// Moves the record returned by [`Lanes::next`] into `open`, and with `several` those waiting behind it, one per
     /// call, as long as they go into the same batch. `None`: the others wait for that batch.
-    pub fn advance(
+    pub(crate) fn advance(
         &mut self,
         hash: u64,
         open: FlightKey,
@@ -186,13 +186,13 @@ impl Lanes {
     }
 
     /// The batch that has the lane, if records wait in it.
-    pub fn waited_for(&self, hash: u64) -> Option<FlightKey> {
+    pub(crate) fn waited_for(&self, hash: u64) -> Option<FlightKey> {
         let lane = &self.table[self.find(hash)?];
         (lane.waiting != 0).then_some(lane.flight)
     }
 
     /// The record that has waited longest in the lane.
-    pub fn first(&self, hash: u64) -> Option<EntryKey> {
+    pub(crate) fn first(&self, hash: u64) -> Option<EntryKey> {
         self.first_waiting(&self.table[self.find(hash)?])
     }
 
@@ -202,7 +202,7 @@ impl Lanes {
     }
 
     /// Removes the waiting records for which `keep` is false; used when a partition is revoked.
-    pub fn retain(&mut self, mut keep: impl FnMut(EntryKey) -> bool) -> Vec<EntryKey> {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(EntryKey) -> bool) -> Vec<EntryKey> {
         let mut removed = Vec::new();
         for list in &mut self.waiting {
             list.retain(|&entry| {
@@ -224,7 +224,7 @@ impl Lanes {
     }
 
     /// The waiting records, for reports.
-    pub fn waiting(&self) -> impl Iterator<Item = EntryKey> + '_ {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = EntryKey> + '_ {
         self.waiting.iter().flatten().copied()
     }
 

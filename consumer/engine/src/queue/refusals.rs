@@ -1,11 +1,10 @@
-//! Producer refusals that records wait for, by handler and topic: for the log (a line when one starts, changes or ends,
+//! Producer refusals that a handler's records wait for, by topic: for the log (a line when one starts, changes or ends,
 //! with counts), for reports and metrics, and for the bytes that they hold.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::tasks::Refusal;
-use crate::dispatch::HandlerIx;
+use super::deferred::Refusal;
 use crate::emit::{EmitFailure, FailureKind};
 
 /// Maximum number of topics tracked separately; a handler can emit to any number of names.
@@ -19,7 +18,7 @@ const CHANGE_INTERVAL_MS: u64 = 5_000;
 
 /// What was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ProduceKind {
+pub(crate) enum ProduceKind {
     /// A record that a handler emitted.
     Emits,
     /// A dead letter.
@@ -35,7 +34,7 @@ impl std::fmt::Display for ProduceKind {
     }
 }
 
-/// Refusals of one handler and topic.
+/// Refusals of one topic.
 #[derive(Default)]
 struct Target {
     /// Records that currently wait for a resend.
@@ -53,7 +52,7 @@ struct Target {
 }
 
 /// Records that wait for one topic to accept them.
-pub(super) struct HeldRecords<'a> {
+pub(crate) struct HeldRecords<'a> {
     pub(super) what: ProduceKind,
     pub(super) topic: &'a str,
     pub(super) records: u64,
@@ -65,49 +64,40 @@ pub(super) struct HeldRecords<'a> {
     pub(super) failure: &'a EmitFailure,
 }
 
-type Place = (HandlerIx, ProduceKind, Arc<str>);
+type Place = (ProduceKind, Arc<str>);
 
-/// All refusals that records wait for.
+/// All refusals that a handler's records wait for.
 #[derive(Default)]
 pub(super) struct Refusals {
     targets: BTreeMap<Place, Target>,
-    /// Total refusals by handler; only grows.
-    counts: BTreeMap<HandlerIx, u64>,
-    /// Bytes of emitted records that are kept for a resend.
-    held_bytes: u64,
-    /// The last record that waited for some target no longer waits.
+    /// Total refusals; only grows.
+    total: u64,
+    /// The last record that waited for some target has stopped waiting.
     may_be_over: bool,
 }
 
 impl Refusals {
-    /// Bytes kept for resends.
-    pub(super) fn held_bytes(&self) -> u64 {
-        self.held_bytes
-    }
-
-    /// Total refusals of a handler's emits and dead letters.
-    pub(super) fn total(&self, ix: HandlerIx) -> u64 {
-        self.counts.get(&ix).copied().unwrap_or(0)
+    /// Total refusals of the handler's emits and dead letters.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// Counts a refusal that no record waits for.
-    pub(super) fn count(&mut self, ix: HandlerIx) {
-        *self.counts.entry(ix).or_default() += 1;
+    pub(super) fn count(&mut self) {
+        self.total += 1;
     }
 
     /// A record starts to wait, or waits again.
     pub(super) fn begin(
         &mut self,
-        ix: HandlerIx,
         handler: &str,
         what: ProduceKind,
         refusal: &mut Refusal,
         now_ms: u64,
     ) {
-        self.count(ix);
-        self.held_bytes += refusal.held_bytes;
-        let place = self.place_of(ix, what, &refusal.failure.topic);
-        refusal.counted_as = place.2.clone();
+        self.count();
+        let place = self.place_of(what, &refusal.failure.topic);
+        refusal.counted_as = place.1.clone();
         let target = self.targets.entry(place).or_default();
         if target.held == 0 && refusal.tries == 1 {
             target.since_ms = now_ms;
@@ -152,36 +142,32 @@ impl Refusals {
         }
     }
 
-    /// A record no longer waits, or is about to wait again.
-    pub(super) fn end(&mut self, ix: HandlerIx, refusal: &Refusal) {
-        self.held_bytes = self.held_bytes.saturating_sub(refusal.held_bytes);
+    /// A record has stopped waiting, or is about to wait again. Returns whether the refusals of its topic may have ended.
+    pub(super) fn end(&mut self, refusal: &Refusal) -> bool {
         let what = match refusal.emits {
             Some(_) => ProduceKind::Emits,
             None => ProduceKind::DeadLetter,
         };
-        let place = (ix, what, refusal.counted_as.clone());
-        if let Some(target) = self.targets.get_mut(&place) {
-            target.held = target.held.saturating_sub(1);
-            self.may_be_over |= target.held == 0;
-        }
+        let place = (what, refusal.counted_as.clone());
+        let Some(target) = self.targets.get_mut(&place) else {
+            return false;
+        };
+        target.held = target.held.saturating_sub(1);
+        self.may_be_over |= target.held == 0;
+        target.held == 0
     }
 
     /// Logs refusals that have ended, once. Cheap while there are none.
-    pub(super) fn log_ended(
-        &mut self,
-        now_ms: u64,
-        name_of: impl Fn(HandlerIx) -> Option<Arc<str>>,
-    ) {
+    pub(super) fn log_ended(&mut self, handler: &str, now_ms: u64) {
         if !std::mem::take(&mut self.may_be_over) {
             return;
         }
-        for ((ix, what, topic), target) in &mut self.targets {
+        for ((what, topic), target) in &mut self.targets {
             if target.held > 0 || !std::mem::take(&mut target.told) {
                 continue;
             }
-            let name = name_of(*ix);
             tracing::info!(
-                handler = name.as_deref().unwrap_or("(removed)"),
+                handler,
                 topic = &**topic,
                 refused = target.refused,
                 after_ms = now_ms.saturating_sub(target.since_ms),
@@ -190,10 +176,9 @@ impl Refusals {
         }
     }
 
-    /// The refusals that records of a handler wait for.
-    pub(super) fn of(&self, ix: HandlerIx) -> impl Iterator<Item = HeldRecords<'_>> {
-        let of_handler = self.targets.iter().filter(move |(place, _)| place.0 == ix);
-        of_handler.filter_map(|((_, what, topic), target)| {
+    /// The refusals that records wait for.
+    pub(super) fn held(&self) -> impl Iterator<Item = HeldRecords<'_>> {
+        self.targets.iter().filter_map(|((what, topic), target)| {
             let failure = target.failure.as_ref().filter(|_| target.held > 0)?;
             Some(HeldRecords {
                 what: *what,
@@ -206,8 +191,8 @@ impl Refusals {
         })
     }
 
-    fn place_of(&mut self, ix: HandlerIx, what: ProduceKind, topic: &Arc<str>) -> Place {
-        let place = (ix, what, topic.clone());
+    fn place_of(&mut self, what: ProduceKind, topic: &Arc<str>) -> Place {
+        let place = (what, topic.clone());
         if self.targets.contains_key(&place) {
             return place;
         }
@@ -217,7 +202,7 @@ impl Refusals {
         if self.targets.len() < MAX_TARGETS {
             return place;
         }
-        (ix, what, OTHER_TOPICS.into())
+        (what, OTHER_TOPICS.into())
     }
 }
 
@@ -244,7 +229,6 @@ mod tests {
         }
     }
 
-    const IX: HandlerIx = HandlerIx(3);
     const WHAT: ProduceKind = ProduceKind::DeadLetter;
 
     #[test]
@@ -254,16 +238,15 @@ mod tests {
             .map(|i| refusal(&format!("t{i}"), 1))
             .collect();
         for one in &mut held {
-            refusals.begin(IX, "h", WHAT, one, 0);
+            refusals.begin("h", WHAT, one, 0);
         }
         assert_eq!(refusals.targets.len(), MAX_TARGETS + 1);
         assert_eq!(&*held[MAX_TARGETS + 4].counted_as, OTHER_TOPICS);
-        assert_eq!(refusals.held_bytes(), 10 * held.len() as u64);
         for one in &held {
-            refusals.end(IX, one);
+            refusals.end(one);
         }
-        assert_eq!((refusals.of(IX).count(), refusals.held_bytes()), (0, 0));
-        assert_eq!(refusals.total(IX), held.len() as u64);
+        assert_eq!(refusals.held().count(), 0);
+        assert_eq!(refusals.total(), held.len() as u64);
     }
 
     #[test]
@@ -272,11 +255,11 @@ mod tests {
         let mut told = 0;
         for now_ms in (0..=LOG_INTERVAL_MS).step_by(1_000) {
             let mut one = refusal("t", 1);
-            refusals.begin(IX, "h", WHAT, &mut one, now_ms);
-            refusals.end(IX, &one);
-            let place = (IX, WHAT, "t".into());
+            refusals.begin("h", WHAT, &mut one, now_ms);
+            refusals.end(&one);
+            let place = (WHAT, "t".into());
             told += u64::from(refusals.targets[&place].told);
-            refusals.log_ended(now_ms, |_| None);
+            refusals.log_ended("h", now_ms);
             assert!(!refusals.targets[&place].told);
         }
         assert_eq!(told, 2);

@@ -9,22 +9,22 @@ use crate::source::AssignmentId;
 
 /// An in-flight record.
 #[derive(Debug)]
-pub struct Entry<R: Record> {
+pub(crate) struct Entry<R: Record> {
     /// Its bytes, lent to the batches that contain it. The view that handlers get is built once, while the bytes are in
     /// the cache: later steps find everything here, and touch the client's memory again only to free it.
     record: Option<Lent<R>>,
     /// The assignment that delivered it.
-    pub slot: AssignmentId,
+    pub(crate) slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
-    pub key_hash: u64,
+    pub(crate) key_hash: u64,
     /// Bytes charged to the budget.
-    pub charge: u32,
+    pub(crate) charge: u32,
     /// Handlers that have not settled it.
-    pub unsettled: u16,
+    pub(crate) unsettled: u16,
     /// Handlers that it was routed to.
-    pub wanted: u16,
+    pub(crate) wanted: u16,
     /// It is settled or revoked, but a hung call may still read it: its bytes no longer count for its partition.
-    pub stranded: bool,
+    pub(crate) stranded: bool,
     serial: u32,
     /// It was here at the last [`Slab::detach_waiting`].
     seen: bool,
@@ -32,40 +32,40 @@ pub struct Entry<R: Record> {
 
 impl<R: Record> Entry<R> {
     /// Kafka offset.
-    pub fn offset(&self) -> i64 {
+    pub(crate) fn offset(&self) -> i64 {
         self.record.as_ref().map_or(-1, Lent::offset)
     }
 
     /// Kafka timestamp in milliseconds.
-    pub fn timestamp_ms(&self) -> i64 {
+    pub(crate) fn timestamp_ms(&self) -> i64 {
         self.record.as_ref().map_or(-1, Lent::timestamp_ms)
     }
 
     /// Its bytes.
-    pub fn lease(&self) -> Option<&R> {
+    pub(crate) fn lease(&self) -> Option<&R> {
         self.record.as_ref().map(Lent::bytes)
     }
 
     /// Whether a batch contains it.
-    pub fn is_lent(&self) -> bool {
+    pub(crate) fn is_lent(&self) -> bool {
         self.record.as_ref().is_some_and(Lent::is_lent)
     }
 
     /// Lends it to a batch.
-    pub fn lend(&mut self, lane: u64, attempt: u32) -> Option<RawRecord> {
+    pub(crate) fn lend(&mut self, lane: u64, attempt: u32) -> Option<RawRecord> {
         let record = self.record.as_mut()?;
         Some(record.lend(lane, attempt))
     }
 
     /// Returns what was lent to a batch.
-    pub fn return_record(&mut self, record: RawRecord) {
+    pub(crate) fn return_record(&mut self, record: RawRecord) {
         if let Some(lent) = &mut self.record {
             lent.return_view(record);
         }
     }
 
     /// Copies the bytes out of the client's memory, unless a batch points into it.
-    pub fn detach(&mut self) {
+    pub(crate) fn detach(&mut self) {
         if let Some(record) = &mut self.record
             && record.bytes().pins_client_memory()
         {
@@ -75,7 +75,7 @@ impl<R: Record> Entry<R> {
 }
 
 /// All entries of a pump.
-pub struct Slab<R: Record> {
+pub(crate) struct Slab<R: Record> {
     entries: Vec<Entry<R>>,
     spare: Vec<u32>,
     live: usize,
@@ -93,14 +93,14 @@ impl<R: Record> Default for Slab<R> {
 
 impl<R: Record> Slab<R> {
     /// Number of entries in use.
-    pub fn live(&self) -> usize {
+    pub(crate) fn live(&self) -> usize {
         self.live
     }
 
     /// Adds a record.
     // Inlined, so that the entry is built where it is kept and not copied there.
     #[inline(always)]
-    pub fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
+    pub(crate) fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
         self.live += 1;
         let NewEntry {
             record,
@@ -142,28 +142,28 @@ impl<R: Record> Slab<R> {
     }
 
     /// The entry, if it still exists.
-    pub fn get(&self, key: EntryKey) -> Option<&Entry<R>> {
+    pub(crate) fn get(&self, key: EntryKey) -> Option<&Entry<R>> {
         self.entries
             .get(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// The entry, if it still exists.
-    pub fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry<R>> {
+    pub(crate) fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry<R>> {
         self.entries
             .get_mut(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// Prefetches the client's memory of a record, which [`Slab::remove`] will touch.
-    pub fn prefetch(&self, key: EntryKey) {
+    pub(crate) fn prefetch(&self, key: EntryKey) {
         if let Some(lease) = self.entries.get(key.index as usize).and_then(Entry::lease) {
             lease.prefetch();
         }
     }
 
     /// Frees the entry and its bytes.
-    pub fn remove(&mut self, key: EntryKey) {
+    pub(crate) fn remove(&mut self, key: EntryKey) {
         let entry = &mut self.entries[key.index as usize];
         debug_assert!(
             entry.serial == key.serial && entry.record.is_some(),
@@ -177,7 +177,7 @@ impl<R: Record> Slab<R> {
 
     /// Copies the records that no batch has and that were here at the last call already: they wait, and would each keep a
     /// whole fetch buffer alive.
-    pub fn detach_waiting(&mut self) {
+    pub(crate) fn detach_waiting(&mut self) {
         let held = self
             .entries
             .iter_mut()
@@ -192,7 +192,7 @@ impl<R: Record> Slab<R> {
 
     /// Copies a record that an unsubmitted batch has, if it was here at the last [`Self::detach_waiting`]. Takes and returns its
     /// view.
-    pub fn detach_queued(&mut self, key: EntryKey, view: RawRecord) -> RawRecord {
+    pub(crate) fn detach_queued(&mut self, key: EntryKey, view: RawRecord) -> RawRecord {
         let Some(entry) = self.get_mut(key) else {
             return view;
         };
@@ -206,12 +206,12 @@ impl<R: Record> Slab<R> {
     }
 
     /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.
-    pub fn lent(&self) -> impl Iterator<Item = &Entry<R>> {
+    pub(crate) fn lent(&self) -> impl Iterator<Item = &Entry<R>> {
         self.entries.iter().filter(|entry| entry.is_lent())
     }
 
     /// Every live entry.
-    pub fn iter(&self) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
         self.entries
             .iter()
             .enumerate()
@@ -230,15 +230,15 @@ impl<R: Record> Slab<R> {
 
 /// Initial values of an entry.
 #[derive(Debug)]
-pub struct NewEntry<R: Record> {
+pub(crate) struct NewEntry<R: Record> {
     /// Its bytes.
-    pub record: Lent<R>,
+    pub(crate) record: Lent<R>,
     /// The assignment that delivered it.
-    pub slot: AssignmentId,
+    pub(crate) slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
-    pub key_hash: u64,
+    pub(crate) key_hash: u64,
     /// Bytes charged to the budget.
-    pub charge: u32,
+    pub(crate) charge: u32,
     /// Number of handlers that it is routed to.
-    pub handlers: u16,
+    pub(crate) handlers: u16,
 }

@@ -1,0 +1,209 @@
+//! Deferred shares: records that a handler neither runs nor has settled, parked for a retry or waiting for the producer.
+//!
+//! Only these have an entry here. Where any other share is follows from who has it: the backlog, a lane, or a batch. A record
+//! that succeeds at its first attempt is never written down here, unless it emits.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use rapidhash::fast::RapidHasher;
+
+use crate::dispatch::EntryKey;
+use crate::emit::{AckGroup, EmitFailure, Way};
+use crate::source::AssignmentId;
+
+/// What a deferred share waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShareState {
+    /// Its next attempt, at this time.
+    Parked {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
+    /// It is in a batch, for the second time or later.
+    Running,
+    /// The acknowledgement of its emits.
+    Emitting,
+    /// The next resend of its emits, at this time.
+    EmitsDue {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
+    /// The acknowledgement of its dead letter.
+    DeadLettering,
+    /// The next resend of its dead letter, at this time.
+    DeadLetterDue {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
+}
+
+impl ShareState {
+    /// When it is due, if it waits for a time.
+    pub(super) fn due_ms(self) -> Option<u64> {
+        match self {
+            Self::Parked { due_ms }
+            | Self::EmitsDue { due_ms }
+            | Self::DeadLetterDue { due_ms } => Some(due_ms),
+            Self::Running | Self::Emitting | Self::DeadLettering => None,
+        }
+    }
+
+    /// Whether it waits for its next attempt.
+    pub(crate) fn is_parked(self) -> bool {
+        matches!(self, Self::Parked { .. })
+    }
+}
+
+/// The handler's outcome of the attempt whose emits are awaited: it takes effect once they are acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The record succeeded.
+    #[default]
+    Ack,
+    /// The record is dropped.
+    Drop,
+    /// The record goes to the dead-letter topic.
+    DeadLetter,
+}
+
+/// What the producer refused of a record, and how it is retried.
+#[derive(Clone)]
+pub(super) struct Refusal {
+    /// The last refusal.
+    pub(super) failure: EmitFailure,
+    /// When the first one arrived, on the flow's clock.
+    pub(super) since_ms: u64,
+    /// Refusals so far.
+    pub(super) tries: u32,
+    /// How it is resent.
+    pub(super) way: Way,
+    /// The records kept, and the index of the first to resend; `None` for a dead letter, which is built from the
+    /// record.
+    pub(super) emits: Option<(Arc<AckGroup>, u32)>,
+    /// Bytes kept.
+    pub(super) held_bytes: u64,
+    /// The generation and config with which the handler emitted it.
+    pub(super) made_by: (u64, u64),
+    /// The topic under which it is counted.
+    pub(super) counted_as: Arc<str>,
+}
+
+/// A handler's deferred share of a record.
+#[derive(Clone)]
+pub(crate) struct Share {
+    /// The current or last attempt, from 1.
+    pub(crate) attempt: u32,
+    /// What it waits for.
+    pub(crate) state: ShareState,
+    /// Since when, on the flow's clock.
+    pub(crate) since_ms: u64,
+    /// Its lane, 0 for none.
+    pub(crate) lane: u64,
+    /// The assignment of its record.
+    pub(crate) slot: AssignmentId,
+    /// Why the last attempt failed.
+    pub(super) reason: Option<Arc<str>>,
+    /// The reason class for the dead letter.
+    pub(super) class: &'static str,
+    /// What follows once its emits are acknowledged.
+    pub(super) ending: Ending,
+    /// The refusal that is not resolved yet.
+    pub(super) refusal: Option<Box<Refusal>>,
+    /// Its offset, if it has to wait for the deferred records before it in its lane: several records of a lane can fail in
+    /// one call of a batch handler, and are run again in order (G4).
+    pub(super) follows: Option<i64>,
+}
+
+/// Without a random seed: shares must be iterated in the same order in every run.
+type Hasher = BuildHasherDefault<RapidHasher<'static>>;
+
+/// A handler's deferred shares, by record and, those that follow one another, by lane.
+#[derive(Default)]
+pub(crate) struct DeferredShares {
+    by_key: HashMap<EntryKey, Share, Hasher>,
+    /// Per lane, the shares that follow one another, by offset.
+    lanes: HashMap<u64, BTreeSet<(i64, EntryKey)>, Hasher>,
+    parked: u64,
+}
+
+impl DeferredShares {
+    /// The share of a record, if it is deferred.
+    pub(crate) fn get(&self, key: EntryKey) -> Option<&Share> {
+        self.by_key.get(&key)
+    }
+
+    /// Number of parked shares.
+    pub(crate) fn parked(&self) -> u64 {
+        self.parked
+    }
+
+    /// Puts a share in its new state; returns the one before.
+    pub(super) fn insert(&mut self, key: EntryKey, share: Share) -> Replaced {
+        let (lane, follows) = (share.lane, share.follows);
+        self.parked += u64::from(share.state.is_parked());
+        let before = self.by_key.insert(key, share);
+        self.parked -= u64::from(before.as_ref().is_some_and(|share| share.state.is_parked()));
+        let mut next = None;
+        if before.as_ref().and_then(|share| share.follows) != follows {
+            if let Some(before) = &before {
+                next = self.leave_lane(key, before);
+            }
+            if let Some(offset) = follows {
+                self.lanes.entry(lane).or_default().insert((offset, key));
+            }
+        }
+        Replaced { before, next }
+    }
+
+    /// Removes a share; the next one of its lane may run then.
+    pub(super) fn remove(&mut self, key: EntryKey) -> Replaced {
+        let before = self.by_key.remove(&key);
+        let mut next = None;
+        if let Some(share) = &before {
+            self.parked -= u64::from(share.state.is_parked());
+            next = self.leave_lane(key, share);
+        }
+        Replaced { before, next }
+    }
+
+    fn leave_lane(&mut self, key: EntryKey, share: &Share) -> Option<(EntryKey, u64)> {
+        let offset = share.follows?;
+        let Entry::Occupied(mut lane) = self.lanes.entry(share.lane) else {
+            return None;
+        };
+        lane.get_mut().remove(&(offset, key));
+        let Some(&(_, next)) = lane.get().first() else {
+            lane.remove();
+            return None;
+        };
+        // It is due now if it was before.
+        let due_ms = self.by_key.get(&next)?.state.due_ms()?;
+        Some((next, due_ms))
+    }
+
+    /// The offset of the deferred record that a share has to follow in its lane, if one is unsettled. It becomes due again
+    /// when that one is over.
+    pub(crate) fn predecessor(&self, key: EntryKey, share: &Share) -> Option<i64> {
+        share.follows?;
+        let first = self.lanes.get(&share.lane).and_then(BTreeSet::first);
+        first
+            .filter(|(_, first)| *first != key)
+            .map(|(offset, _)| *offset)
+    }
+
+    /// All deferred shares.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryKey, &Share)> {
+        self.by_key.iter().map(|(key, share)| (*key, share))
+    }
+}
+
+/// What a change of a share has left behind.
+pub(super) struct Replaced {
+    /// The share before.
+    pub(super) before: Option<Share>,
+    /// The share that is first in its lane now, and when it is due.
+    pub(super) next: Option<(EntryKey, u64)>,
+}

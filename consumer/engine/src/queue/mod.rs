@@ -1,0 +1,487 @@
+//! One handler's queue: every share of a record that the handler has not settled, from the backlog to its settlement.
+//!
+//! ```text
+//!  enqueue ─► backlog ─► lane free? ─► open batch ─► ready ─► worker pool      (`submit`)
+//!                          │ taken: waits in its lane ◄── the batch that has the lane ends
+//!  finished ─► ack, drop ───────────────────────────────► Records::settle_share (`outcomes`)
+//!      │  ├─► retry ─► parked ─► due ─► a batch of the next attempt             (`outcomes`)
+//!      │  ├─► emits, dead letter ─► produced ─► settle · refused ─► resent      (`produce`)
+//!      │  └─► not run ─► back to the head of its lane                           (`outcomes`)
+//!      └─► a call that runs nothing ─► back-off                                 (`backoff`)
+//!  switched off, and not finished by its handler ─► skipped                     (`closing`)
+//! ```
+//!
+//! A share is a record × handler. Where it is follows from who has it (backlog, lane, batch, [`deferred`]); its state is
+//! written down only while it is deferred, so a record that succeeds at once costs nothing here. A queue reaches nothing but
+//! itself and its [`Context`]: no other handler's queue, no route, no commit.
+
+mod backoff;
+pub(crate) mod batches;
+mod closing;
+pub(crate) mod context;
+mod counts;
+pub(crate) mod deferred;
+mod lane;
+mod lanes;
+mod log;
+mod outcomes;
+mod produce;
+mod refusals;
+mod report;
+mod settings;
+mod submit;
+
+pub use counts::OutcomeCounts;
+use lanes::Lanes;
+pub use settings::{HandlerSettings, OnFailure, Order};
+
+pub(crate) use report::ReportTime;
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::dispatch::{EntryKey, FlightKey, HandlerIx, OwnedPartition, PoolState};
+use crate::record::Record;
+use crate::records::Records;
+use crate::source::AssignmentId;
+use batches::{Flight, Flights};
+use closing::Closing;
+use context::Context;
+use counts::VersionCounts;
+use deferred::{DeferredShares, Share};
+use log::DeadLetterLog;
+use refusals::Refusals;
+
+/// The shares of one handler, and what bounds them.
+pub(crate) struct HandlerQueue {
+    /// Its place in the pump's table.
+    ix: HandlerIx,
+    /// How it is run.
+    settings: HandlerSettings,
+    /// Retiring: finishes its in-flight records, then is removed.
+    retiring: bool,
+    /// Set while it is switched off or removed and still has records.
+    closing: Option<Closing>,
+    /// The order of the records that have left the backlog; the settings' order applies once these are over (G4).
+    order: Order,
+    /// Its lanes.
+    lanes: Lanes,
+    /// Its batches: being filled, waiting for a worker, or with one.
+    batches: Flights,
+    /// Batches being filled: one, or one per worker when keys stay with a worker.
+    open: Vec<Option<FlightKey>>,
+    /// Full batches that wait for a worker.
+    ready: VecDeque<FlightKey>,
+    /// Records that wait because its bound is reached, in order.
+    backlog: VecDeque<EntryKey>,
+    /// Parked records whose time has come while there was no room; some may be over.
+    due: VecDeque<EntryKey>,
+    /// Free lanes with waiting records for which there was no room.
+    runnable: VecDeque<u64>,
+    /// Shares that are parked or wait for the producer.
+    deferred: DeferredShares,
+    /// What the producer refused of them.
+    refusals: Refusals,
+    dead_letter_log: DeadLetterLog,
+    /// Records in flight.
+    in_flight_records: u32,
+    /// Bytes in flight.
+    in_flight_bytes: u64,
+    /// The pool refused a batch; wait for [`PumpMessage::PoolFree`](crate::dispatch::PumpMessage::PoolFree).
+    blocked: bool,
+    /// Consecutive calls that ran none of their records.
+    fruitless_calls: u32,
+    /// Backing off: nothing is submitted before this time, on the flow's clock.
+    backoff_until_ms: Option<u64>,
+    /// It is in the list of handlers with something to submit.
+    dirty: bool,
+    /// Its records hold their lanes beyond the call (emits, retries): one record of a lane per batch.
+    exclusive: bool,
+    /// Maximum number of records per call, so that calls stay short.
+    batch_limit: u32,
+    cost_ns: u64,
+    /// Parked, dead-lettering and producing records.
+    held: u32,
+    counts: VersionCounts,
+    /// The last error.
+    last_error: Option<Arc<str>>,
+    /// The partitions last announced to its pool.
+    announced: Vec<(AssignmentId, OwnedPartition)>,
+}
+
+/// Batch sizes aim at this duration of a call.
+const CALL_TARGET_NS: u64 = 2_000_000;
+const MIN_BATCH: u32 = 1;
+/// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
+pub(crate) const MAX_BATCH: u32 = 4096;
+const FIRST_BATCH: u32 = 32;
+/// Maximum number of bytes per call.
+const MAX_BATCH_BYTES: u64 = 4 << 20;
+
+impl HandlerQueue {
+    /// A handler without records.
+    pub(crate) fn new(ix: HandlerIx, settings: HandlerSettings) -> Self {
+        let mut this = Self {
+            ix,
+            order: settings.order,
+            settings,
+            retiring: false,
+            closing: None,
+            lanes: Lanes::default(),
+            batches: Flights::default(),
+            open: Vec::new(),
+            ready: VecDeque::new(),
+            backlog: VecDeque::new(),
+            due: VecDeque::new(),
+            runnable: VecDeque::new(),
+            deferred: DeferredShares::default(),
+            refusals: Refusals::default(),
+            dead_letter_log: DeadLetterLog::default(),
+            in_flight_records: 0,
+            in_flight_bytes: 0,
+            blocked: false,
+            fruitless_calls: 0,
+            backoff_until_ms: None,
+            dirty: false,
+            exclusive: false,
+            batch_limit: FIRST_BATCH,
+            cost_ns: 0,
+            held: 0,
+            counts: VersionCounts::default(),
+            last_error: None,
+            announced: Vec::new(),
+        };
+        this.size_open();
+        this
+    }
+
+    /// Applies new settings; open batches are closed, so that a batch has one set of settings.
+    pub(crate) fn replace<R: Record>(&mut self, ctx: &mut Context<R>, settings: HandlerSettings) {
+        if settings.version != self.settings.version {
+            self.counts
+                .count_for(&self.settings.version, &settings.version);
+        }
+        self.settings = settings;
+        self.follow_order();
+        self.retiring = false;
+        self.blocked = false;
+        self.fruitless_calls = 0;
+        self.backoff_until_ms = None;
+        for flight in std::mem::take(&mut self.open).into_iter().flatten() {
+            self.ready.push_back(flight);
+        }
+        let places = self.open.len();
+        self.size_open();
+        self.mark_dirty(ctx);
+        if self.open.len() != places {
+            self.place_again(ctx);
+        }
+    }
+
+    /// Its settings.
+    pub(crate) fn settings(&self) -> &HandlerSettings {
+        &self.settings
+    }
+
+    /// The order of its records that have left the backlog.
+    pub(crate) fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Whether new records reach it.
+    pub(crate) fn takes_records(&self) -> bool {
+        self.settings.gate_open && self.settings.pool.is_some()
+    }
+
+    /// Counts a record that its closed gate passes.
+    pub(crate) fn count_skipped(&mut self) {
+        self.counts.now.skipped += 1;
+    }
+
+    /// The handler is not declared any more.
+    pub(crate) fn retire(&mut self) {
+        self.retiring = true;
+    }
+
+    /// Whether it can be removed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.retiring && self.is_idle()
+    }
+
+    /// Applies another order once no record is left that was started under the one before: lanes of two orders do not
+    /// exclude each other, so a record of the new one could overtake.
+    fn follow_order(&mut self) {
+        if self.in_flight_records == 0 && self.held == 0 && self.lanes.waiters() == 0 {
+            self.order = self.settings.order;
+        }
+    }
+
+    /// Whether records under way have another order than the next ones.
+    fn changes_order(&self) -> bool {
+        self.order != self.settings.order
+    }
+
+    fn size_open(&mut self) {
+        let pool = self.settings.pool.as_ref();
+        let workers = pool.map_or(1, |pool| pool.workers().max(1));
+        let places = match self.settings.keeps_key_state {
+            true => workers as usize,
+            false => 1,
+        };
+        self.open.resize(places, None);
+    }
+
+    /// Whether its bounds admit another record.
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.in_flight_records < self.settings.max_in_flight_records
+            && self.in_flight_bytes < self.settings.max_in_flight_bytes
+    }
+
+    /// Whether it has no record left.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight_records == 0
+            && self.backlog.is_empty()
+            && self.held == 0
+            && self.lanes.waiters() == 0
+    }
+
+    /// Whether nothing runs its records.
+    fn has_failed(&self) -> bool {
+        let pool = self.settings.pool.as_ref();
+        pool.is_none_or(|pool| pool.state() == PoolState::Failed)
+    }
+
+    /// Updates the batch limit from the measured cost of a call.
+    fn learn_cost(&mut self, records: u32, elapsed_us: u64) {
+        if records == 0 {
+            return;
+        }
+        let cost_ns = elapsed_us.saturating_mul(1_000) / u64::from(records);
+        self.cost_ns = if self.cost_ns == 0 {
+            cost_ns
+        } else {
+            (self.cost_ns * 7 + cost_ns) / 8
+        };
+        let wanted = (CALL_TARGET_NS / self.cost_ns.max(1))
+            .clamp(u64::from(MIN_BATCH), u64::from(MAX_BATCH)) as u32;
+        // Growth is limited to doubling, so that one outlier does not send hundreds of slow records to one worker.
+        self.batch_limit = wanted
+            .min(self.batch_limit.saturating_mul(2))
+            .max(MIN_BATCH);
+    }
+
+    /// Marks that it may have something to submit.
+    pub(crate) fn mark_dirty<R: Record>(&mut self, ctx: &mut Context<R>) {
+        if !std::mem::replace(&mut self.dirty, true) {
+            ctx.agenda.push_dirty(self.ix);
+        }
+    }
+
+    /// Its pool may accept batches again.
+    pub(crate) fn unblock<R: Record>(&mut self, ctx: &mut Context<R>) {
+        if std::mem::take(&mut self.blocked) {
+            self.mark_dirty(ctx);
+        }
+    }
+
+    /// Puts a share in a deferred state, in which it stays until that is changed or the share is over.
+    fn defer<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+        let slot = share.slot;
+        if let Some(due_ms) = share.state.due_ms() {
+            ctx.agenda.add_due(self.ix, key, due_ms);
+        }
+        let is_parked = share.state.is_parked();
+        let replaced = self.deferred.insert(key, share);
+        let was_parked = replaced.before.as_ref().map(|one| one.state.is_parked());
+        ctx.records.count_parked(
+            slot,
+            i64::from(is_parked) - i64::from(was_parked == Some(true)),
+        );
+        if let Some((next, due_ms)) = replaced.next {
+            ctx.agenda.add_due(self.ix, next, due_ms);
+        }
+    }
+
+    /// Ends the deferral of a share: it is over, or is run for the first time again.
+    fn end_deferral<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) -> Option<Share> {
+        let replaced = self.deferred.remove(key);
+        let share = replaced.before?;
+        if share.state.is_parked() {
+            ctx.records.count_parked(share.slot, -1);
+        }
+        if let Some((next, due_ms)) = replaced.next {
+            ctx.agenda.add_due(self.ix, next, due_ms);
+        }
+        Some(share)
+    }
+
+    /// Removes the records of partitions that leave them to their next owner. Returns the lanes that are free then, to be
+    /// released once the records are gone.
+    pub(crate) fn abandon<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        gone: &HashSet<EntryKey>,
+    ) -> Vec<u64> {
+        self.take_queued(ctx, |key| gone.contains(&key));
+        let mine = self.deferred.iter().map(|(key, _)| key);
+        let mut mine: Vec<EntryKey> = mine.filter(|key| gone.contains(key)).collect();
+        mine.sort_unstable();
+        let mut freed = Vec::new();
+        for key in mine {
+            if let Some(share) = self.end_share(ctx, key)
+                && share.state != deferred::ShareState::Running
+            {
+                self.unhold(ctx, share.lane);
+                freed.push(share.lane);
+            }
+        }
+        freed
+    }
+
+    /// Records that it has started: with a worker, or waiting for the producer. A parked record has had no effect yet.
+    pub(crate) fn started(&self) -> impl Iterator<Item = EntryKey> {
+        let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
+        let deferred = self.deferred.iter();
+        let deferred = deferred.filter(|(_, share)| !share.state.is_parked());
+        submitted
+            .flat_map(|batch| batch.keys.iter().copied())
+            .chain(deferred.map(|(key, _)| key))
+    }
+
+    /// Whether one of the records that `wanted` selects is with a worker, parked, or with the producer.
+    pub(crate) fn has_unfinished(&self, wanted: impl Fn(&EntryKey) -> bool) -> bool {
+        let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
+        let mut keys = submitted.flat_map(|batch| &batch.keys);
+        keys.any(&wanted) || self.deferred.iter().any(|(key, _)| wanted(&key))
+    }
+
+    /// Ends the calls with records that `wanted` selects, each after its current record.
+    pub(crate) fn stop_calls<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+    ) {
+        let records = &ctx.records;
+        let hit = |batch: &Flight| batch.keys.iter().any(|key| wanted(records, key));
+        let stopped = self.batches.stop(hit);
+        ctx.agenda.stopped_calls += stopped;
+        if stopped > 0 {
+            self.recall_queued();
+        }
+    }
+
+    /// Cancels the calls with records that `wanted` selects; what they have not finished does not count.
+    pub(crate) fn cancel_calls<R: Record>(
+        &mut self,
+        ctx: &Context<R>,
+        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+    ) -> bool {
+        let mut any = false;
+        for batch in self.batches.submitted() {
+            let hit = |key| wanted(&ctx.records, key);
+            if !batch.recalled && batch.keys.iter().any(hit) {
+                batch.recall();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Stops waiting for stopped calls without records that `wanted` selects.
+    pub(crate) fn keep_stopped<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+    ) {
+        let records = &ctx.records;
+        let hit = |batch: &Flight| batch.keys.iter().any(|key| wanted(records, key));
+        ctx.agenda.stopped_calls -= self.batches.keep_stopped(hit);
+    }
+
+    /// Makes its pool return the queued batches that were stopped or cancelled. A pool of an earlier generation returned its
+    /// queue when it was replaced.
+    pub(crate) fn recall_queued(&self) {
+        if let Some(pool) = &self.settings.pool {
+            pool.recall();
+        }
+    }
+
+    /// Cancels all its calls: nothing waits for their results any more (G5).
+    pub(crate) fn cancel_all(&mut self) {
+        for batch in self.batches.submitted() {
+            batch.recall();
+        }
+    }
+
+    /// Announces the partitions whose records it may receive to its pool; adds those of which it still has records. Returns
+    /// whether there are any of these.
+    pub(crate) fn announce<R: Record>(
+        &mut self,
+        ctx: &Context<R>,
+        mut owned: Vec<(AssignmentId, OwnedPartition)>,
+    ) -> bool {
+        let lingering = self.add_lingering(ctx, &mut owned);
+        let partitions: Vec<OwnedPartition> = owned.iter().map(|(_, at)| at.clone()).collect();
+        self.announced = owned;
+        if let Some(pool) = &self.settings.pool {
+            pool.own(&ctx.inbox, &partitions);
+        }
+        lingering
+    }
+
+    /// Adds the announced partitions that its route now excludes but of which it still has records.
+    fn add_lingering<R: Record>(
+        &self,
+        ctx: &Context<R>,
+        owned: &mut Vec<(AssignmentId, OwnedPartition)>,
+    ) -> bool {
+        let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
+            let assignment = ctx.records.partitions.get(*slot);
+            assignment.is_some_and(|assignment| !assignment.fenced)
+                && !owned.iter().any(|(new, _)| new == slot)
+        };
+        let mut lingering: Vec<_> = self.announced.iter().filter(left_out).cloned().collect();
+        if lingering.is_empty() {
+            return false;
+        }
+        let held = self.slots(&ctx.records);
+        lingering.retain(|(slot, _)| held.contains(slot));
+        let some = !lingering.is_empty();
+        owned.append(&mut lingering);
+        owned.sort_by(|(_, one), (_, other)| one.cmp(other));
+        some
+    }
+
+    /// The partitions of its records: queued, with a worker, parked, or with the producer.
+    fn slots<R: Record>(&self, records: &Records<R>) -> BTreeSet<AssignmentId> {
+        let mut held = BTreeSet::new();
+        let mut hold = |key| held.extend(records.slab.get(key).map(|entry| entry.slot));
+        self.backlog.iter().copied().for_each(&mut hold);
+        self.lanes.waiting().for_each(&mut hold);
+        for batch in self.batches.iter() {
+            let keys = batch.batch.as_ref().map_or(&batch.keys, |b| &b.keys);
+            keys.iter().copied().for_each(&mut hold);
+        }
+        self.deferred.iter().for_each(|(key, _)| hold(key));
+        held
+    }
+
+    /// Copies the records of batches that no worker has out of their fetch buffers, those that have waited.
+    pub(crate) fn detach_waiting<R: Record>(&mut self, records: &mut Records<R>) {
+        for batch in self.batches.unsubmitted() {
+            let views = std::mem::take(&mut batch.records);
+            let keys = batch.keys.iter().copied();
+            let views = keys
+                .zip(views)
+                .map(|(key, view)| records.slab.detach_queued(key, view));
+            batch.records = views.collect();
+        }
+    }
+
+    /// The records that a worker has.
+    pub(crate) fn submitted(&self) -> impl Iterator<Item = EntryKey> {
+        let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
+        submitted.flat_map(|batch| batch.keys.iter().copied())
+    }
+}

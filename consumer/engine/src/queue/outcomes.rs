@@ -1,0 +1,445 @@
+//! Outcomes: results of batches, calls that time out, and settling records.
+//!
+//! ```text
+//!  Finished ─► still in flight? ─ no ─► late: the records' memory is returned, the outcomes are discarded
+//!                 │ yes: the batch ends, which frees its lanes; then for each record
+//!                 ├─ ack, drop ──────────────────► settled; with emits only once these are acknowledged (`produce`)
+//!                 ├─ dead letter ────────────────► holds its lane; written after its emits, settled once acknowledged
+//!                 ├─ retry, panic, unknown code ─► holds its lane, parked; after the last attempt dead-lettered
+//!                 └─ not run ────────────────────► back to the head of its lane, as the same attempt
+//!  CallTimedOut ─► published outcomes count, the record after them has failed, the others go back like unrun ones
+//! ```
+//!
+//! Unrun records return to their lanes before any lane is released, or a later record of the key would overtake them (G4).
+//! Outcomes with emits that a hung call has published do not count: the emits are stuck in the call.
+
+use std::sync::Arc;
+
+use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+
+use super::HandlerQueue;
+use super::backoff::MAX_REQUESTED_DELAY_MS;
+use super::context::Context;
+use super::deferred::{Ending, Share, ShareState};
+use super::lane::lane_of_key;
+use super::produce::{REASON_TERMINAL, terminal_error};
+use crate::dispatch::{Batch, EntryKey, FlightKey};
+use crate::record::Record;
+
+/// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
+/// stall.
+const PREFETCH: usize = 8;
+
+const REASON_EXHAUSTED: &str = "retries_exhausted";
+const REASON_FAILED: &str = "handler_failed";
+
+/// One record's return from a call.
+struct Returned {
+    key: EntryKey,
+    lane: u64,
+    attempt: u32,
+}
+
+impl HandlerQueue {
+    /// Handles a returned batch. Returns whether draining partitions waited for it.
+    pub(crate) fn finished<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        mut batch: Box<Batch>,
+    ) -> bool {
+        if !self.batches.is_live(batch.flight) {
+            let batch = ctx.return_late(batch);
+            self.batches.recycle(batch);
+            return false;
+        }
+        let ended = self.end_batch(ctx, batch.flight);
+        self.in_flight_records -= batch.keys.len() as u32;
+        self.in_flight_bytes -= batch.bytes;
+        self.blocked = false;
+        let is_run = |outcome: &&RawOutcome| outcome.code != outcome_code::NOT_RUN;
+        let run = batch.outcomes.iter().filter(is_run).count();
+        self.learn_cost(run as u32, batch.elapsed_us);
+        if !ended.recalled && !ended.stopped {
+            self.back_off_after(ctx, run, batch.elapsed_us);
+        }
+        let quick = batch.emits_pending.is_empty();
+        let mut acked = 0;
+        let mut back = Vec::new();
+        let mut freed = ended.contended;
+        let mut records = std::mem::take(&mut batch.records);
+        for (i, (record, &key)) in records.drain(..).zip(&batch.keys).enumerate() {
+            if let Some(&later) = batch.keys.get(i + PREFETCH) {
+                ctx.records.slab.prefetch(later);
+            }
+            let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
+            let (lane, attempt) = (record.lane, record.attempt);
+            ctx.records.return_record(key, record);
+            if outcome.code == outcome_code::ACK && quick && attempt == 1 {
+                acked += 1;
+                ctx.records.settle_share(key, ctx.now_ms);
+                continue;
+            }
+            if attempt > 1 {
+                // Other records may have waited in the lane since before this batch.
+                freed.push(lane);
+            }
+            let returned = Returned { key, lane, attempt };
+            // A cancelled call may request a retry of a record that is still owned: no attempt is counted for it.
+            let cancelled = ended.recalled && outcome.code == outcome_code::RETRY;
+            if outcome.code == outcome_code::NOT_RUN || cancelled {
+                back.push(returned);
+                continue;
+            }
+            let pending = batch.emits_pending.get(i).copied().unwrap_or(false);
+            let detail = detail_of(&batch, outcome);
+            self.outcome(ctx, &returned, outcome, pending, detail);
+        }
+        batch.records = records;
+        self.counts.now.ack += acked;
+        self.requeue_not_run(ctx, &back, &mut freed);
+        for lane in freed {
+            self.release_lane(ctx, lane);
+        }
+        self.batches.recycle(batch);
+        self.mark_dirty(ctx);
+        ended.stopped
+    }
+
+    /// Requeues records that the call did not run: they go ahead of those waiting in their lanes, and no attempt is
+    /// counted.
+    fn requeue_not_run<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        back: &[Returned],
+        freed: &mut Vec<u64>,
+    ) {
+        let first = freed.len();
+        for &Returned { key, lane, attempt } in back.iter().rev() {
+            if ctx.records.is_over(key) {
+                ctx.records.free_if_done(key);
+                continue;
+            }
+            if attempt > 1 {
+                self.park_now(ctx, key, lane, attempt);
+            } else if lane == 0 {
+                self.backlog.push_front(key);
+            } else {
+                let batches = &self.batches;
+                let is_live = |flight| batches.is_live(flight);
+                self.lanes.wait_first(lane, &[key], is_live);
+                freed.push(lane);
+            }
+        }
+        // Released in offset order.
+        freed[first..].reverse();
+    }
+
+    /// Requeues a record of the second or a later attempt that was not run, with the same attempt number.
+    pub(super) fn park_now<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+    ) {
+        let known = self.deferred.get(key);
+        let reason = known.and_then(|share| share.reason.clone());
+        self.hold(lane);
+        let due_ms = ctx.now_ms;
+        let state = ShareState::Parked { due_ms };
+        let share = Share {
+            attempt: attempt - 1,
+            reason,
+            class: REASON_EXHAUSTED,
+            ..self.share(ctx, key, lane, state)
+        };
+        self.defer(ctx, key, share);
+    }
+
+    /// A share of a record in its first attempt, in a deferred state from now on.
+    pub(super) fn share<R: Record>(
+        &self,
+        ctx: &Context<R>,
+        key: EntryKey,
+        lane: u64,
+        state: ShareState,
+    ) -> Share {
+        Share {
+            attempt: 1,
+            state,
+            since_ms: ctx.now_ms,
+            lane,
+            slot: ctx.records.slot_of(key),
+            reason: None,
+            class: REASON_TERMINAL,
+            ending: Ending::Ack,
+            refusal: None,
+            follows: self.follows(ctx, key, lane),
+        }
+    }
+
+    fn outcome<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        returned: &Returned,
+        outcome: RawOutcome,
+        emits_pending: bool,
+        detail: Option<Arc<str>>,
+    ) {
+        let &Returned { key, lane, attempt } = returned;
+        if ctx.records.is_over(key) {
+            ctx.records.free_if_done(key);
+            return;
+        }
+        if emits_pending && let Some(ending) = ending_of(outcome.code) {
+            self.exclusive = true;
+            self.hold(lane);
+            let share = Share {
+                attempt,
+                reason: detail,
+                ending,
+                ..self.share(ctx, key, lane, ShareState::Emitting)
+            };
+            self.defer(ctx, key, share);
+            return;
+        }
+        match outcome.code {
+            outcome_code::ACK => {
+                self.counts.now.ack += 1;
+                self.end_deferral(ctx, key);
+                ctx.records.settle_share(key, ctx.now_ms);
+            }
+            outcome_code::DROP => {
+                self.counts.now.drop += 1;
+                self.end_deferral(ctx, key);
+                ctx.records.settle_share(key, ctx.now_ms);
+            }
+            outcome_code::DEAD_LETTER => {
+                let reason = detail.unwrap_or_else(terminal_error);
+                self.hold(lane);
+                self.dead_letter(ctx, key, lane, attempt, REASON_TERMINAL, reason);
+            }
+            outcome_code::RETRY => {
+                let reason = detail.unwrap_or_else(|| "the handler requested a retry".into());
+                self.failed_attempt(ctx, returned, reason, outcome.arg);
+            }
+            outcome_code::PANICKED => {
+                self.counts.now.panics += 1;
+                let reason = detail.unwrap_or_else(|| "the handler panicked".into());
+                self.failed_attempt(ctx, returned, reason, 0);
+            }
+            unknown => {
+                let reason = format!(
+                    "unknown outcome code {unknown}; the plugin is newer than this service"
+                )
+                .into();
+                self.failed_attempt(ctx, returned, reason, 0);
+            }
+        }
+    }
+
+    /// Parks the record for its next attempt, or dead-letters it after the last one.
+    fn failed_attempt<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        returned: &Returned,
+        reason: Arc<str>,
+        requested_ms: u64,
+    ) {
+        let &Returned { key, lane, attempt } = returned;
+        let random = ctx.random.unit();
+        self.last_error = Some(reason.clone());
+        let retry = self.settings.retry;
+        self.hold(lane);
+        if attempt >= retry.max_attempts {
+            self.dead_letter(ctx, key, lane, attempt, REASON_EXHAUSTED, reason);
+            return;
+        }
+        let delay_ms = if requested_ms > 0 {
+            requested_ms.min(MAX_REQUESTED_DELAY_MS)
+        } else {
+            retry.delay_ms(attempt, random)
+        };
+        self.counts.now.retry += 1;
+        ctx.records.detach(key);
+        let due_ms = ctx.now_ms.saturating_add(delay_ms);
+        let share = Share {
+            attempt,
+            reason: Some(reason),
+            class: REASON_EXHAUSTED,
+            ..self.share(ctx, key, lane, ShareState::Parked { due_ms })
+        };
+        self.defer(ctx, key, share);
+    }
+
+    /// Handles a call timeout; its worker is lost. Its completed outcomes count, the record that it hangs on has
+    /// failed. Returns whether draining partitions waited for the call.
+    pub(crate) fn call_timed_out<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        flight: FlightKey,
+        completed: &[RawOutcome],
+    ) -> bool {
+        let Some(hung) = self.batches.get(flight) else {
+            return false;
+        };
+        let keys = std::mem::take(&mut hung.keys);
+        let seconds = ctx.now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
+        let ended = self.end_batch(ctx, flight);
+        let mut freed = ended.contended;
+        self.counts.now.timeouts += 1;
+        self.blocked = false;
+        self.in_flight_records -= keys.len() as u32;
+        self.in_flight_bytes -= ctx.records.charge_of(&keys);
+        let mut back = Vec::new();
+        for (i, &key) in keys.iter().enumerate() {
+            let returned = Returned {
+                key,
+                lane: lane_of_key(&ctx.records.slab, self.order, key),
+                attempt: self.deferred.get(key).map_or(1, |share| share.attempt),
+            };
+            if returned.attempt > 1 {
+                freed.push(returned.lane);
+            }
+            match completed.get(i) {
+                // Its emits are stuck in the call, so it is run again; a detail text stuck there is dropped.
+                Some(outcome)
+                    if outcome.code != outcome_code::NOT_RUN
+                        && outcome.flags & outcome_flag::EMITTED == 0 =>
+                {
+                    self.outcome(ctx, &returned, *outcome, false, None);
+                }
+                None if i == completed.len() && !ctx.records.is_over(key) => {
+                    let reason: Arc<str> = format!(
+                        "the call exceeded its timeout and was still hung after {seconds:.1} s"
+                    )
+                    .into();
+                    self.log_hung(ctx, key, returned.attempt, &reason);
+                    self.failed_attempt(ctx, &returned, reason, 0);
+                }
+                _ => back.push(returned),
+            }
+        }
+        self.requeue_not_run(ctx, &back, &mut freed);
+        for lane in freed {
+            self.release_lane(ctx, lane);
+        }
+        self.mark_dirty(ctx);
+        ended.stopped
+    }
+
+    /// Runs a share whose time has come, if it is still due at that time: its next attempt, or a resend of what the producer
+    /// refused.
+    pub(crate) fn run_due<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, due_ms: u64) {
+        let share = self.deferred.get(key);
+        let is_due = |share: &&Share| share.state.due_ms() == Some(due_ms);
+        let Some(share) = share.filter(is_due).cloned() else {
+            return;
+        };
+        match share.state {
+            ShareState::Parked { .. } => self.run_parked(ctx, key, share),
+            ShareState::EmitsDue { .. } => self.send_emits_again(ctx, key, share),
+            ShareState::DeadLetterDue { .. } => self.send_dead_letter(ctx, key, share),
+            ShareState::Running | ShareState::Emitting | ShareState::DeadLettering => {}
+        }
+    }
+
+    /// Starts the next attempt of a parked record whose time has come, or queues it until the handler has room.
+    fn run_parked<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+        if self.deferred.predecessor(key, &share).is_some() {
+            return;
+        }
+        if !self.has_room() {
+            self.due.push_back(key);
+            return;
+        }
+        let (lane, attempt) = (share.lane, share.attempt + 1);
+        let share = Share {
+            attempt,
+            state: ShareState::Running,
+            since_ms: ctx.now_ms,
+            ..share
+        };
+        self.defer(ctx, key, share);
+        self.held_less(ctx);
+        self.requeue(ctx, key, lane, attempt);
+    }
+
+    /// Starts parked records that were due while the handler had no room, as far as it has room now.
+    pub(super) fn run_queued_due<R: Record>(&mut self, ctx: &mut Context<R>) {
+        while self.has_room()
+            && let Some(key) = self.due.pop_front()
+        {
+            // It may be over, or parked again.
+            let share = self.deferred.get(key);
+            let is_due = |share: &&Share| matches!(share.state, ShareState::Parked { due_ms } if due_ms <= ctx.now_ms);
+            if let Some(share) = share.filter(is_due).cloned() {
+                self.run_parked(ctx, key, share);
+            }
+        }
+    }
+
+    /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
+    /// batch handler. It has to until it is over, also if a new generation does not take batches any more.
+    fn follows<R: Record>(&self, ctx: &Context<R>, key: EntryKey, lane: u64) -> Option<i64> {
+        if let Some(known) = self.deferred.get(key).and_then(|share| share.follows) {
+            return Some(known);
+        }
+        let entry = ctx.records.slab.get(key)?;
+        (self.settings.takes_batches && lane != 0).then(|| entry.offset())
+    }
+
+    /// Dead-letters all queued records of a failed handler. Returns whether there were any.
+    pub(super) fn dead_letter_queued<R: Record>(&mut self, ctx: &mut Context<R>) -> bool {
+        let queued = self.take_queued(ctx, |_| true);
+        for &(key, lane) in &queued {
+            let attempt = self.deferred.get(key).map_or(1, |share| share.attempt);
+            self.hold(lane);
+            let reason = "the handler has failed".into();
+            self.dead_letter(ctx, key, lane, attempt, REASON_FAILED, reason);
+        }
+        !queued.is_empty()
+    }
+
+    /// Counts a share as deferred and closes its lane, until [`Self::unhold`] or its next attempt.
+    pub(super) fn hold(&mut self, lane: u64) {
+        self.held += 1;
+        if lane != 0 {
+            let batches = &self.batches;
+            self.lanes.hold(lane, |flight| batches.is_live(flight));
+        }
+    }
+
+    /// A deferred share is over.
+    pub(super) fn unhold<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
+        self.held_less(ctx);
+        if lane != 0 {
+            self.lanes.unhold(lane);
+        }
+    }
+
+    pub(super) fn held_less<R: Record>(&mut self, ctx: &mut Context<R>) {
+        self.held -= 1;
+        // The last one may be what the next records wait for: an order that changes.
+        self.mark_dirty(ctx);
+    }
+}
+
+/// What follows once the emits of an attempt are acknowledged; `None` if they do not count.
+fn ending_of(code: u16) -> Option<Ending> {
+    match code {
+        outcome_code::ACK => Some(Ending::Ack),
+        outcome_code::DROP => Some(Ending::Drop),
+        outcome_code::DEAD_LETTER => Some(Ending::DeadLetter),
+        _ => None,
+    }
+}
+
+fn detail_of(batch: &Batch, outcome: RawOutcome) -> Option<Arc<str>> {
+    let index = (outcome.detail as usize).checked_sub(1)?;
+    batch
+        .output
+        .details
+        .get(index)
+        .map(|text| text.as_str().into())
+}

@@ -1,0 +1,347 @@
+//! Records that wait for the producer: emits and dead letters, their acknowledgements, and the resending of refused
+//! ones.
+//!
+//! ```text
+//!  emits ──► Emitting ──► acknowledged ──► ack, drop: settle · dead letter: write it
+//!               ▲  └────► refused because of the record ──► dead-letter it, no attempt counted
+//!               │              because of the cluster ──► EmitsDue ──┐ back-off, or at once and alone after a batch was refused
+//!               └──────────────────────────────────────────────────┘
+//!  dead letter ──► DeadLettering ──► acknowledged ──► settle
+//!                    ▲  └────► refused, for any reason ──► DeadLetterDue ──┐ back-off
+//!                    └──────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A refusal by the cluster is not the record's fault (ADR 0020): the record's lane stays held, `explain` shows why,
+//! and no attempt is counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_config::spec::dead_letter_topic;
+
+use super::context::Context;
+use super::deferred::{Ending, Refusal, Share, ShareState};
+use super::refusals::ProduceKind;
+use super::{HandlerQueue, HandlerSettings};
+use crate::dispatch::EntryKey;
+use crate::emit::{AckGroup, EmitFailure, FailureKind, RefusedEmits, Way, send_from};
+use crate::record::Record;
+use crate::settlement::{RetryPolicy, dead_letter};
+
+/// The handler dead-lettered the record.
+pub(super) const REASON_TERMINAL: &str = "terminal";
+/// A record that the handler emitted can never be produced.
+const REASON_EMIT_REFUSED: &str = "emit_refused";
+
+/// Delays between resends of refused records.
+const RESEND: RetryPolicy = RetryPolicy {
+    max_attempts: u32::MAX,
+    delay: Duration::from_millis(100),
+    multiplier: 2.0,
+    max_delay: Duration::from_secs(25),
+    jitter: 0.2,
+};
+
+impl HandlerQueue {
+    /// The producer has answered for all emits of a record that were sent, or for its dead letter.
+    pub(crate) fn produced<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        refused: Option<Box<RefusedEmits>>,
+    ) {
+        let Some(share) = self.deferred.get(key).cloned() else {
+            return;
+        };
+        match (share.state, refused) {
+            (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, &share),
+            (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, *refused),
+            (ShareState::DeadLettering, None) => {
+                self.counts.now.dead_letter += 1;
+                self.log_dead_letter(ctx, key, &share);
+                self.finish_share(ctx, key, &share);
+            }
+            (ShareState::DeadLettering, Some(refused)) => {
+                self.schedule_resend(ctx, key, share, refused.failure, None);
+            }
+            (
+                ShareState::Parked { .. }
+                | ShareState::Running
+                | ShareState::EmitsDue { .. }
+                | ShareState::DeadLetterDue { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn emits_acknowledged<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        share: &Share,
+    ) {
+        match share.ending {
+            Ending::Ack => self.counts.now.ack += 1,
+            Ending::Drop => self.counts.now.drop += 1,
+            Ending::DeadLetter => {
+                self.end_refusal(ctx, share);
+                let reason = share.reason.clone().unwrap_or_else(terminal_error);
+                let (lane, attempt) = (share.lane, share.attempt);
+                self.dead_letter(ctx, key, lane, attempt, REASON_TERMINAL, reason);
+                return;
+            }
+        }
+        self.finish_share(ctx, key, share);
+    }
+
+    /// Settles a share that waited for the producer.
+    fn finish_share<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: &Share) {
+        self.end_refusal(ctx, share);
+        self.end_deferral(ctx, key);
+        ctx.records.settle_share(key, ctx.now_ms);
+        self.unhold(ctx, share.lane);
+        self.release_lane(ctx, share.lane);
+    }
+
+    fn emits_refused<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        share: Share,
+        refused: RefusedEmits,
+    ) {
+        if refused.failure.kind != FailureKind::Record {
+            let emits = (refused.group, refused.first);
+            self.schedule_resend(ctx, key, share, refused.failure, Some(emits));
+            return;
+        }
+        self.end_refusal(ctx, &share);
+        self.refusals.count();
+        let mut reason = format!(
+            "an emitted record is permanently rejected: {}",
+            refused.failure
+        );
+        if let (Ending::DeadLetter, Some(given)) = (share.ending, &share.reason) {
+            reason.push_str(&format!(
+                "; the handler had dead-lettered the record: {given}"
+            ));
+        }
+        let (lane, attempt) = (share.lane, share.attempt);
+        self.dead_letter(ctx, key, lane, attempt, REASON_EMIT_REFUSED, reason.into());
+    }
+
+    /// Holds a record until its refused part is resent.
+    fn schedule_resend<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        share: Share,
+        failure: EmitFailure,
+        emits: Option<(Arc<AckGroup>, u32)>,
+    ) {
+        let random = ctx.random.unit();
+        ctx.records.detach(key);
+        let now_ms = ctx.now_ms;
+        self.end_refusal(ctx, &share);
+        let before = share.refusal.as_deref();
+        let tries = before.map_or(0, |before| before.tries) + 1;
+        let alone_before = before.is_some_and(|before| before.way == Way::Alone);
+        let by_batch = failure.kind == FailureKind::Batch && !alone_before;
+        let due_ms = match by_batch {
+            // The refusal of the batch says nothing about this record: resend it alone, at once.
+            true => now_ms,
+            false => now_ms + RESEND.delay_ms(tries, random),
+        };
+        let what = match emits {
+            Some(_) => ProduceKind::Emits,
+            None => ProduceKind::DeadLetter,
+        };
+        // A deleted dead-letter topic is recreated by topic maintenance, if it may be created.
+        ctx.missed_target |= what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target;
+        if !by_batch {
+            self.last_error = Some(format!("{what} refused: {failure}").into());
+        }
+        let mut refusal = Refusal {
+            since_ms: before.map_or(now_ms, |before| before.since_ms),
+            tries,
+            way: if by_batch || alone_before {
+                Way::Alone
+            } else {
+                Way::Batched
+            },
+            held_bytes: emits.as_ref().map_or(0, |(group, _)| group.bytes()),
+            made_by: before.map_or(made_by(&self.settings), |before| before.made_by),
+            counted_as: failure.topic.clone(),
+            failure,
+            emits,
+        };
+        ctx.refused_bytes += refusal.held_bytes;
+        self.refusals
+            .begin(&self.settings.name, what, &mut refusal, now_ms);
+        let state = match what {
+            ProduceKind::Emits => ShareState::EmitsDue { due_ms },
+            ProduceKind::DeadLetter => ShareState::DeadLetterDue { due_ms },
+        };
+        let refusal = Some(Box::new(refusal));
+        let share = Share {
+            state,
+            refusal,
+            ..share
+        };
+        self.defer(ctx, key, share);
+    }
+
+    /// Resends emits from the first refused record on. If a newer generation or config is active and the topic was the
+    /// reason, the record is run again instead, as the same attempt: the newer one may not emit to that topic.
+    pub(super) fn send_emits_again<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        share: Share,
+    ) {
+        let Some(refusal) = &share.refusal else {
+            return;
+        };
+        let outdated = refusal.made_by != made_by(&self.settings);
+        if outdated && refusal.failure.kind == FailureKind::Target {
+            self.run_again(ctx, key, share);
+            return;
+        }
+        let Some((group, first)) = refusal.emits.clone() else {
+            return;
+        };
+        let way = refusal.way;
+        let state = ShareState::Emitting;
+        self.defer(ctx, key, Share { state, ..share });
+        group.reopen();
+        send_from(&group, first, way, &*ctx.emitter);
+        group.seal();
+    }
+
+    fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+        self.end_refusal(ctx, &share);
+        let (lane, attempt) = (share.lane, share.attempt);
+        if self.deferred.predecessor(key, &share).is_some() {
+            // It is due again when that one is over; with the same attempt, since none was made.
+            let due_ms = ctx.now_ms;
+            let share = Share {
+                attempt: attempt - 1,
+                state: ShareState::Parked { due_ms },
+                since_ms: ctx.now_ms,
+                refusal: None,
+                ..share
+            };
+            self.defer(ctx, key, share);
+            return;
+        }
+        self.held_less(ctx);
+        if attempt == 1 && share.follows.is_none() {
+            self.end_deferral(ctx, key);
+        } else {
+            let share = Share {
+                state: ShareState::Running,
+                since_ms: ctx.now_ms,
+                refusal: None,
+                ..share
+            };
+            self.defer(ctx, key, share);
+        }
+        self.requeue(ctx, key, lane, attempt);
+        // Other records may have waited in the lane since before this batch.
+        if lane != 0 {
+            self.mark_contended(lane);
+        }
+    }
+
+    /// Writes the dead letter; the record settles when it is acknowledged (G7). The caller holds its lane.
+    pub(super) fn dead_letter<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+        class: &'static str,
+        reason: Arc<str>,
+    ) {
+        self.last_error = Some(reason.clone());
+        let share = Share {
+            attempt,
+            reason: Some(reason),
+            class,
+            ending: Ending::DeadLetter,
+            ..self.share(ctx, key, lane, ShareState::DeadLettering)
+        };
+        self.send_dead_letter(ctx, key, share);
+    }
+
+    /// Sends or resends a record's dead letter.
+    pub(super) fn send_dead_letter<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        share: Share,
+    ) {
+        let way = share.refusal.as_ref().map_or(Way::Batched, |r| r.way);
+        let (attempts, class, message) = (share.attempt, share.class, share.reason.clone());
+        let state = ShareState::DeadLettering;
+        self.defer(ctx, key, Share { state, ..share });
+        let records = &ctx.records;
+        let Some(entry) = records.slab.get(key) else {
+            return;
+        };
+        let Some(lease) = entry.lease() else { return };
+        let at = &records.partitions[entry.slot].at;
+        let target = dead_letter_topic(&self.settings.dead_letter_topic, &at.topic);
+        let provenance = dead_letter::Provenance {
+            topic: &at.topic,
+            partition: at.partition,
+            offset: entry.offset(),
+            timestamp_ms: entry.timestamp_ms(),
+            group: &ctx.group,
+            handler: &self.settings.name,
+            version: &self.settings.version,
+            attempts,
+            reason: class,
+            message: message.as_deref().unwrap_or("unknown"),
+            target: &target,
+        };
+        let group = AckGroup::new(ctx.inbox.clone(), self.ix, key, Vec::new(), None);
+        dead_letter::send(lease, &provenance, &*ctx.emitter, way, group.ticket(0));
+        group.seal();
+    }
+
+    /// Ends a refusal: the record is produced, dead-lettered, or about to be resent.
+    fn end_refusal<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
+        if let Some(refusal) = &share.refusal {
+            ctx.refused_bytes = ctx.refused_bytes.saturating_sub(refusal.held_bytes);
+            if self.refusals.end(refusal) {
+                ctx.agenda.push_refusals_over(self.ix);
+            }
+        }
+    }
+
+    /// Ends the deferral of a share that is over without its outcome, and its refusal.
+    pub(super) fn end_share<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+    ) -> Option<Share> {
+        let share = self.end_deferral(ctx, key)?;
+        self.end_refusal(ctx, &share);
+        Some(share)
+    }
+
+    /// Logs refusals that have ended, once.
+    pub(crate) fn log_ended_refusals(&mut self, now_ms: u64) {
+        self.refusals.log_ended(&self.settings.name, now_ms);
+    }
+}
+
+/// What determines a handler's emits: generation and config.
+fn made_by(settings: &HandlerSettings) -> (u64, u64) {
+    (settings.generation, settings.config_digest)
+}
+
+pub(super) fn terminal_error() -> Arc<str> {
+    "terminal error".into()
+}

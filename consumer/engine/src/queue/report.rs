@@ -1,0 +1,191 @@
+//! What a handler's queue reports: its counters, its problems, and what each of its shares waits for (G8).
+
+use super::batches::Flight;
+use super::deferred::{Share, ShareState};
+use super::lane::{lane_of, lane_of_key};
+use super::refusals::ProduceKind;
+use super::{HandlerQueue, OutcomeCounts as Counts};
+use crate::clock::WallClock;
+use crate::dispatch::EntryKey;
+use crate::record::Record;
+use crate::records::Records;
+use crate::status::{
+    HandlerFlowReport, HeldBy, OutcomeCounts, ProblemKind, ProduceRefusal, ServiceProblem, WaitsFor,
+};
+
+impl Counts {
+    fn report(&self) -> OutcomeCounts {
+        OutcomeCounts {
+            ack: self.ack,
+            retry: self.retry,
+            dead_letter: self.dead_letter,
+            drop: self.drop,
+            skipped: self.skipped,
+        }
+    }
+}
+
+/// Times of a report: of the flow's clock, and as shown.
+#[derive(Clone, Copy)]
+pub(crate) struct ReportTime {
+    /// The flow's clock.
+    pub(crate) now_ms: u64,
+    /// Shows a time of the flow's clock.
+    pub(crate) clock: WallClock,
+    /// Since when the record has been queued, on the flow's clock.
+    pub(crate) queued_ms: u64,
+}
+
+impl HandlerQueue {
+    /// Reports the handler, a row for each version of its plugin, the present one last.
+    pub(crate) fn report(&self, clock: WallClock) -> impl Iterator<Item = HandlerFlowReport> {
+        let name = &self.settings.name;
+        let earlier = self.counts.earlier.iter();
+        let earlier = earlier.map(|(version, counts)| HandlerFlowReport {
+            name: name.to_string(),
+            version: version.to_string(),
+            outcomes: counts.report(),
+            ..HandlerFlowReport::default()
+        });
+        earlier.chain([self.report_now(clock)])
+    }
+
+    fn report_now(&self, clock: WallClock) -> HandlerFlowReport {
+        let waiting = self.backlog.len() + self.lanes.waiters();
+        HandlerFlowReport {
+            name: self.settings.name.to_string(),
+            version: self.settings.version.to_string(),
+            in_flight: u64::from(self.in_flight_records) + u64::from(self.held) + waiting as u64,
+            parked: self.deferred.parked(),
+            outcomes: self.counts.now.report(),
+            refusals: self.refusals.total(),
+            refused: self.refusals.held().map(|held| held.records).sum(),
+            problems: self.problems(clock),
+            last_error: self.last_error.as_deref().map(Into::into),
+            held_since_ms: self.closing.map(|closing| clock.at(closing.moved_ms)),
+        }
+    }
+
+    /// What keeps records of the handler from being produced, by topic.
+    fn problems(&self, clock: WallClock) -> Vec<ServiceProblem> {
+        let held = self.refusals.held();
+        held.map(|held| {
+            let (kind, what) = match held.what {
+                ProduceKind::Emits => (ProblemKind::EmitsRefused, "emit to"),
+                ProduceKind::DeadLetter => {
+                    (ProblemKind::DeadLettersRefused, "write dead letters to")
+                }
+            };
+            ServiceProblem {
+                kind,
+                what: format!(
+                    "handler `{}` cannot {what} topic {}: {} records wait",
+                    self.settings.name, held.topic, held.records
+                ),
+                since_ms: clock.at(held.since_ms),
+                count: held.refused,
+                cause: held.failure.error.to_string(),
+                remedy: held.failure.remedy.to_string(),
+            }
+        })
+        .collect()
+    }
+
+    /// What a record waits for in this handler, if the handler has not settled it.
+    pub(crate) fn holds<R: Record>(
+        &self,
+        records: &Records<R>,
+        key: EntryKey,
+        time: ReportTime,
+    ) -> Option<HeldBy> {
+        let offset = records.slab.get(key)?.offset();
+        let held = |attempt, since_ms, waits_for| HeldBy {
+            offset,
+            handler: self.settings.name.to_string(),
+            attempt,
+            since_ms: time.clock.at(since_ms),
+            waits_for,
+        };
+        let share = self.deferred.get(key);
+        if let Some(share) = share
+            && let Some((attempt, waits_for)) = waits_of(share, time.clock)
+        {
+            let is_due =
+                matches!(share.state, ShareState::Parked { due_ms } if due_ms <= time.now_ms);
+            let waits_for = match self.deferred.predecessor(key, share) {
+                Some(behind) if is_due => WaitsFor::Lane { behind },
+                None if is_due => WaitsFor::Worker,
+                _ => waits_for,
+            };
+            return Some(held(attempt, share.since_ms, waits_for));
+        }
+        let attempt = share.map_or(1, |share| share.attempt);
+        let has = |flight: &&Flight| flight.is_submitted() && flight.keys.contains(&key);
+        if let Some(call) = self.batches.iter().find(has) {
+            return Some(held(attempt, call.submitted_ms, WaitsFor::Handler));
+        }
+        let in_batch = |flight: &Flight| {
+            let batch = flight.batch.as_ref();
+            batch.is_some_and(|batch| batch.keys.contains(&key))
+        };
+        let in_backlog = self.backlog.contains(&key);
+        if in_backlog || self.batches.iter().any(in_batch) {
+            let waits_for = match self.settings.pool.is_some() && self.has_failed() {
+                true => WaitsFor::FailedHandler,
+                false if in_backlog && self.changes_order() => WaitsFor::Order,
+                false => WaitsFor::Worker,
+            };
+            return Some(held(attempt, time.queued_ms, waits_for));
+        }
+        if self.lanes.waiting().any(|waiting| waiting == key) {
+            let behind = self.lane_holder(records, key).unwrap_or(offset);
+            return Some(held(attempt, time.queued_ms, WaitsFor::Lane { behind }));
+        }
+        None
+    }
+
+    /// The oldest unsettled record of the same lane.
+    fn lane_holder<R: Record>(&self, records: &Records<R>, key: EntryKey) -> Option<i64> {
+        let lane = lane_of_key(&records.slab, self.order, key);
+        let held = records.slab.iter();
+        held.filter(|(_, entry)| entry.unsettled > 0 && lane_of(self.order, entry) == lane)
+            .map(|(_, entry)| entry.offset())
+            .min()
+    }
+}
+
+/// What a record outside of batches and queues waits for, and in which attempt; `None` while it is in a batch.
+fn waits_of(share: &Share, clock: WallClock) -> Option<(u32, WaitsFor)> {
+    let refused = refusal_of(share, clock);
+    match share.state {
+        ShareState::Parked { due_ms } => {
+            let at_ms = clock.at(due_ms);
+            Some((share.attempt + 1, WaitsFor::Retry { at_ms }))
+        }
+        ShareState::Emitting | ShareState::EmitsDue { .. } => {
+            Some((share.attempt, WaitsFor::Emits { refused }))
+        }
+        ShareState::DeadLettering | ShareState::DeadLetterDue { .. } => {
+            Some((share.attempt, WaitsFor::DeadLetter { refused }))
+        }
+        ShareState::Running => None,
+    }
+}
+
+fn refusal_of(share: &Share, clock: WallClock) -> Option<ProduceRefusal> {
+    let refusal = share.refusal.as_ref()?;
+    let next_ms = match share.state {
+        ShareState::EmitsDue { due_ms } | ShareState::DeadLetterDue { due_ms } => {
+            Some(clock.at(due_ms))
+        }
+        _ => None,
+    };
+    Some(ProduceRefusal {
+        topic: refusal.failure.topic.to_string(),
+        error: refusal.failure.error.to_string(),
+        remedy: refusal.failure.remedy.to_string(),
+        since_ms: clock.at(refusal.since_ms),
+        tries: refusal.tries,
+        next_ms,
+    })
+}

@@ -1,0 +1,59 @@
+//! How a handler is run, as its spec and generation say.
+
+use std::sync::Arc;
+
+use crate::dispatch::WorkerPool;
+use crate::settlement::RetryPolicy;
+
+/// Ordering guarantee of a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Records with the same key in the same partition are handled in order.
+    Key,
+    /// Records of a partition are handled in order.
+    Partition,
+    /// No order.
+    Unordered,
+}
+
+/// What happens to the records of a failed handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are held (G1).
+    Hold,
+    /// They go to the dead-letter topic.
+    DeadLetter,
+}
+
+/// How a handler is run; replaced as a whole by each plan.
+#[derive(Clone)]
+pub struct HandlerSettings {
+    /// The spec's name.
+    pub name: Arc<str>,
+    /// Its plugin's version.
+    pub version: Arc<str>,
+    /// Number of its generation.
+    pub generation: u64,
+    /// Identifies its config: instances may take a new config without a new generation.
+    pub config_digest: u64,
+    /// Its threads; `None` while its gate has been closed since it was declared.
+    pub pool: Option<Arc<dyn WorkerPool>>,
+    /// Whether its gate is open.
+    pub gate_open: bool,
+    /// Its ordering guarantee.
+    pub order: Order,
+    /// Its retry policy.
+    pub retry: RetryPolicy,
+    /// Its dead-letter topic; `{topic}` stands for the record's topic.
+    pub dead_letter_topic: Arc<str>,
+    /// What happens to its records while it is failed.
+    pub on_failure: OnFailure,
+    /// Maximum number of records in flight.
+    pub max_in_flight_records: u32,
+    /// Maximum number of bytes in flight.
+    pub max_in_flight_bytes: u64,
+    /// A key is always handled by the same worker.
+    pub keeps_key_state: bool,
+    /// It handles a batch as a whole: after a failed batch its records are retried one by one.
+    pub takes_batches: bool,
+}

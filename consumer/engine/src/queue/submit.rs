@@ -1,0 +1,416 @@
+//! From a routed record to a worker: bound, lane, open batch, submission.
+
+use std::collections::VecDeque;
+
+use super::batches::{Ended, Flights};
+use super::context::{Agenda, Context};
+use super::lane::{lane_of, lane_of_key};
+use super::lanes::{Claim, NO_FLIGHT};
+use super::{HandlerQueue, MAX_BATCH_BYTES, OnFailure};
+use crate::dispatch::{Batch, EntryKey, FlightKey, PoolState};
+use crate::record::Record;
+use crate::records::Records;
+use crate::records::slab::Entry;
+
+impl HandlerQueue {
+    /// Queues a record.
+    pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) {
+        if self.backlog.is_empty() && self.has_room() && !self.changes_order() {
+            self.add_to_batch(ctx, key);
+        } else {
+            self.backlog.push_back(key);
+        }
+        self.mark_dirty(ctx);
+    }
+
+    /// Claims the record's lane: adds it to the open batch if the lane is free, else queues it in the lane.
+    fn add_to_batch<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) {
+        let Some(entry) = ctx.records.slab.get_mut(key) else {
+            return;
+        };
+        let lane = lane_of(self.order, entry);
+        let flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+        if lane != 0 {
+            let batches = &self.batches;
+            let is_live = |other| batches.is_live(other);
+            let claim = self
+                .lanes
+                .claim(lane, key, flight, !self.exclusive, is_live);
+            if let Claim::Waits { behind, first } = claim {
+                if first
+                    && behind != NO_FLIGHT
+                    && let Some(flight) = self.batches.get(behind)
+                {
+                    flight.contended.push(lane);
+                }
+                return;
+            }
+        }
+        self.push_record(key, entry, flight, lane, 1);
+    }
+
+    /// Adds a record that has waited (retry, resend) to a batch again; it already holds its lane.
+    pub(super) fn requeue<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+    ) {
+        let Some(entry) = ctx.records.slab.get_mut(key) else {
+            return;
+        };
+        if self.settings.takes_batches {
+            // A record that failed in a batch is retried alone, so that one bad record does not fail its neighbours
+            // again.
+            self.close_open();
+        }
+        let flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+        if lane != 0 {
+            self.lanes.unhold(lane);
+            self.lanes.give(lane, flight);
+        }
+        self.push_record(key, entry, flight, lane, attempt);
+        if self.settings.takes_batches {
+            self.close_open();
+        }
+        self.mark_dirty(ctx);
+    }
+
+    fn push_record<R: Record>(
+        &mut self,
+        key: EntryKey,
+        entry: &mut Entry<R>,
+        flight: FlightKey,
+        lane: u64,
+        attempt: u32,
+    ) {
+        let Some(batch) = self.batches.batch(flight) else {
+            return;
+        };
+        let charge = u64::from(entry.charge);
+        let Some(record) = entry.lend(lane, attempt) else {
+            return;
+        };
+        batch.records.push(record);
+        batch.keys.push(key);
+        batch.bytes += charge;
+        self.in_flight_records += 1;
+        self.in_flight_bytes += charge;
+    }
+
+    /// Submits the ready batches.
+    pub(crate) fn dispatch<R: Record>(&mut self, ctx: &mut Context<R>) {
+        self.dirty = false;
+        loop {
+            self.fill_from_backlog(ctx);
+            if let Some(pool) = &self.settings.pool
+                && pool.state() == PoolState::Failed
+                && self.settings.on_failure == OnFailure::DeadLetter
+            {
+                if !self.dead_letter_queued(ctx) {
+                    return;
+                }
+                continue;
+            }
+            if self.blocked || self.backoff_until_ms.is_some() {
+                return;
+            }
+            self.close_open();
+            let mut withheld = self.withhold(ctx);
+            let (submitted, freed) = self.submit_ready(ctx);
+            self.ready.append(&mut withheld);
+            let queued =
+                !self.backlog.is_empty() || !self.runnable.is_empty() || !self.due.is_empty();
+            let done = freed.is_empty() && (!submitted || !queued);
+            for lane in freed {
+                self.release_lane(ctx, lane);
+            }
+            if done {
+                return;
+            }
+        }
+    }
+
+    /// Submits ready batches until the pool refuses one. Returns whether it accepted any, and the lanes that are free.
+    fn submit_ready<R: Record>(&mut self, ctx: &mut Context<R>) -> (bool, Vec<u64>) {
+        let mut submitted = false;
+        let mut refused = VecDeque::new();
+        let mut freed = Vec::new();
+        while let Some(flight) = self.ready.pop_front() {
+            let Some(batch) = self.batches.submit(flight, ctx.now_ms) else {
+                continue;
+            };
+            if batch.records.is_empty() {
+                // Its records were taken out when their partition was revoked.
+                self.batches.recycle(batch);
+                freed.append(&mut self.end_batch(ctx, flight).contended);
+                continue;
+            }
+            let Some(pool) = &self.settings.pool else {
+                put_back(&mut self.batches, flight, batch);
+                refused.push_back(flight);
+                continue;
+            };
+            match pool.submit(batch, &ctx.inbox) {
+                Ok(()) => submitted = true,
+                Err(batch) => {
+                    put_back(&mut self.batches, flight, batch);
+                    refused.push_back(flight);
+                    if !self.settings.keeps_key_state {
+                        break;
+                    }
+                }
+            }
+        }
+        self.blocked = !refused.is_empty();
+        refused.append(&mut self.ready);
+        self.ready = refused;
+        (submitted, freed)
+    }
+
+    /// Ends a batch, and counts it if draining partitions wait for it.
+    pub(super) fn end_batch<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        flight: FlightKey,
+    ) -> Ended {
+        let ended = self.batches.end(flight);
+        ctx.agenda.stopped_calls -= usize::from(ended.stopped);
+        ended
+    }
+
+    /// Sets aside the ready batches that wait for stopped calls.
+    fn withhold<R: Record>(&mut self, ctx: &Context<R>) -> VecDeque<FlightKey> {
+        let mut withheld = VecDeque::new();
+        if ctx.agenda.stopped_calls == 0 {
+            return withheld;
+        }
+        let batches = &mut self.batches;
+        self.ready.retain(|&flight| {
+            let waits = batches
+                .batch(flight)
+                .is_some_and(|batch| waits_for_stopped_calls(&ctx.records, &batch.keys));
+            if waits {
+                withheld.push_back(flight);
+            }
+            !waits
+        });
+        withheld
+    }
+
+    fn fill_from_backlog<R: Record>(&mut self, ctx: &mut Context<R>) {
+        self.run_queued_due(ctx);
+        while self.has_room()
+            && let Some(lane) = self.runnable.pop_front()
+        {
+            self.release_lane(ctx, lane);
+        }
+        self.follow_order();
+        while self.has_room()
+            && !self.changes_order()
+            && let Some(key) = self.backlog.pop_front()
+        {
+            self.add_to_batch(ctx, key);
+        }
+    }
+
+    /// Fills unsubmitted batches again, after the number of workers has changed: a batch is for one worker, and a key would
+    /// otherwise be handled by two of them.
+    pub(super) fn place_again<R: Record>(&mut self, ctx: &mut Context<R>) {
+        let mut taken = self.take_queued(ctx, |_| true);
+        taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(Entry::offset));
+        let again = |queue: &Self, key| queue.deferred.get(key).map(|share| share.attempt);
+        // They hold their lanes before others claim these.
+        for &(key, lane) in &taken {
+            if let Some(attempt) = again(self, key) {
+                self.park_now(ctx, key, lane, attempt);
+            }
+        }
+        for &(key, _) in &taken {
+            if again(self, key).is_none() {
+                self.enqueue(ctx, key);
+            }
+        }
+    }
+
+    /// Adds the records waiting in a lane to a batch, if no batch has and no record holds the lane.
+    pub(crate) fn release_lane<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
+        if lane == 0 {
+            return;
+        }
+        let mut placed = false;
+        loop {
+            let batches = &self.batches;
+            let first = match placed {
+                true => self.lanes.first(lane),
+                false => self.lanes.next(lane, |flight| batches.is_live(flight)),
+            };
+            let Some(key_hash) = first
+                .and_then(|key| ctx.records.slab.get(key))
+                .map(|entry| entry.key_hash)
+            else {
+                break;
+            };
+            if !placed && !self.has_room() {
+                self.runnable.push_back(lane);
+                break;
+            }
+            let open = self.open_batch(&mut ctx.agenda, key_hash);
+            let several = !self.exclusive && self.has_room();
+            let batches = &self.batches;
+            let is_live = |flight| batches.is_live(flight);
+            let Some(key) = self.lanes.advance(lane, open, several, is_live) else {
+                break;
+            };
+            placed = true;
+            if let Some(entry) = ctx.records.slab.get_mut(key) {
+                self.push_record(key, entry, open, lane, 1);
+            }
+        }
+        if placed {
+            self.mark_contended(lane);
+        }
+        self.mark_dirty(ctx);
+    }
+
+    /// The batch that has a lane in which records wait releases it when it ends.
+    pub(super) fn mark_contended(&mut self, lane: u64) {
+        if let Some(flight) = self.lanes.waited_for(lane)
+            && let Some(flight) = self.batches.get(flight)
+        {
+            flight.contended.push(lane);
+        }
+    }
+
+    /// The batch that a record with this key would join; a full one is closed first.
+    fn open_batch(&mut self, agenda: &mut Agenda, key_hash: u64) -> FlightKey {
+        let place = match self.open.len() {
+            1 => 0,
+            places => (key_hash >> 32) as usize % places,
+        };
+        if let Some(flight) = self.open[place] {
+            match self.batches.batch(flight) {
+                Some(batch)
+                    if (batch.records.len() as u32) < self.batch_limit
+                        && batch.bytes < MAX_BATCH_BYTES =>
+                {
+                    return flight;
+                }
+                Some(_) => self.ready.push_back(flight),
+                None => {}
+            }
+        }
+        let flight = self.batches.open(self.ix, agenda.next_serial());
+        if self.settings.keeps_key_state
+            && let Some(batch) = self.batches.batch(flight)
+        {
+            batch.worker = Some(place as u32);
+        }
+        self.open[place] = Some(flight);
+        flight
+    }
+
+    /// Moves the open batches that have records to the ready queue.
+    fn close_open(&mut self) {
+        for place in &mut self.open {
+            if let Some(flight) = *place
+                && self
+                    .batches
+                    .batch(flight)
+                    .is_none_or(|batch| !batch.records.is_empty())
+            {
+                self.ready.push_back(flight);
+                *place = None;
+            }
+        }
+    }
+
+    /// Removes the records that `wanted` selects from where no worker has them: backlog, lanes, open and ready batches.
+    pub(super) fn take_queued<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        wanted: impl Fn(EntryKey) -> bool,
+    ) -> Vec<(EntryKey, u64)> {
+        let mut taken = Vec::new();
+        let mut emptied = Vec::new();
+        for flight in self.open.iter().flatten().chain(&self.ready) {
+            let Some(batch) = self.batches.batch(*flight) else {
+                continue;
+            };
+            let before = taken.len();
+            let mut kept = 0;
+            for i in 0..batch.keys.len() {
+                let key = batch.keys[i];
+                if wanted(key) {
+                    taken.push((key, batch.records[i].lane));
+                    continue;
+                }
+                batch.keys.swap(kept, i);
+                batch.records.swap(kept, i);
+                kept += 1;
+            }
+            let out = batch.keys.drain(kept..).zip(batch.records.drain(kept..));
+            for (key, record) in out {
+                if let Some(entry) = ctx.records.slab.get_mut(key) {
+                    entry.return_record(record);
+                    batch.bytes -= u64::from(entry.charge);
+                    self.in_flight_bytes -= u64::from(entry.charge);
+                }
+                self.in_flight_records -= 1;
+            }
+            if kept == 0 && taken.len() > before {
+                emptied.push(*flight);
+            }
+        }
+        let (slab, order) = (&ctx.records.slab, self.order);
+        let from_lanes = self.lanes.retain(|key| !wanted(key));
+        taken.extend(
+            from_lanes
+                .into_iter()
+                .map(|key| (key, lane_of_key(slab, order, key))),
+        );
+        self.backlog.retain(|&key| {
+            let take = wanted(key);
+            if take {
+                taken.push((key, lane_of_key(slab, order, key)));
+            }
+            !take
+        });
+        self.end_emptied(ctx, &emptied);
+        self.mark_dirty(ctx);
+        taken
+    }
+
+    /// Ends batches that have lost all their records: they are never submitted, so their lanes would stay occupied.
+    fn end_emptied<R: Record>(&mut self, ctx: &mut Context<R>, emptied: &[FlightKey]) {
+        for place in &mut self.open {
+            *place = place.filter(|flight| !emptied.contains(flight));
+        }
+        self.ready.retain(|flight| !emptied.contains(flight));
+        let mut freed = Vec::new();
+        for &flight in emptied {
+            freed.append(&mut self.end_batch(ctx, flight).contended);
+        }
+        for lane in freed {
+            self.release_lane(ctx, lane);
+        }
+    }
+}
+
+/// Whether a batch must not be dispatched yet: while stopped calls are running, it is unknown which records of a draining
+/// partition they have started, which must then be finished in all handlers.
+fn waits_for_stopped_calls<R: Record>(records: &Records<R>, keys: &[EntryKey]) -> bool {
+    keys.iter().any(|key| {
+        records
+            .slab
+            .get(*key)
+            .is_some_and(|entry| records.partitions[entry.slot].is_draining())
+    })
+}
+
+fn put_back(batches: &mut Flights, flight: FlightKey, batch: Box<Batch>) {
+    if let Some(flight) = batches.get(flight) {
+        flight.batch = Some(batch);
+    }
+}

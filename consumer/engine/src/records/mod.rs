@@ -1,0 +1,166 @@
+//! The records in flight and the partitions in which they settle: what every handler's queue changes when a share of a
+//! record is over.
+//!
+//! A record has one entry, however many handlers receive it; the last handler settles its offset (G1). Settling an offset
+//! twice is a broken invariant (G13). An entry is freed only when no batch contains it, because a hung call may still read
+//! its bytes (G14).
+
+pub(crate) mod slab;
+
+use std::sync::Arc;
+
+use sluicegate_runtime::RawRecord;
+
+use crate::dispatch::EntryKey;
+use crate::partition::assignment::AssignmentState;
+use crate::partition::table::Partitions;
+use crate::record::Record;
+use crate::source::AssignmentId;
+use slab::{Entry, Slab};
+
+/// All records in flight, and all partitions.
+pub(crate) struct Records<R: Record> {
+    pub(crate) slab: Slab<R>,
+    pub(crate) partitions: Partitions<R>,
+    /// Bytes charged for records: those in the slab, and those that wait for room in their partition.
+    pub(crate) charged: u64,
+    /// The violated invariant, if one was found.
+    pub(crate) fault: Option<Arc<str>>,
+}
+
+impl<R: Record> Default for Records<R> {
+    fn default() -> Self {
+        Self {
+            slab: Slab::default(),
+            partitions: Partitions::default(),
+            charged: 0,
+            fault: None,
+        }
+    }
+}
+
+impl<R: Record> Records<R> {
+    /// Settles a record for one handler; the last handler settles its offset.
+    pub(crate) fn settle_share(&mut self, key: EntryKey, now_ms: u64) {
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        if entry.unsettled == 0 {
+            self.free_if_done(key);
+            return;
+        }
+        entry.unsettled -= 1;
+        if entry.unsettled > 0 {
+            return;
+        }
+        let assignment = &mut self.partitions[entry.slot];
+        assignment.unsettled -= 1;
+        if assignment.state != AssignmentState::Released {
+            let before = assignment.ledger.frontier();
+            if !assignment.ledger.settle(entry.offset()) {
+                self.fault = Some(
+                    format!(
+                        "offset {} of {} was settled twice (G13)",
+                        entry.offset(),
+                        assignment.at
+                    )
+                    .into(),
+                );
+            }
+            if assignment.ledger.frontier() != before {
+                assignment.moved_ms = now_ms;
+            }
+        }
+        self.free_if_done(key);
+    }
+
+    /// Whether nothing more is expected of a record: it is settled, or its partition was revoked (G5).
+    pub(crate) fn is_over(&self, key: EntryKey) -> bool {
+        self.slab.get(key).is_none_or(|entry| entry.unsettled == 0)
+    }
+
+    /// Frees a record that all handlers have settled and no batch points to.
+    pub(crate) fn free_if_done(&mut self, key: EntryKey) {
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        if entry.unsettled > 0 {
+            return;
+        }
+        let charge = u64::from(entry.charge);
+        let assignment = &mut self.partitions[entry.slot];
+        if !entry.stranded {
+            assignment.usage.entry_bytes -= charge;
+        }
+        if entry.is_lent() {
+            entry.stranded = true;
+            return;
+        }
+        self.charged -= charge;
+        assignment.entries -= 1;
+        assignment.usage.freed_bytes += charge;
+        let slot = entry.slot;
+        let released = assignment.state == AssignmentState::Released;
+        self.slab.remove(key);
+        if released {
+            self.partitions.free_if_over(slot);
+        }
+    }
+
+    /// Returns what was lent to a batch.
+    pub(crate) fn return_record(&mut self, key: EntryKey, record: RawRecord) {
+        if let Some(entry) = self.slab.get_mut(key) {
+            entry.return_record(record);
+        }
+    }
+
+    /// Copies a record that will wait, so that it does not keep a whole fetch buffer alive.
+    pub(crate) fn detach(&mut self, key: EntryKey) {
+        if let Some(entry) = self.slab.get_mut(key) {
+            entry.detach();
+        }
+    }
+
+    /// The assignment of a record.
+    pub(crate) fn slot_of(&self, key: EntryKey) -> AssignmentId {
+        let entry = self.slab.get(key);
+        entry.map_or(AssignmentId(u32::MAX), |entry| entry.slot)
+    }
+
+    /// Counts parked shares of a partition's records.
+    pub(crate) fn count_parked(&mut self, slot: AssignmentId, by: i64) {
+        if by != 0
+            && let Some(assignment) = self.partitions.get_mut(slot)
+        {
+            assignment.parked = assignment.parked.saturating_add_signed(by);
+        }
+    }
+
+    /// Bytes charged for these records.
+    pub(crate) fn charge_of(&self, keys: &[EntryKey]) -> u64 {
+        let entries = keys.iter().filter_map(|key| self.slab.get(*key));
+        entries.map(|entry| u64::from(entry.charge)).sum()
+    }
+
+    /// Gives up records that their partition leaves to its next owner: no handler settles them here.
+    pub(crate) fn abandon(&mut self, keys: &[EntryKey]) {
+        for &key in keys {
+            if let Some(entry) = self.slab.get_mut(key)
+                && std::mem::take(&mut entry.unsettled) > 0
+            {
+                self.partitions[entry.slot].unsettled -= 1;
+            }
+            self.free_if_done(key);
+        }
+    }
+
+    /// The live records of a partition, for reports.
+    pub(crate) fn entries_of(
+        &self,
+        slot: AssignmentId,
+    ) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
+        self.slab
+            .iter()
+            .filter(move |(_, entry)| entry.slot == slot)
+    }
+}
