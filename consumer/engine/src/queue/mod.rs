@@ -11,9 +11,9 @@
 //!  switched off, and not finished by its handler ─► skipped                     (`closing`)
 //! ```
 //!
-//! A share is a record × handler. Where it is follows from who has it (backlog, lane, batch, [`deferred`]); its state is
+//! A share is a record × handler. Where it is follows from who has it (backlog, lane, batch, `deferred`); its state is
 //! written down only while it is deferred, so a record that succeeds at once costs nothing here. A queue reaches nothing but
-//! itself and its [`Context`]: no other handler's queue, no route, no commit.
+//! itself and its `Context`: no other handler's queue, no route, no commit.
 
 mod backoff;
 pub(crate) mod batches;
