@@ -137,10 +137,8 @@ impl Core {
         offsets.map(one).collect()
     }
 
-    fn deliver(&mut self, deliveries: Vec<Delivery<RecordBuf>>) {
-        for delivery in deliveries {
-            self.flow.deliver(delivery);
-        }
+    fn deliver(&mut self, mut deliveries: Vec<Delivery<RecordBuf>>) {
+        self.flow.deliver_all(&mut deliveries);
         self.flow.dispatch();
     }
 

@@ -283,6 +283,21 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "run-over-finished-offsets",
+        what: "a run of records is taken as new although an earlier owner finished some of them",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "run-settles-a-gap",
+        what: "offsets that settle together need not be consecutive",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "run-beyond-the-bound",
+        what: "a run of records is admitted beyond the bound on uncommitted offsets",
+        suite: FLOW,
+    },
+    Mutant {
         name: "released-twice",
         what: "the place of an assignment that is released twice is used by two partitions",
         suite: FLOW,

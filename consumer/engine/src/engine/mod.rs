@@ -108,9 +108,7 @@ impl<R: Record> Engine<R> {
             Event::Source(event, membership) => self.source_event(event, membership),
             Event::Observed(observations) => self.observed(observations),
             Event::Records(records) => {
-                for delivery in records.drain(..) {
-                    self.flow.deliver(delivery);
-                }
+                self.flow.deliver_all(records);
                 self.flow.dispatch();
             }
             Event::Polled => self.polled(),

@@ -1,19 +1,71 @@
 //! Admission: from the source through the ledger and routing, within the bounds on uncommitted records and memory.
 
-use rapidhash::v3::rapidhash_v3;
-use sluicegate_abi::lend::Lent;
-
 use super::Flow;
+use crate::dispatch::HandlerIx;
 use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
+use crate::queue::HandlerQueue;
 use crate::record::Record;
-use crate::records::slab::NewEntry;
+use crate::records::OVERHEAD;
 use crate::source::{AssignmentId, Delivery};
 
-/// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
-const OVERHEAD: usize = 304 + 96;
 /// Maximum number of handlers per record; validation rejects a configuration with more.
 const MAX_FANOUT: usize = u16::MAX as usize;
+
+/// Consecutive offsets of one partition, appended by one leader.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    slot: AssignmentId,
+    first: i64,
+    count: usize,
+    leader_epoch: i32,
+}
+
+impl Run {
+    /// The run with which these records begin; `None` if there are none.
+    fn first_of<R>(deliveries: &[Delivery<R>]) -> Option<Self> {
+        let first = deliveries.first()?;
+        let continues = |(one, next): &(&Delivery<R>, &Delivery<R>)| {
+            next.slot == one.slot
+                && next.offset == one.offset + 1
+                && next.leader_epoch == one.leader_epoch
+        };
+        let pairs = deliveries.iter().zip(&deliveries[1..]);
+        Some(Self {
+            slot: first.slot,
+            first: first.offset,
+            count: 1 + pairs.take_while(continues).count(),
+            leader_epoch: first.leader_epoch,
+        })
+    }
+}
+
+/// Result of admitting a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admitted {
+    /// All its records go to the same handlers.
+    AtOnce,
+    /// The handlers depend on the record.
+    EachRouted,
+    /// Not as a whole: nothing has changed.
+    No,
+}
+
+/// Number of the wanted handlers whose gates are open; `records` of the others are counted as skipped.
+fn count_open(queues: &mut [Option<HandlerQueue>], wanted: &[HandlerIx], records: u64) -> usize {
+    let mut open = 0usize;
+    for ix in wanted {
+        let queue = queues.get_mut(ix.0 as usize);
+        if let Some(queue) = queue.and_then(Option::as_mut) {
+            match queue.takes_records() {
+                true => open += 1,
+                false => queue.count_skipped(records),
+            }
+        }
+    }
+    debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
+    open
+}
 
 impl<R: Record> Flow<R> {
     /// Queues a record until its partition has room for it.
@@ -41,6 +93,91 @@ impl<R: Record> Flow<R> {
         }
         self.ctx.records.charged -= charge;
         Some(delivery)
+    }
+
+    /// Accepts fetched records, in order: a run (consecutive offsets of one partition) as a whole, if nothing distinguishes
+    /// its records.
+    pub fn deliver_all(&mut self, deliveries: &mut Vec<Delivery<R>>) {
+        let mut rest = deliveries.drain(..);
+        while let Some(run) = Run::first_of(rest.as_slice()) {
+            let count = run.count;
+            let taken = rest.by_ref().take(count);
+            match self.admit_run(&run) {
+                Admitted::AtOnce => self.route_run(&run, taken),
+                Admitted::EachRouted => taken.for_each(|delivery| self.route(delivery)),
+                Admitted::No => taken.for_each(|delivery| self.deliver(delivery)),
+            }
+        }
+    }
+
+    /// Admits a run if each of its records is new and has room.
+    fn admit_run(&mut self, run: &Run) -> Admitted {
+        let max_uncommitted = self.settings.max_uncommitted;
+        let Some(assignment) = self.ctx.records.partitions.get_mut(run.slot) else {
+            return Admitted::No;
+        };
+        let free = max_uncommitted - assignment.uncommitted();
+        let skipped = run.first - assignment.ledger.next();
+        let has_room = assignment.overflow.is_empty()
+            && assignment.has_room(max_uncommitted)
+            && skipped + run.count as i64 <= free;
+        if !has_room
+            || !assignment.admits()
+            || run.leader_epoch > assignment.finished_leader_epoch
+            || self.record_log.is_some()
+        {
+            return Admitted::No;
+        }
+        let was_settled = assignment.ledger.is_settled();
+        if !assignment.ledger.deliver_run(run.first, run.count) {
+            return Admitted::No;
+        }
+        if was_settled {
+            // Nothing was unsettled until now, so the wait of the frontier starts here.
+            assignment.begun_ms = self.ctx.now_ms;
+        }
+        assignment.delivered += run.count as u64;
+        assignment.leader_epochs.record(run.first, run.leader_epoch);
+        match self.router.constant(assignment.plan) {
+            Some(_) => Admitted::AtOnce,
+            None => Admitted::EachRouted,
+        }
+    }
+
+    /// Routes an admitted run.
+    fn route_run(&mut self, run: &Run, deliveries: impl Iterator<Item = Delivery<R>>) {
+        let assignment = &mut self.ctx.records.partitions[run.slot];
+        let wanted = self.router.constant(assignment.plan).unwrap_or_default();
+        let open = count_open(&mut self.queues, wanted, run.count as u64);
+        if open == 0 {
+            if wanted.is_empty()
+                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+            {
+                counts.unrouted += run.count as u64;
+            }
+            let before = assignment.ledger.frontier();
+            assignment
+                .ledger
+                .settle_run(run.first..run.first + run.count as i64);
+            if assignment.ledger.frontier() != before {
+                assignment.moved_ms = self.ctx.now_ms;
+            }
+            deliveries.for_each(drop);
+            return;
+        }
+        self.keys.clear();
+        for delivery in deliveries {
+            self.keys
+                .push(self.ctx.records.insert(delivery, open as u16));
+        }
+        for ix in wanted {
+            let queue = self.queues.get_mut(ix.0 as usize);
+            if let Some(queue) = queue.and_then(Option::as_mut)
+                && queue.takes_records()
+            {
+                queue.enqueue_run(&mut self.ctx, &self.keys);
+            }
+        }
     }
 
     /// Accepts one fetched record.
@@ -109,24 +246,14 @@ impl<R: Record> Flow<R> {
 
     fn route(&mut self, delivery: Delivery<R>) {
         let assignment = &mut self.ctx.records.partitions[delivery.slot];
-        let lease = delivery.lease;
+        let lease = &delivery.lease;
         let wanted = self.router.route(
             assignment.plan,
             assignment.at.partition,
             lease.key(),
             || lease.headers(),
         );
-        let mut open = 0usize;
-        for ix in wanted {
-            let queue = self.queues.get_mut(ix.0 as usize);
-            if let Some(queue) = queue.and_then(Option::as_mut) {
-                if queue.takes_records() {
-                    open += 1;
-                } else {
-                    queue.count_skipped();
-                }
-            }
-        }
+        let open = count_open(&mut self.queues, wanted, 1);
         if open == 0 {
             if wanted.is_empty()
                 && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
@@ -136,22 +263,7 @@ impl<R: Record> Flow<R> {
             assignment.pass_by(delivery.offset, self.ctx.now_ms);
             return;
         }
-        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
-        let place = assignment.place_of(delivery.offset, delivery.timestamp_ms);
-        let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
-        let record = Lent::new(lease, place);
-        let charge = (record.size() + OVERHEAD) as u32;
-        self.ctx.records.charged += u64::from(charge);
-        assignment.entries += 1;
-        assignment.unsettled += 1;
-        assignment.usage.entry_bytes += u64::from(charge);
-        let entry = self.ctx.records.slab.insert(NewEntry {
-            record,
-            slot: delivery.slot,
-            key_hash,
-            charge,
-            handlers: open as u16,
-        });
+        let entry = self.ctx.records.insert(delivery, open as u16);
         for ix in wanted {
             let queue = self.queues.get_mut(ix.0 as usize);
             if let Some(queue) = queue.and_then(Option::as_mut)

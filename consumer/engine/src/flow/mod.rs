@@ -36,7 +36,7 @@ mod topic_name;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
+use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::partition::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
@@ -119,6 +119,8 @@ pub struct Flow<R: Record> {
     ownership_due_ms: Option<u64>,
     /// `None` while the record log is off.
     record_log: Option<RecordLog>,
+    /// The records of the run that is being routed; kept for its memory.
+    keys: Vec<EntryKey>,
 }
 
 impl<R: Record> Flow<R> {
@@ -161,6 +163,7 @@ impl<R: Record> Flow<R> {
             ownership_changed: false,
             ownership_due_ms: None,
             record_log: None,
+            keys: Vec::new(),
         }
     }
 

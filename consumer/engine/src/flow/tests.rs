@@ -177,17 +177,14 @@ impl Bench {
     }
 
     fn deliver(&mut self, offsets: std::ops::Range<i64>, key: impl Fn(i64) -> Option<String>) {
-        for offset in offsets {
-            let lease =
-                OwnedRecord::new(key(offset).as_deref().map(str::as_bytes), Some(b"v"), &[]);
-            self.flow.deliver(Delivery {
-                slot: self.slot,
-                offset,
-                timestamp_ms: 0,
-                leader_epoch: -1,
-                lease,
-            });
-        }
+        let one = |offset| Delivery {
+            slot: self.slot,
+            offset,
+            timestamp_ms: 0,
+            leader_epoch: -1,
+            lease: OwnedRecord::new(key(offset).as_deref().map(str::as_bytes), Some(b"v"), &[]),
+        };
+        self.flow.deliver_all(&mut offsets.map(one).collect());
         self.flow.dispatch();
     }
 

@@ -119,6 +119,24 @@ impl Ledger {
         Delivered::New
     }
 
+    /// Records the delivery of `count` offsets from `first` on, if all of them are new ([`Delivered::New`]). `false`: at least
+    /// one may not be, and nothing has changed; deliver them one by one.
+    pub fn deliver_run(&mut self, first: i64, count: usize) -> bool {
+        let end = first + count as i64;
+        let is_near = end - self.frontier < AHEAD || self.is_settled();
+        if first < self.next || !self.done.is_empty() || !is_near {
+            return false;
+        }
+        if first > self.next {
+            self.skip_to(first);
+        }
+        self.next = end;
+        for (offset, bits) in words_of(first..end) {
+            self.word_mut(offset).delivered |= bits;
+        }
+        true
+    }
+
     /// Records that the log was read up to `position`: offsets before it that were not delivered do not exist and count as
     /// settled.
     pub fn pass(&mut self, position: i64) {
@@ -145,6 +163,28 @@ impl Ledger {
         }
         word.settled |= bit(offset);
         if offset == self.frontier {
+            self.advance();
+        }
+        true
+    }
+
+    /// Settles these offsets. Returns `false`, and changes nothing, if one of them was not delivered or is already settled.
+    pub fn settle_run(&mut self, offsets: Range<i64>) -> bool {
+        if offsets.end - offsets.start == 1 {
+            return self.settle(offsets.start);
+        }
+        let is_settled = |(offset, bits)| self.word(offset).settled & bits != 0;
+        if offsets.start < self.frontier
+            || offsets.end > self.next
+            || words_of(offsets.clone()).any(is_settled)
+        {
+            return false;
+        }
+        let reaches_frontier = offsets.start == self.frontier;
+        for (offset, bits) in words_of(offsets) {
+            self.word_mut(offset).settled |= bits;
+        }
+        if reaches_frontier {
             self.advance();
         }
         true
@@ -282,6 +322,19 @@ impl Ledger {
 
 fn bit(offset: i64) -> u64 {
     1 << (offset & 63)
+}
+
+/// The words that a range of offsets covers: an offset of each, and its bits.
+fn words_of(mut offsets: Range<i64>) -> impl Iterator<Item = (i64, u64)> {
+    std::iter::from_fn(move || {
+        let first = offsets.start;
+        let count = (64 - (first & 63)).min(offsets.end - first);
+        if count <= 0 {
+            return None;
+        }
+        offsets.start += count;
+        Some((first, (u64::MAX >> (64 - count)) << (first & 63)))
+    })
 }
 
 #[cfg(test)]

@@ -48,21 +48,27 @@ impl Naive {
 enum Step {
     /// The next record, after a gap of so many offsets.
     Next(i64),
+    /// As many records as the second number, the first after a gap of so many offsets; or one that was delivered already.
+    Run(i64, usize),
     /// An offset this far back from the newest, delivered again or in a gap.
     Again(i64),
     /// Settle the open record with this index, counted from the lowest.
     Settle(prop::sample::Index),
     /// Settle the offset this far back, in any state.
     SettleAny(i64),
+    /// Settle as many offsets as the second number from the one this far back on, in any state.
+    SettleRun(i64, i64),
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
     let gap = prop_oneof![6 => Just(0), 2 => 1..5i64, 1 => 60..200i64];
     prop_oneof![
-        4 => gap.prop_map(Step::Next),
+        4 => gap.clone().prop_map(Step::Next),
+        2 => (prop_oneof![5 => gap, 1 => -5..0i64], 1..150usize).prop_map(|(gap, count)| Step::Run(gap, count)),
         1 => (-3..80i64).prop_map(Step::Again),
         4 => any::<prop::sample::Index>().prop_map(Step::Settle),
         1 => (-3..80i64).prop_map(Step::SettleAny),
+        3 => (0..150i64, 1..150i64).prop_map(|(back, count)| Step::SettleRun(back, count)),
     ]
 }
 
@@ -94,6 +100,19 @@ proptest! {
                     let offset = naive.next + gap;
                     prop_assert_eq!(ledger.deliver(offset), naive.deliver(offset));
                 }
+                Step::Run(gap, count) => {
+                    let first = (naive.next + gap).max(start);
+                    let known = first < naive.next;
+                    let taken = ledger.deliver_run(first, count);
+                    let done_ahead = naive.done.range(naive.next..).next().is_some();
+                    prop_assert!(taken || known || done_ahead, "a run of new records is taken as a whole");
+                    prop_assert!(!(taken && (known || done_ahead)));
+                    if taken {
+                        for offset in first..first + count as i64 {
+                            prop_assert_eq!(naive.deliver(offset), Delivered::New);
+                        }
+                    }
+                }
                 Step::Again(back) => {
                     let offset = (naive.next - back).max(start);
                     prop_assert_eq!(ledger.deliver(offset), naive.deliver(offset));
@@ -108,6 +127,14 @@ proptest! {
                 Step::SettleAny(back) => {
                     let offset = (naive.next - back).max(start);
                     prop_assert_eq!(ledger.settle(offset), naive.open.remove(&offset));
+                }
+                Step::SettleRun(back, count) => {
+                    let first = (naive.next - back).max(start);
+                    let all_open = (first..first + count).all(|offset| naive.open.contains(&offset));
+                    prop_assert_eq!(ledger.settle_run(first..first + count), all_open);
+                    if all_open {
+                        naive.open.retain(|offset| !(first..first + count).contains(offset));
+                    }
                 }
             }
             prop_assert_eq!(ledger.frontier(), naive.frontier());

@@ -109,6 +109,18 @@ impl Flights {
         self.get(key)?.batch.as_deref_mut()
     }
 
+    /// Takes an unsubmitted batch out, to fill it; it has to be put back at once.
+    pub(crate) fn take(&mut self, key: FlightKey) -> Option<Box<Batch>> {
+        self.get(key)?.batch.take()
+    }
+
+    /// Puts a batch back that was taken, or that a pool has refused.
+    pub(crate) fn put_back(&mut self, key: FlightKey, batch: Box<Batch>) {
+        if let Some(flight) = self.get(key) {
+            flight.batch = Some(batch);
+        }
+    }
+
     /// Starts no further record of the submitted batches that `wanted` selects, wherever they are; their current record
     /// may finish. Returns their number.
     pub(crate) fn stop(&mut self, wanted: impl Fn(&Flight) -> bool) -> usize {

@@ -111,6 +111,14 @@ impl Lanes {
         Claim::Waits { behind, first }
     }
 
+    /// Reads the place of a lane, so that it is in the cache when the lane is claimed; the result is only to be used.
+    #[inline]
+    pub(crate) fn touch(&self, hash: u64) -> u64 {
+        let mask = self.table.len().wrapping_sub(1);
+        let place = self.table.get(first_index(hash) & mask);
+        place.map_or(0, |lane| lane.hash)
+    }
+
     /// Requeues records at the head of their lane, in order: they go ahead of those waiting there.
     pub(crate) fn wait_first(
         &mut self,

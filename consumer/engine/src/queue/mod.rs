@@ -193,9 +193,9 @@ impl HandlerQueue {
         self.settings.gate_open && self.settings.pool.is_some()
     }
 
-    /// Counts a record that its closed gate passes.
-    pub(crate) fn count_skipped(&mut self) {
-        self.counts.now.skipped += 1;
+    /// Counts records that its closed gate passes.
+    pub(crate) fn count_skipped(&mut self, records: u64) {
+        self.counts.now.skipped += records;
     }
 
     /// The handler is not declared any more.

@@ -25,6 +25,7 @@ use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
 use crate::dispatch::{Batch, EntryKey, FlightKey};
 use crate::record::Record;
+use crate::records::SettledRun;
 
 /// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
 /// stall.
@@ -64,6 +65,7 @@ impl HandlerQueue {
         }
         let quick = batch.emits_pending.is_empty();
         let mut acked = 0;
+        let mut settled = SettledRun::default();
         let mut back = Vec::new();
         let mut freed = ended.contended;
         let mut records = std::mem::take(&mut batch.records);
@@ -73,12 +75,13 @@ impl HandlerQueue {
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
-            ctx.records.return_record(key, record);
             if outcome.code == outcome_code::ACK && quick && attempt == 1 {
                 acked += 1;
-                ctx.records.settle_share(key, ctx.now_ms);
+                ctx.records
+                    .return_settled(&mut settled, key, record, ctx.now_ms);
                 continue;
             }
+            ctx.records.return_record(key, record);
             if attempt > 1 {
                 // Other records may have waited in the lane since before this batch.
                 freed.push(lane);
@@ -94,6 +97,7 @@ impl HandlerQueue {
             let detail = detail_of(&batch, outcome);
             self.outcome(ctx, &returned, outcome, pending, detail);
         }
+        ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
         self.counts.now.ack += acked;
         self.requeue_not_run(ctx, &back, &mut freed);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::batches::{Ended, Flights};
+use super::batches::Ended;
 use super::context::{Agenda, Context};
 use super::lane::{lane_of, lane_of_key};
 use super::lanes::{Claim, NO_FLIGHT};
@@ -11,6 +11,9 @@ use crate::dispatch::{Batch, EntryKey, FlightKey, PoolState};
 use crate::record::Record;
 use crate::records::Records;
 use crate::records::slab::Entry;
+
+/// Lanes whose places are read at once.
+const TOUCHED: usize = 8;
 
 impl HandlerQueue {
     /// Queues a record.
@@ -23,6 +26,98 @@ impl HandlerQueue {
         self.mark_dirty(ctx);
     }
 
+    /// Queues records, in order.
+    pub(crate) fn enqueue_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) {
+        let mut taken = 0;
+        if self.backlog.is_empty() && !self.changes_order() {
+            taken = match self.open.len() {
+                1 => self.add_run(ctx, keys),
+                _ => self.add_each(ctx, keys),
+            };
+        }
+        self.backlog.extend(&keys[taken..]);
+        self.mark_dirty(ctx);
+    }
+
+    /// Adds records to the batches of the workers that have their keys, while there is room. Returns their number.
+    fn add_each<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+        let mut taken = 0;
+        while self.has_room()
+            && let Some(&key) = keys.get(taken)
+        {
+            self.add_to_batch(ctx, key);
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Adds records to the open batch, while there is room: as [`Self::add_to_batch`] for each, with the batch in hand.
+    /// Returns their number.
+    fn add_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+        let mut taken = 0;
+        let mut flight = self.open_batch(&mut ctx.agenda, 0);
+        let Some(mut batch) = self.batches.take(flight) else {
+            return taken;
+        };
+        for (place, &key) in keys.iter().enumerate() {
+            if !self.has_room() {
+                break;
+            }
+            if place % TOUCHED == 0 {
+                self.touch_lanes(&ctx.records, &keys[place..keys.len().min(place + TOUCHED)]);
+            }
+            taken += 1;
+            let Some(entry) = ctx.records.slab.get_mut(key) else {
+                continue;
+            };
+            if self.is_full(&batch) {
+                self.batches.put_back(flight, batch);
+                flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+                match self.batches.take(flight) {
+                    Some(next) => batch = next,
+                    None => return taken,
+                }
+            }
+            let lane = lane_of(self.order, entry);
+            if lane != 0 && !self.claim(lane, key, flight) {
+                continue;
+            }
+            if let Some(charge) = push_into(&mut batch, key, entry, lane, 1) {
+                self.in_flight_records += 1;
+                self.in_flight_bytes += charge;
+            }
+        }
+        self.batches.put_back(flight, batch);
+        taken
+    }
+
+    /// Reads the places of lanes that are claimed next: each is likely a miss in the cache, and these overlap.
+    fn touch_lanes<R: Record>(&self, records: &Records<R>, keys: &[EntryKey]) {
+        let lanes = keys.iter().filter_map(|key| records.slab.get(*key));
+        let lanes = lanes.map(|entry| self.lanes.touch(lane_of(self.order, entry)));
+        std::hint::black_box(lanes.fold(0, |all, one| all ^ one));
+    }
+
+    /// Claims a lane for a record that would join `flight`; `false`: it waits in the lane.
+    #[inline]
+    fn claim(&mut self, lane: u64, key: EntryKey, flight: FlightKey) -> bool {
+        let batches = &self.batches;
+        let is_live = |other| batches.is_live(other);
+        let claim = self
+            .lanes
+            .claim(lane, key, flight, !self.exclusive, is_live);
+        let Claim::Waits { behind, first } = claim else {
+            return true;
+        };
+        if first
+            && behind != NO_FLIGHT
+            && let Some(flight) = self.batches.get(behind)
+        {
+            flight.contended.push(lane);
+        }
+        false
+    }
+
     /// Claims the record's lane: adds it to the open batch if the lane is free, else queues it in the lane.
     fn add_to_batch<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) {
         let Some(entry) = ctx.records.slab.get_mut(key) else {
@@ -30,23 +125,9 @@ impl HandlerQueue {
         };
         let lane = lane_of(self.order, entry);
         let flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
-        if lane != 0 {
-            let batches = &self.batches;
-            let is_live = |other| batches.is_live(other);
-            let claim = self
-                .lanes
-                .claim(lane, key, flight, !self.exclusive, is_live);
-            if let Claim::Waits { behind, first } = claim {
-                if first
-                    && behind != NO_FLIGHT
-                    && let Some(flight) = self.batches.get(behind)
-                {
-                    flight.contended.push(lane);
-                }
-                return;
-            }
+        if lane == 0 || self.claim(lane, key, flight) {
+            self.push_record(key, entry, flight, lane, 1);
         }
-        self.push_record(key, entry, flight, lane, 1);
     }
 
     /// Adds a record that has waited (retry, resend) to a batch again; it already holds its lane.
@@ -85,18 +166,18 @@ impl HandlerQueue {
         lane: u64,
         attempt: u32,
     ) {
-        let Some(batch) = self.batches.batch(flight) else {
-            return;
-        };
-        let charge = u64::from(entry.charge);
-        let Some(record) = entry.lend(lane, attempt) else {
-            return;
-        };
-        batch.records.push(record);
-        batch.keys.push(key);
-        batch.bytes += charge;
-        self.in_flight_records += 1;
-        self.in_flight_bytes += charge;
+        if let Some(batch) = self.batches.batch(flight)
+            && let Some(charge) = push_into(batch, key, entry, lane, attempt)
+        {
+            self.in_flight_records += 1;
+            self.in_flight_bytes += charge;
+        }
+    }
+
+    /// Whether a batch takes no further record.
+    #[inline]
+    fn is_full(&self, batch: &Batch) -> bool {
+        batch.records.len() as u32 >= self.batch_limit || batch.bytes >= MAX_BATCH_BYTES
     }
 
     /// Submits the ready batches.
@@ -148,14 +229,14 @@ impl HandlerQueue {
                 continue;
             }
             let Some(pool) = &self.settings.pool else {
-                put_back(&mut self.batches, flight, batch);
+                self.batches.put_back(flight, batch);
                 refused.push_back(flight);
                 continue;
             };
             match pool.submit(batch, &ctx.inbox) {
                 Ok(()) => submitted = true,
                 Err(batch) => {
-                    put_back(&mut self.batches, flight, batch);
+                    self.batches.put_back(flight, batch);
                     refused.push_back(flight);
                     if !self.settings.keeps_key_state {
                         break;
@@ -290,14 +371,13 @@ impl HandlerQueue {
             places => (key_hash >> 32) as usize % places,
         };
         if let Some(flight) = self.open[place] {
-            match self.batches.batch(flight) {
-                Some(batch)
-                    if (batch.records.len() as u32) < self.batch_limit
-                        && batch.bytes < MAX_BATCH_BYTES =>
-                {
-                    return flight;
-                }
-                Some(_) => self.ready.push_back(flight),
+            let limit = self.batch_limit;
+            let is_full = |batch: &mut Batch| {
+                batch.records.len() as u32 >= limit || batch.bytes >= MAX_BATCH_BYTES
+            };
+            match self.batches.batch(flight).map(is_full) {
+                Some(false) => return flight,
+                Some(true) => self.ready.push_back(flight),
                 None => {}
             }
         }
@@ -409,8 +489,18 @@ fn waits_for_stopped_calls<R: Record>(records: &Records<R>, keys: &[EntryKey]) -
     })
 }
 
-fn put_back(batches: &mut Flights, flight: FlightKey, batch: Box<Batch>) {
-    if let Some(flight) = batches.get(flight) {
-        flight.batch = Some(batch);
-    }
+/// Lends a record to a batch. Returns its charge; `None` if its bytes are gone.
+#[inline]
+fn push_into<R: Record>(
+    batch: &mut Batch,
+    key: EntryKey,
+    entry: &mut Entry<R>,
+    lane: u64,
+    attempt: u32,
+) -> Option<u64> {
+    let charge = u64::from(entry.charge);
+    batch.records.push(entry.lend(lane, attempt)?);
+    batch.keys.push(key);
+    batch.bytes += charge;
+    Some(charge)
 }

@@ -7,16 +7,19 @@
 
 pub(crate) mod slab;
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use rapidhash::v3::rapidhash_v3;
+use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
 use crate::dispatch::EntryKey;
 use crate::partition::assignment::AssignmentState;
 use crate::partition::table::Partitions;
 use crate::record::Record;
-use crate::source::AssignmentId;
-use slab::{Entry, Slab};
+use crate::source::{AssignmentId, Delivery, TopicPartition};
+use slab::{Entry, NewEntry, Slab};
 
 /// All records in flight, and all partitions.
 pub(crate) struct Records<R: Record> {
@@ -39,7 +42,53 @@ impl<R: Record> Default for Records<R> {
     }
 }
 
+fn settled_twice(offset: i64, at: &TopicPartition) -> Arc<str> {
+    format!("offset {offset} of {at} was settled twice (G13)").into()
+}
+
+/// Consecutive offsets of a partition that are over, and are settled there at once.
+pub(crate) struct SettledRun {
+    slot: AssignmentId,
+    offsets: Range<i64>,
+    bytes: u64,
+}
+
+impl Default for SettledRun {
+    fn default() -> Self {
+        Self {
+            slot: AssignmentId(u32::MAX),
+            offsets: 0..0,
+            bytes: 0,
+        }
+    }
+}
+
+/// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
+pub(crate) const OVERHEAD: usize = 304 + 96;
+
 impl<R: Record> Records<R> {
+    /// Adds a record that `handlers` handlers have to settle, and charges it.
+    #[inline]
+    pub(crate) fn insert(&mut self, delivery: Delivery<R>, handlers: u16) -> EntryKey {
+        let assignment = &mut self.partitions[delivery.slot];
+        let place = assignment.place_of(delivery.offset, delivery.timestamp_ms);
+        let lease = delivery.lease;
+        let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
+        let record = Lent::new(lease, place);
+        let charge = (record.size() + OVERHEAD) as u32;
+        self.charged += u64::from(charge);
+        assignment.entries += 1;
+        assignment.unsettled += 1;
+        assignment.usage.entry_bytes += u64::from(charge);
+        self.slab.insert(NewEntry {
+            record,
+            slot: delivery.slot,
+            key_hash,
+            charge,
+            handlers,
+        })
+    }
+
     /// Settles a record for one handler; the last handler settles its offset.
     pub(crate) fn settle_share(&mut self, key: EntryKey, now_ms: u64) {
         let Some(entry) = self.slab.get_mut(key) else {
@@ -58,20 +107,75 @@ impl<R: Record> Records<R> {
         if assignment.state != AssignmentState::Released {
             let before = assignment.ledger.frontier();
             if !assignment.ledger.settle(entry.offset()) {
-                self.fault = Some(
-                    format!(
-                        "offset {} of {} was settled twice (G13)",
-                        entry.offset(),
-                        assignment.at
-                    )
-                    .into(),
-                );
+                self.fault = Some(settled_twice(entry.offset(), &assignment.at));
             }
             if assignment.ledger.frontier() != before {
                 assignment.moved_ms = now_ms;
             }
         }
         self.free_if_done(key);
+    }
+
+    /// Returns a record of a call in which it succeeded, and settles it for that handler. What concerns its partition follows
+    /// for a run of records at once, at the latest with [`Self::end_run`].
+    #[inline]
+    pub(crate) fn return_settled(
+        &mut self,
+        run: &mut SettledRun,
+        key: EntryKey,
+        view: RawRecord,
+        now_ms: u64,
+    ) {
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        entry.return_record(view);
+        if entry.unsettled != 1 || entry.is_lent() {
+            self.settle_share(key, now_ms);
+            return;
+        }
+        let (slot, offset, charge) = (entry.slot, entry.offset(), u64::from(entry.charge));
+        if run.slot != slot || run.offsets.end != offset {
+            self.end_run(run, now_ms);
+            run.slot = slot;
+            run.offsets = offset..offset;
+        }
+        run.offsets.end += 1;
+        run.bytes += charge;
+        self.slab.remove(key);
+    }
+
+    /// Settles and frees a run in its partition.
+    pub(crate) fn end_run(&mut self, run: &mut SettledRun, now_ms: u64) {
+        let SettledRun {
+            slot,
+            offsets,
+            bytes,
+        } = std::mem::take(run);
+        let count = (offsets.end - offsets.start) as u32;
+        if count == 0 {
+            return;
+        }
+        let assignment = &mut self.partitions[slot];
+        assignment.unsettled -= count;
+        assignment.entries -= count;
+        assignment.usage.entry_bytes -= bytes;
+        assignment.usage.freed_bytes += bytes;
+        self.charged -= bytes;
+        if assignment.state == AssignmentState::Released {
+            self.partitions.free_if_over(slot);
+            return;
+        }
+        let before = assignment.ledger.frontier();
+        if !assignment.ledger.settle_run(offsets.clone()) {
+            let twice = offsets.filter(|offset| !assignment.ledger.settle(*offset));
+            if let Some(offset) = twice.last() {
+                self.fault = Some(settled_twice(offset, &assignment.at));
+            }
+        }
+        if assignment.ledger.frontier() != before {
+            assignment.moved_ms = now_ms;
+        }
     }
 
     /// Whether nothing more is expected of a record: it is settled, or its partition was revoked (G5).

@@ -80,6 +80,7 @@ impl Equality {
         Self { classes, atoms }
     }
 
+    #[inline]
     pub(super) fn class(&self, value: &[u8]) -> u32 {
         self.classes.get(value).copied().unwrap_or(0)
     }

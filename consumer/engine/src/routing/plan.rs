@@ -204,7 +204,7 @@ impl Slot {
     }
 
     /// The classes of a present value; `None` if the pattern memo is full.
-    #[inline]
+    #[inline(always)]
     pub(super) fn classes(
         &self,
         field: &Field,

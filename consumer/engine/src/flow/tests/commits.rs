@@ -133,6 +133,28 @@ fn a_partition_lost_while_its_last_commit_was_rejected_commits_nothing() {
 }
 
 #[test]
+fn records_of_one_delivery_are_admitted_up_to_the_bound_and_the_others_once_there_is_room() {
+    let mut bench = Bench::with(1, 10);
+    bench.deliver(0..25, |offset| Some(offset.to_string()));
+    let delivered = |bench: &Bench| bench.flow.assignment(bench.slot).ledger.next();
+    assert_eq!(delivered(&bench), 10);
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        (0..10).collect::<Vec<i64>>(),
+        "the others wait until these are committed"
+    );
+    let mut now_ms = 0;
+    for end in [20, 25] {
+        let entries = bench.next_commit(&mut now_ms).expect("a commit is due");
+        bench.answer_commit(&entries, None);
+        bench.flow.dispatch();
+        assert_eq!(delivered(&bench), end);
+        bench.finish(0, |_| ACK);
+    }
+    assert_eq!(bench.frontier(), 25);
+}
+
+#[test]
 fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
