@@ -12,8 +12,8 @@ use sluicegate_config::HandlerSpec;
 use sluicegate_engine::emit::Emitter;
 use sluicegate_pool::pool::relock;
 use sluicegate_pool::{
-    CallWatchdog, ConfigNotTaken, Crew, CrewSettings, HandlerPool, HandlerSetup, LiveConfig,
-    ProbeError, RestartPolicy,
+    CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, ProbeError, RestartPolicy, ThreadPool,
+    ThreadPoolSettings,
 };
 use sluicegate_runtime::LoadError;
 
@@ -26,7 +26,7 @@ use super::redaction::Redacted;
 use super::services::HandlerServices;
 use super::settings::RegistrySettings;
 
-/// Builds generations; shares loaded code by hash, and crews by pool name.
+/// Builds generations; shares loaded code by hash, and thread pools by name.
 pub(super) struct GenerationBuilder {
     cache: PathBuf,
     create_timeout: Duration,
@@ -133,7 +133,7 @@ impl fmt::Display for PluginUser {
 struct Shared {
     code: HashMap<String, Weak<Code>>,
     /// By pool name, hash and number of workers.
-    crews: HashMap<(String, String, u32), Weak<Crew>>,
+    thread_pools: HashMap<(String, String, u32), Weak<ThreadPool>>,
 }
 
 impl GenerationBuilder {
@@ -269,7 +269,7 @@ impl GenerationBuilder {
                 plugin: Arc::clone(&code.plugin),
                 redaction,
             }),
-            config: LiveConfig::new(spec.config.expose().to_string()),
+            config: spec.config.expose().to_string().into(),
             provenance: self.provenance.then(provenance),
             timeout: spec.timeout,
             restart: RestartPolicy {
@@ -304,9 +304,9 @@ impl GenerationBuilder {
         Ok(code)
     }
 
-    /// Joins the shared pool that the spec names, or a new crew of its own.
+    /// Joins the shared pool that the spec names, or a new thread pool of its own.
     fn join(&self, job: &PrepareJob, code: &Code, setup: HandlerSetup) -> Arc<HandlerPool> {
-        let settings = |name: &str| CrewSettings {
+        let settings = |name: &str| ThreadPoolSettings {
             name: name.to_owned(),
             generation: job.number,
             workers: job.workers,
@@ -315,21 +315,23 @@ impl GenerationBuilder {
             health_interval: self.health_interval,
         };
         let Some(pool) = &job.spec.pool else {
-            return Crew::new(settings(&job.spec.name), &self.watchdog).join_first(setup);
+            return ThreadPool::new(settings(&job.spec.name), &self.watchdog).join_first(setup);
         };
         let mut shared = relock(&self.shared);
         let key = (pool.clone(), code.sha256.clone(), job.workers);
-        let known = shared.crews.get(&key).and_then(Weak::upgrade);
+        let known = shared.thread_pools.get(&key).and_then(Weak::upgrade);
         let setup = match known {
             None => setup,
-            Some(crew) => match crew.join(setup) {
+            Some(threads) => match threads.join(setup) {
                 Ok(pool) => return pool,
                 Err(setup) => setup,
             },
         };
-        let crew = Crew::new(settings(pool), &self.watchdog);
-        shared.crews.retain(|_, crew| crew.strong_count() > 0);
-        shared.crews.insert(key, Arc::downgrade(&crew));
-        crew.join_first(setup)
+        let threads = ThreadPool::new(settings(pool), &self.watchdog);
+        shared
+            .thread_pools
+            .retain(|_, threads| threads.strong_count() > 0);
+        shared.thread_pools.insert(key, Arc::downgrade(&threads));
+        threads.join_first(setup)
     }
 }

@@ -24,9 +24,6 @@ pub enum ProbeError {
     /// The instance was dropped in the meantime.
     #[error("the instance no longer exists")]
     Gone,
-    /// The caller stopped waiting before the probe began.
-    #[error("the probe was cancelled")]
-    Cancelled,
     /// The operating system started no thread for it.
     #[error("cannot start a worker thread: {0}")]
     NoThread(#[source] Arc<io::Error>),

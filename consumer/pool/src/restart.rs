@@ -43,11 +43,6 @@ pub(crate) struct RestartBackoff {
 }
 
 impl RestartBackoff {
-    /// Whether there are failures to clear.
-    pub(crate) fn has_failures(&self) -> bool {
-        self.streak > 0
-    }
-
     /// Clears the failures after an acknowledged or dropped record, so that a poison record among good ones never trips the
     /// handler.
     pub(crate) fn clear(&mut self) {

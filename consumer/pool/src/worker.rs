@@ -11,11 +11,10 @@ use sluicegate_runtime::{
     outcome_code,
 };
 
-use crate::crew::Crew;
 use crate::error::ProbeError;
-use crate::handoff::{CallReport, Created, Ticket};
-use crate::pool::{Config, Tenant};
-use crate::seats::{Job, Probe, Task};
+use crate::member::{Config, MemberId, PoolMember};
+use crate::roster::{Created, Event, Probe, Rebuild, Report, Task, WorkItem, WorkerId};
+use crate::thread_pool::ThreadPool;
 use crate::{emits, provenance};
 
 /// Length of a thread name that Linux keeps, in bytes.
@@ -23,15 +22,14 @@ const VISIBLE: usize = 15;
 
 const RUNTIME_PANICKED: &str = "the plugin's runtime panicked";
 
-/// Starts the thread of a seat.
-pub(super) fn spawn(crew: Arc<Crew>, seat: usize, incarnation: u64) -> std::io::Result<()> {
-    let name = thread_name(&crew.settings.name, crew.settings.generation, seat);
-    let ticket = Ticket { seat, incarnation };
-    // The join handle is dropped: the crew counts its threads, and one that hangs must not be joined.
+/// Starts the thread of a slot.
+pub(crate) fn spawn(threads: Arc<ThreadPool>, id: WorkerId) -> std::io::Result<()> {
+    let name = thread_name(&threads.settings.name, threads.settings.generation, id.slot);
+    // The join handle is dropped: the thread pool counts its threads, and one that hangs must not be joined.
     std::thread::Builder::new().name(name).spawn(move || {
         Worker {
-            crew,
-            ticket,
+            threads,
+            id,
             built: HashMap::new(),
             to_rebuild: HashSet::new(),
         }
@@ -40,16 +38,16 @@ pub(super) fn spawn(crew: Arc<Crew>, seat: usize, incarnation: u64) -> std::io::
     Ok(())
 }
 
-/// `handler/NAME-GENERATION-SEAT`, with NAME truncated to fit [`VISIBLE`].
-fn thread_name(name: &str, generation: u64, seat: usize) -> String {
-    let tail = format!("-{generation}-{seat}");
+/// `handler/NAME-GENERATION-SLOT`, with NAME truncated to fit [`VISIBLE`].
+fn thread_name(name: &str, generation: u64, slot: usize) -> String {
+    let tail = format!("-{generation}-{slot}");
     let room = VISIBLE.saturating_sub("handler/".len() + tail.len()).max(1);
     let head: String = name.chars().filter(char::is_ascii).take(room).collect();
     format!("handler/{head}{tail}")
 }
 
 struct Built {
-    tenant: Arc<Tenant>,
+    member: Arc<PoolMember>,
     instance: Box<dyn HandlerInstance>,
     monitor: Arc<dyn CallMonitor>,
     /// The partitions that it was notified of.
@@ -59,31 +57,31 @@ struct Built {
 }
 
 struct Worker {
-    crew: Arc<Crew>,
-    ticket: Ticket,
+    threads: Arc<ThreadPool>,
+    id: WorkerId,
     /// Instances by handler.
-    built: HashMap<u64, Built>,
+    built: HashMap<MemberId, Built>,
     /// Handlers whose instance failed here and was not rebuilt yet.
-    to_rebuild: HashSet<u64>,
+    to_rebuild: HashSet<MemberId>,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
             let built = &self.built;
-            let monitor_of = |tenant: u64| built.get(&tenant).map(|b| Arc::clone(&b.monitor));
-            let task = self.crew.next(self.ticket, &monitor_of);
+            let monitor_of = |member: MemberId| built.get(&member).map(|b| Arc::clone(&b.monitor));
+            let task = self.threads.next(self.id, &monitor_of);
             let keep_running = match task {
-                Task::Call(job) => self.call(job),
-                Task::Create(tenant) => self.create_and_call(&tenant),
-                Task::Probe(probe) => self.probe(&probe),
-                Task::Leave(tenant) => self.leave(&tenant),
-                Task::NotifyChange(tenant) => {
-                    self.notify_partitions(&tenant);
-                    self.apply_config(&tenant);
+                Task::Call(item) => self.call(item),
+                Task::Create(member, config) => self.create_and_call(&member, &config),
+                Task::Probe(probe) => self.probe(probe),
+                Task::Leave(member) => self.leave(&member),
+                Task::NotifyChange(member) => {
+                    self.notify_partitions(&member);
+                    self.apply_config(&member);
                     true
                 }
-                Task::CheckHealth => self.check_health(),
+                Task::CheckHealth(missing) => self.check_health(&missing),
                 Task::Exit => false,
             };
             if !keep_running {
@@ -95,26 +93,31 @@ impl Worker {
         }
     }
 
-    fn create_and_call(&mut self, tenant: &Arc<Tenant>) -> bool {
-        match self.build(tenant, &tenant.config()) {
-            Ok(monitor) => match self.crew.created(self.ticket, monitor) {
-                Created::Call(job) => self.call(job),
+    /// Reports what was done until now; `false` if this thread was abandoned.
+    fn report(&self, report: Report<'_>) -> bool {
+        self.threads.report(self.id, report, Instant::now())
+    }
+
+    fn create_and_call(&mut self, member: &Arc<PoolMember>, config: &Config) -> bool {
+        match self.build(member, config) {
+            Ok(monitor) => match self.threads.created(self.id, monitor) {
+                Created::Call(item) => self.call(item),
                 Created::Recalled => true,
                 Created::Abandoned => false,
             },
             Err(error) => {
-                tracing::warn!(handler = %tenant.setup.name, %error, "cannot create instance");
-                self.crew.not_created(self.ticket, tenant, &error)
+                tracing::warn!(handler = %member.setup.name, %error, "cannot create instance");
+                self.report(Report::NotCreated(member, &error))
             }
         }
     }
 
     fn build(
         &mut self,
-        tenant: &Arc<Tenant>,
+        member: &Arc<PoolMember>,
         config: &Config,
     ) -> Result<Arc<dyn CallMonitor>, ProbeError> {
-        let setup = &tenant.setup;
+        let setup = &member.setup;
         let create = || {
             let services = Arc::clone(&setup.services);
             let instance =
@@ -122,7 +125,7 @@ impl Worker {
                     .plugin
                     .create(&setup.exported_as, &setup.name, &config.json, services);
             instance.map(|instance| Built {
-                tenant: Arc::clone(tenant),
+                member: Arc::clone(member),
                 monitor: instance.monitor(),
                 instance,
                 notified: BTreeSet::new(),
@@ -132,20 +135,20 @@ impl Worker {
         let built =
             catch_unwind(AssertUnwindSafe(create)).map_err(|_| ProbeError::RuntimePanicked)??;
         let monitor = Arc::clone(&built.monitor);
-        if self.to_rebuild.remove(&tenant.id) {
+        if self.to_rebuild.remove(&member.id) {
             setup.stats.restarted();
         }
-        self.built.insert(tenant.id, built);
-        self.notify_partitions(tenant);
+        self.built.insert(member.id, built);
+        self.notify_partitions(member);
         Ok(monitor)
     }
 
     /// Notifies the handler's instance, if there is one, of assigned and revoked partitions.
-    fn notify_partitions(&mut self, tenant: &Arc<Tenant>) {
-        let Some(built) = self.built.get_mut(&tenant.id) else {
+    fn notify_partitions(&mut self, member: &Arc<PoolMember>) {
+        let Some(built) = self.built.get_mut(&member.id) else {
             return;
         };
-        let owned = tenant.owned();
+        let owned = self.threads.lock().roster.owned(member);
         let Built {
             instance, notified, ..
         } = built;
@@ -158,39 +161,40 @@ impl Worker {
             }
         }));
         if notification.is_err() {
-            tracing::warn!(handler = %tenant.setup.name, "instance panicked on a partition change");
+            tracing::warn!(handler = %member.setup.name, "instance panicked on a partition change");
         }
         built.notified = owned;
     }
 
     /// Runs one batch; `false` if this thread was abandoned.
-    fn call(&mut self, job: Job) -> bool {
-        let Job {
-            tenant,
+    fn call(&mut self, item: WorkItem) -> bool {
+        let WorkItem {
+            member,
             mut batch,
-            home,
-        } = job;
-        let spent = self.handle(&tenant, &mut batch);
-        if let Some(why) = &spent {
-            tenant.setup.stats.panicked();
-            tenant.setup.stats.failed(why);
+            reply_to,
+        } = item;
+        let (poisoned, ended) = self.handle(&member, &mut batch);
+        if let Some(why) = &poisoned {
+            member.setup.stats.panicked();
+            member.setup.stats.failed(why);
         }
-        let report = CallReport {
-            spent: spent.as_deref(),
+        let report = Report::CallEnded {
+            member: &member,
+            poisoned: poisoned.as_deref(),
             made_progress: batch
                 .outcomes
                 .iter()
                 .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
         };
-        if !self.crew.call_ended(self.ticket, &tenant, &report) {
+        if !self.threads.report(self.id, report, ended) {
             // The pump has taken these records back and only waits to free their memory. The emits of this call are
             // discarded, so none of its outcomes may count.
             batch.not_run();
-            home.push(PumpMessage::Finished(batch));
-            self.crew.hung_call_returned(&tenant);
+            reply_to.push(PumpMessage::Finished(batch));
+            self.threads.tell(Event::HungCallReturned(&member));
             return false;
         }
-        let setup = &tenant.setup;
+        let setup = &member.setup;
         let groups = match batch.output.emits.is_empty() {
             true => Vec::new(),
             false => {
@@ -198,35 +202,42 @@ impl Worker {
                     provenance::add(&mut batch, handler);
                 }
                 let counts = setup.stats.emitted();
-                emits::send(&mut batch, &home, &*setup.emitter, counts, setup.timeout)
+                emits::send(
+                    &mut batch,
+                    &reply_to,
+                    &*setup.emitter,
+                    counts,
+                    setup.timeout,
+                )
             }
         };
         setup.stats.returned(batch.records.len() as u64);
-        home.push(PumpMessage::Finished(batch));
+        reply_to.push(PumpMessage::Finished(batch));
         for group in groups {
             group.seal();
         }
-        if let Some(why) = spent {
+        if let Some(why) = poisoned {
             tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
-            self.to_rebuild.insert(tenant.id);
-            self.crew.begin_lifecycle_call(self.ticket, &tenant);
-            if let Some(built) = self.built.remove(&tenant.id) {
+            self.to_rebuild.insert(member.id);
+            self.report(Report::LifecycleCall(&member));
+            if let Some(built) = self.built.remove(&member.id) {
                 drop_guarded(built);
             }
         }
         true
     }
 
-    /// Calls the instance; returns the reason if it is unusable afterwards.
-    fn handle(&mut self, tenant: &Arc<Tenant>, batch: &mut Batch) -> Option<String> {
+    /// Calls the instance; returns the reason if it is unusable afterwards, and the end of the call.
+    fn handle(&mut self, member: &Arc<PoolMember>, batch: &mut Batch) -> (Option<String>, Instant) {
         batch.not_run();
         if batch.cancel.is_set() {
-            return None;
+            return (None, Instant::now());
         }
-        let Some(built) = self.built.get_mut(&tenant.id) else {
-            return Some("the instance no longer exists".to_owned());
+        let Some(built) = self.built.get_mut(&member.id) else {
+            let why = "the instance no longer exists".to_owned();
+            return (Some(why), Instant::now());
         };
-        let timeout_ms = tenant.setup.timeout.as_millis() as u64;
+        let timeout_ms = member.setup.timeout.as_millis() as u64;
         let start = Instant::now();
         let call = CallRequest {
             records: &batch.records,
@@ -242,110 +253,93 @@ impl Worker {
         // Never 0, which marks a batch returned without a call.
         batch.elapsed_us = (elapsed.as_micros() as u64).max(1);
         let records = batch.records.len() as u64;
-        tenant
+        member
             .setup
             .stats
             .called(records, elapsed.as_nanos() as u64);
-        match status {
+        let poisoned = match status {
             Ok(CallStatus::Usable) => None,
-            Ok(CallStatus::Spent) => Some(spent_reason(batch)),
+            Ok(CallStatus::Spent) => Some(poison_reason(batch)),
             Err(_) => Some(RUNTIME_PANICKED.to_owned()),
-        }
+        };
+        (poisoned, start + elapsed)
     }
 
-    /// Health-checks every instance of this thread; `false` if the thread was abandoned. Where an unhealthy instance was
-    /// dropped, another one is built and checked: with a closed gate no batch would build it, and the gate opens only to
-    /// healthy instances.
-    fn check_health(&mut self) -> bool {
-        let Some(mut missing) = self.crew.unhealthy_here(self.ticket) else {
-            return false;
-        };
-        missing.retain(|tenant| !self.built.contains_key(&tenant.id));
-        let tenants = self.built.values().map(|built| Arc::clone(&built.tenant));
-        for tenant in tenants.collect::<Vec<_>>() {
-            if !self.crew.begin_lifecycle_call(self.ticket, &tenant)
-                || !self.check_instance(&tenant)
-            {
+    /// Health-checks every instance of this thread, then builds and checks one for each of the `missing` handlers, whose
+    /// unhealthy instance was dropped; `false` if the thread was abandoned.
+    fn check_health(&mut self, missing: &[Arc<PoolMember>]) -> bool {
+        let members = self.built.values().map(|built| Arc::clone(&built.member));
+        for member in members.collect::<Vec<_>>() {
+            if !self.report(Report::LifecycleCall(&member)) || !self.check_instance(&member) {
                 return false;
             }
         }
-        let interval = self.crew.settings.health_interval;
-        missing.retain(|tenant| tenant.begin_rebuild(self.ticket.seat, interval));
-        missing.iter().all(|tenant| self.rebuild(tenant))
+        missing.iter().all(|member| self.rebuild(member))
     }
 
     /// Checks the handler's instance, and drops it if it cannot recover; `false` if the thread was abandoned.
-    fn check_instance(&mut self, tenant: &Arc<Tenant>) -> bool {
-        let Some(built) = self.built.get_mut(&tenant.id) else {
+    fn check_instance(&mut self, member: &Arc<PoolMember>) -> bool {
+        let Some(built) = self.built.get_mut(&member.id) else {
             return true;
         };
         let health = checked_health(&mut *built.instance);
         let why = health.as_ref().err().map(ToString::to_string);
-        if !self.crew.health_checked(self.ticket, tenant, why) {
+        if !self.report(Report::HealthChecked(member, why)) {
             return false;
         }
         if let Err(HealthError::Spent(why)) = health {
-            self.drop_instance(tenant, &why);
+            self.drop_instance(member, &why);
         }
         true
     }
 
     /// Builds and checks an instance in place of an unhealthy one that was dropped; `false` if the thread was abandoned.
-    fn rebuild(&mut self, tenant: &Arc<Tenant>) -> bool {
-        if !self.crew.begin_rebuild(self.ticket, tenant) {
-            return false;
-        }
-        match self.build(tenant, &tenant.config()) {
-            Ok(_) => self.check_instance(tenant),
+    fn rebuild(&mut self, member: &Arc<PoolMember>) -> bool {
+        let config = match self.threads.begin_rebuild(self.id, member) {
+            Rebuild::Build(config) => config,
+            Rebuild::NotNow => return true,
+            Rebuild::Abandoned => return false,
+        };
+        match self.build(member, &config) {
+            Ok(_) => self.check_instance(member),
             Err(error) => {
                 let why = format!("the instance failed and cannot be built again: {error}");
-                self.crew.health_checked(self.ticket, tenant, Some(why))
+                self.report(Report::HealthChecked(member, Some(why)))
             }
         }
     }
 
-    fn probe(&mut self, probe: &Probe) -> bool {
+    fn probe(&mut self, probe: Probe) -> bool {
         let Probe {
-            tenant,
+            member,
             keep,
             config,
-            token,
-        } = probe;
-        if !token.take() {
-            let cancelled = Err(ProbeError::Cancelled);
-            return self.crew.probed(self.ticket, probe, cancelled);
-        }
-        let has_one = self.built.contains_key(&tenant.id);
-        let tried = match config {
-            Some(config) => self.try_config(tenant, config),
+            new_config,
+        } = &probe;
+        let has_one = self.built.contains_key(&member.id);
+        let tried = match new_config {
+            Some(new_config) => self.try_config(member, new_config),
             None if has_one => Ok(()),
-            None => self.build(tenant, &tenant.config()).map(drop),
+            None => self.build(member, config).map(drop),
         };
         let tried = match tried {
             // The config was refused: the instance keeps the previous one.
-            Err(error) if has_one && self.built.contains_key(&tenant.id) => Err(error),
+            Err(error) if has_one && self.built.contains_key(&member.id) => Err(error),
             tried => {
-                let result = tried.and_then(|()| self.health_of(tenant));
+                let result = tried.and_then(|()| self.health_of(member));
                 let drop_it = result.is_err() || !(*keep || has_one);
                 // Dropped before the answer, so that no instance is left when the caller reads it.
-                if drop_it && let Some(built) = self.built.remove(&tenant.id) {
+                if drop_it && let Some(built) = self.built.remove(&member.id) {
                     drop_guarded(built);
                 }
                 result
             }
         };
-        let taken = tried.is_ok() && config.is_some();
-        if !self.crew.probed(self.ticket, probe, tried) {
-            return false;
-        }
-        if taken && let Some(built) = self.built.get_mut(&tenant.id) {
-            built.config = tenant.config().serial;
-        }
-        true
+        self.report(Report::Probed(&probe, tried))
     }
 
-    fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), ProbeError> {
-        let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
+    fn health_of(&mut self, member: &Arc<PoolMember>) -> Result<(), ProbeError> {
+        let Some(Built { instance, .. }) = self.built.get_mut(&member.id) else {
             return Err(ProbeError::Gone);
         };
         Ok(checked_health(&mut **instance)?)
@@ -353,62 +347,60 @@ impl Worker {
 
     /// Applies a config to the instance here, or builds one with it. After an error the instance keeps the previous config or
     /// is dropped.
-    fn try_config(&mut self, tenant: &Arc<Tenant>, json: &Arc<str>) -> Result<(), ProbeError> {
-        let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
-            let config = Config {
-                serial: 0,
-                json: Arc::clone(json),
-            };
-            return self.build(tenant, &config).map(drop);
+    fn try_config(&mut self, member: &Arc<PoolMember>, config: &Config) -> Result<(), ProbeError> {
+        let Some(built) = self.built.get_mut(&member.id) else {
+            return self.build(member, config).map(drop);
         };
-        let taken = catch_unwind(AssertUnwindSafe(|| instance.reconfigure(json)));
-        let taken = taken.unwrap_or_else(|_| Err(NotTaken::Spent(RUNTIME_PANICKED.to_owned())));
-        taken.map_err(|error| {
-            if let NotTaken::Spent(why) = &error {
-                self.drop_instance(tenant, why);
+        let taken = catch_unwind(AssertUnwindSafe(|| {
+            built.instance.reconfigure(&config.json)
+        }));
+        match taken.unwrap_or_else(|_| Err(NotTaken::Spent(RUNTIME_PANICKED.to_owned()))) {
+            Ok(()) => {
+                built.config = config.serial;
+                Ok(())
             }
-            error.into()
-        })
+            Err(error) => {
+                if let NotTaken::Spent(why) = &error {
+                    self.drop_instance(member, why);
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Applies the handler's current config to the instance here, if it has another one. An instance that refuses a config
     /// accepted by another instance is dropped, and rebuilt on the next batch.
-    fn apply_config(&mut self, tenant: &Arc<Tenant>) {
-        let config = tenant.config();
-        let has = self.built.get(&tenant.id).map(|built| built.config);
+    fn apply_config(&mut self, member: &Arc<PoolMember>) {
+        let config = self.threads.lock().roster.config(member);
+        let has = self.built.get(&member.id).map(|built| built.config);
         if has.is_none_or(|serial| serial == config.serial) {
             return;
         }
-        match self.try_config(tenant, &config.json) {
-            Ok(()) => {
-                if let Some(built) = self.built.get_mut(&tenant.id) {
-                    built.config = config.serial;
-                }
-            }
-            Err(error) => self.drop_instance(tenant, &error.to_string()),
+        if let Err(error) = self.try_config(member, &config) {
+            self.drop_instance(member, &error.to_string());
         }
     }
 
     /// Drops an unusable instance; it is rebuilt on the next batch, or at the next health check if it was unhealthy.
-    fn drop_instance(&mut self, tenant: &Arc<Tenant>, why: &str) {
-        if let Some(built) = self.built.remove(&tenant.id) {
-            tracing::warn!(handler = %tenant.setup.name, reason = why, "instance dropped");
-            self.to_rebuild.insert(tenant.id);
+    fn drop_instance(&mut self, member: &Arc<PoolMember>, why: &str) {
+        if let Some(built) = self.built.remove(&member.id) {
+            tracing::warn!(handler = %member.setup.name, reason = why, "instance dropped");
+            self.to_rebuild.insert(member.id);
             drop_guarded(built);
         }
     }
 
-    fn leave(&mut self, tenant: &Arc<Tenant>) -> bool {
-        if let Some(mut built) = self.built.remove(&tenant.id) {
-            let deadline_ms = self.crew.settings.drain_timeout.as_millis() as u64;
+    fn leave(&mut self, member: &Arc<PoolMember>) -> bool {
+        if let Some(mut built) = self.built.remove(&member.id) {
+            let deadline_ms = self.threads.settings.drain_timeout.as_millis() as u64;
             let drained = catch_unwind(AssertUnwindSafe(|| built.instance.drain(deadline_ms)));
             if drained.is_err() {
-                tracing::warn!(handler = %tenant.setup.name, "instance panicked while draining");
+                tracing::warn!(handler = %member.setup.name, "instance panicked while draining");
             }
             drop_guarded(built);
         }
-        self.to_rebuild.remove(&tenant.id);
-        self.crew.released(self.ticket, tenant)
+        self.to_rebuild.remove(&member.id);
+        self.report(Report::Released(member))
     }
 }
 
@@ -419,7 +411,7 @@ fn checked_health(instance: &mut dyn HandlerInstance) -> Result<(), HealthError>
 }
 
 /// The panic message, if the call left one.
-fn spent_reason(batch: &Batch) -> String {
+fn poison_reason(batch: &Batch) -> String {
     let panicked = |outcome: &&RawOutcome| outcome.code == outcome_code::PANICKED;
     batch
         .outcomes

@@ -8,7 +8,7 @@ use sluicegate_engine::flow::Flow;
 use sluicegate_engine::source::{AssignmentId, Delivery};
 use sluicegate_kit::plugin_doubles::{Step, batch, until};
 
-use crate::pool::relock;
+use crate::lock::relock;
 use crate::tests::pool::PoolHarness;
 use crate::tests::recall::Pump;
 

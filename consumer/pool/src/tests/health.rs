@@ -8,10 +8,10 @@ use sluicegate_engine::dispatch::WorkerPool;
 use sluicegate_kit::plugin_doubles::{Home, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
-use crate::crew::Crew;
 use crate::pool::HandlerPool;
-use crate::seats::Phase;
+use crate::roster::Phase;
 use crate::tests::pool::PoolHarness;
+use crate::thread_pool::ThreadPool;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -28,7 +28,7 @@ fn an_instance_whose_health_check_panicked_is_rebuilt_without_a_batch() {
     let mut setup = harness.setup("one");
     // The watchdog, which requests the checks, runs ten times within it.
     setup.timeout = Duration::from_millis(100);
-    let pool = harness.crew(1).join_first(setup);
+    let pool = harness.threads(1).join_first(setup);
     pool.probe(true, TIMEOUT).unwrap();
     let failing = &harness.script.failing_creations;
     failing.store(u32::MAX, Ordering::SeqCst);
@@ -48,17 +48,17 @@ fn an_instance_whose_health_check_panicked_is_rebuilt_without_a_batch() {
 fn a_batch_rebuilds_such_an_instance_and_the_next_check_ends_the_state() {
     let harness = PoolHarness::new(&[]);
     // Only the test requests health checks.
-    let crew = harness.unwatched(1);
-    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    let threads = harness.unwatched(1);
+    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
     pool.probe(true, TIMEOUT).unwrap();
     harness.script.panicking_checks.store(1, Ordering::SeqCst);
-    crew.check(Instant::now() + HOUR);
+    threads.check(Instant::now() + HOUR);
     until("it is dropped", || harness.script.living() == 0);
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     assert_eq!(codes(&home.finished()), [outcome_code::ACK]);
     assert_eq!(reason(&pool), "scripted panic in health");
     assert_eq!(harness.stats.counts().panics, 0, "no call failed");
-    crew.check(Instant::now() + 2 * HOUR);
+    threads.check(Instant::now() + 2 * HOUR);
     until("it has recovered", || reason(&pool).is_empty());
     assert_eq!(harness.script.built.load(Ordering::SeqCst), 2);
 }
@@ -66,11 +66,11 @@ fn a_batch_rebuilds_such_an_instance_and_the_next_check_ends_the_state() {
 #[test]
 fn a_creation_that_hangs_in_a_check_is_abandoned_and_tried_again() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.crew_with(1, Duration::from_millis(100));
+    let threads = harness.threads_with(1, Duration::from_millis(100));
     let mut setup = harness.setup("one");
     // The watchdog runs ten times within it.
     setup.timeout = Duration::from_millis(100);
-    let pool = crew.join_first(setup);
+    let pool = threads.join_first(setup);
     pool.probe(true, TIMEOUT).unwrap();
     pool.reconfigure("hang-create", TIMEOUT).unwrap();
     harness.script.panicking_checks.store(1, Ordering::SeqCst);
@@ -87,9 +87,9 @@ fn a_creation_that_hangs_in_a_check_is_abandoned_and_tried_again() {
 #[test]
 fn a_released_handler_is_not_rebuilt() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.crew(1);
-    let pool = crew.join_first(harness.setup("one"));
-    let _keeps_the_crew = crew.join(harness.setup("two"));
+    let threads = harness.threads(1);
+    let pool = threads.join_first(harness.setup("one"));
+    let _keeps_the_threads = threads.join(harness.setup("two"));
     pool.probe(true, TIMEOUT).unwrap();
     harness
         .script
@@ -100,28 +100,31 @@ fn a_released_handler_is_not_rebuilt() {
     let watch = pool.release_watch();
     drop(pool);
     watch.wait(Instant::now() + TIMEOUT);
-    assert!(crew.lock().unhealthy_at(0).is_empty());
+    assert!(threads.lock().roster.unhealthy_at(0).is_empty());
 }
 
 /// Requests a health check that hangs, and waits until it does.
-fn hang(harness: &PoolHarness, crew: &Arc<Crew>, now: Instant) {
+fn hang(harness: &PoolHarness, threads: &Arc<ThreadPool>, now: Instant) {
     harness.script.hanging_checks.store(true, Ordering::SeqCst);
-    crew.check(now);
+    threads.check(now);
     until("the check hangs", || {
-        matches!(crew.lock().seats[0].phase, Phase::LifecycleCall { .. })
+        matches!(
+            threads.lock().roster.slot(0).phase,
+            Phase::LifecycleCall { .. }
+        )
     });
 }
 
 #[test]
 fn a_late_result_of_an_abandoned_check_does_not_count() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.unwatched(1);
-    let pool = crew.join_first(harness.setup("one"));
+    let threads = harness.unwatched(1);
+    let pool = threads.join_first(harness.setup("one"));
     pool.probe(true, TIMEOUT).unwrap();
     let now = Instant::now();
-    hang(&harness, &crew, now + HOUR);
+    hang(&harness, &threads, now + HOUR);
     harness.script.unhealthy.store(true, Ordering::SeqCst);
-    crew.check(now + 2 * HOUR);
+    threads.check(now + 2 * HOUR);
     harness.script.open("check");
     until("the late instance is dropped", || {
         harness.script.living() == 0
@@ -132,16 +135,16 @@ fn a_late_result_of_an_abandoned_check_does_not_count() {
 #[test]
 fn an_unhealthy_instance_whose_check_hangs_stays_unhealthy_until_another_one_passes() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.unwatched(1);
-    let pool = crew.join_first(harness.setup("one"));
+    let threads = harness.unwatched(1);
+    let pool = threads.join_first(harness.setup("one"));
     pool.probe(true, TIMEOUT).unwrap();
     let now = Instant::now();
     harness.script.unhealthy.store(true, Ordering::SeqCst);
-    crew.check(now + HOUR);
+    threads.check(now + HOUR);
     until("it is reported", || pool.unhealthy_reason().is_some());
-    hang(&harness, &crew, now + 2 * HOUR);
+    hang(&harness, &threads, now + 2 * HOUR);
     // Abandons the thread, and requests a check of the next one, which builds an instance.
-    crew.check(now + 3 * HOUR);
+    threads.check(now + 3 * HOUR);
     assert_eq!(reason(&pool), "scripted to be unhealthy");
     harness.script.unhealthy.store(false, Ordering::SeqCst);
     harness.script.open("check");

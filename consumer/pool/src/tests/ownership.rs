@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluicegate_engine::dispatch::{OwnedPartition, WorkerPool};
 use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
 
-use crate::pool::relock;
+use crate::lock::relock;
 use crate::tests::pool::PoolHarness;
 
 fn owned(partition: i32, epoch: u32) -> OwnedPartition {

@@ -1,7 +1,8 @@
 //! Pools: submission, containment of panics, emits, shared threads, release.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
@@ -11,12 +12,17 @@ use sluicegate_kit::plugin_doubles::{
 };
 use sluicegate_runtime::{CreateError, HostServices, LogLevel, MetricKind, outcome_code};
 
-use crate::crew::{Crew, CrewSettings};
 use crate::error::ProbeError;
-use crate::pool::{HandlerPool, HandlerSetup, LiveConfig, Release, relock};
+use crate::lock::relock;
+use crate::member::{HandlerSetup, Release};
+use crate::pool::HandlerPool;
 use crate::restart::RestartPolicy;
+use crate::roster::WorkerId;
+use crate::settings::ThreadPoolSettings;
 use crate::stats::HandlerStats;
+use crate::thread_pool::ThreadPool;
 use crate::watchdog::CallWatchdog;
+use crate::worker;
 
 struct Silent;
 
@@ -44,18 +50,29 @@ impl PoolHarness {
         }
     }
 
-    pub(super) fn crew(&self, workers: u32) -> Arc<Crew> {
-        self.crew_with(workers, Duration::from_secs(20))
+    pub(super) fn threads(&self, workers: u32) -> Arc<ThreadPool> {
+        self.threads_with(workers, Duration::from_secs(20))
     }
 
-    pub(super) fn crew_with(&self, workers: u32, create_timeout: Duration) -> Arc<Crew> {
-        Crew::new(settings(workers, create_timeout), &self.watchdog)
+    pub(super) fn threads_with(&self, workers: u32, create_timeout: Duration) -> Arc<ThreadPool> {
+        ThreadPool::new(settings(workers, create_timeout), &self.watchdog)
     }
 
-    /// A crew without a watchdog: only the test calls `check`.
-    pub(super) fn unwatched(&self, workers: u32) -> Arc<Crew> {
+    /// A thread pool without a watchdog: only the test calls `check`.
+    pub(super) fn unwatched(&self, workers: u32) -> Arc<ThreadPool> {
         let ended = CallWatchdog::start().unwrap();
-        Crew::new(settings(workers, Duration::from_secs(20)), &ended)
+        ThreadPool::new(settings(workers, Duration::from_secs(20)), &ended)
+    }
+
+    /// A thread pool without a watchdog, whose threads cannot be started while `fails` is set.
+    pub(super) fn failing_threads(&self, workers: u32, fails: &Arc<AtomicBool>) -> Arc<ThreadPool> {
+        let fails = Arc::clone(fails);
+        let settings = settings(workers, Duration::from_secs(20));
+        let spawn = move |threads, worker: WorkerId| match fails.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => worker::spawn(threads, worker),
+        };
+        ThreadPool::with_threads(settings, Box::new(spawn))
     }
 
     pub(super) fn setup(&self, name: &str) -> HandlerSetup {
@@ -63,7 +80,7 @@ impl PoolHarness {
             name: name.into(),
             exported_as: "scripted".to_owned(),
             plugin: ScriptedPlugin::new(&self.script),
-            config: LiveConfig::new("{}"),
+            config: "{}".into(),
             provenance: None,
             timeout: Duration::from_secs(20),
             restart: RestartPolicy::default(),
@@ -74,12 +91,12 @@ impl PoolHarness {
     }
 
     pub(super) fn pool(&self, workers: u32) -> Arc<HandlerPool> {
-        self.crew(workers).join_first(self.setup("one"))
+        self.threads(workers).join_first(self.setup("one"))
     }
 }
 
-fn settings(workers: u32, create_timeout: Duration) -> CrewSettings {
-    CrewSettings {
+fn settings(workers: u32, create_timeout: Duration) -> ThreadPoolSettings {
+    ThreadPoolSettings {
         name: "test".to_owned(),
         generation: 1,
         workers,
@@ -175,7 +192,7 @@ fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let mut setup = harness.setup("one");
     setup.restart.max_restarts = 3;
-    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
+    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
     for flight in 0..4 {
         give(&pool, &mut home, batch(flight, &[1]));
         assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
@@ -198,15 +215,15 @@ fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let mut setup = harness.setup("one");
     setup.restart.max_restarts = 0;
-    let (crew, mut home) = (harness.crew(1), Home::new());
-    let pool = crew.join_first(setup);
+    let (threads, mut home) = (harness.threads(1), Home::new());
+    let pool = threads.join_first(setup);
     give(&pool, &mut home, batch(0, &[1]));
     home.finished();
     assert_eq!(pool.state(), PoolState::Failed);
     home.forget_room();
     for flight in 1..4 {
         assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
-        crew.check(Instant::now());
+        threads.check(Instant::now());
         assert!(!home.forget_room(), "without room, nothing is reported");
     }
     pool.reset();
@@ -278,7 +295,7 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
     harness.producer.full_for.store(u32::MAX, Ordering::SeqCst);
     let mut setup = harness.setup("one");
     setup.timeout = Duration::from_millis(50);
-    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
+    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
     assert!(pool.submit(batch(0, &[1, 2]), &home.inbox).is_ok());
     assert_eq!(home.finished().emits_pending, [true, true]);
     for entry_index in [0, 1] {
@@ -320,7 +337,7 @@ fn an_unhealthy_instance_is_reported_until_it_recovers() {
     let harness = PoolHarness::new(&[]);
     let mut setup = harness.setup("one");
     setup.timeout = Duration::from_millis(100);
-    let pool = harness.crew(1).join_first(setup);
+    let pool = harness.threads(1).join_first(setup);
     pool.probe(true, Duration::from_secs(20)).unwrap();
     assert_eq!(pool.unhealthy_reason(), None);
     harness.script.unhealthy.store(true, Ordering::SeqCst);
@@ -335,14 +352,14 @@ fn an_unhealthy_instance_is_reported_until_it_recovers() {
 #[test]
 fn a_probe_reports_refused_configs_and_unhealthy_instances() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.crew(1);
+    let threads = harness.threads(1);
     let probe = |config: &str| {
         let mut setup = harness.setup("one");
-        setup.config = LiveConfig::new(config);
-        let pool = crew.join_first(setup);
+        setup.config = config.into();
+        let pool = threads.join_first(setup);
         (pool.probe(false, Duration::from_secs(20)), pool)
     };
-    let (healthy, _keeps_the_crew) = probe("{}");
+    let (healthy, _keeps_the_threads) = probe("{}");
     healthy.unwrap();
     let (refused, _) = probe("refuse");
     let refused = refused.unwrap_err();

@@ -16,7 +16,8 @@ use sluicegate_kit::engine_doubles::{self, flow_settings, retry};
 use sluicegate_kit::plugin_doubles::{Home, Step, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
-use crate::pool::{HandlerPool, LiveConfig, relock};
+use crate::lock::relock;
+use crate::pool::HandlerPool;
 use crate::tests::pool::PoolHarness;
 
 const ACK: u16 = outcome_code::ACK;
@@ -91,8 +92,8 @@ fn only_the_cancelled_batch_of_a_bound_worker_is_recalled() {
 fn a_batch_waiting_for_its_instance_is_recalled_and_the_instance_is_kept() {
     let harness = PoolHarness::new(&[]);
     let mut setup = harness.setup("one");
-    setup.config = LiveConfig::new("hang-create");
-    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
+    setup.config = "hang-create".into();
+    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
     let waiting = batch(0, &[1]);
     let flag = waiting.cancel.clone();
     assert!(pool.submit(waiting, &home.inbox).is_ok());

@@ -1,16 +1,15 @@
 //! New configs for running instances: applied between two batches, refused without side effects, never applied in part.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::WorkerPool;
 use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
 
-use crate::error::{ConfigNotTaken, ProbeError};
-use crate::pool::{HandlerPool, relock};
-use crate::seats::Notices;
+use crate::error::ConfigNotTaken;
+use crate::lock::relock;
+use crate::pool::HandlerPool;
 use crate::tests::pool::PoolHarness;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -140,8 +139,8 @@ fn busy_workers_are_not_waited_for_and_take_no_config_later() {
 #[test]
 fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_effect() {
     let harness = PoolHarness::new(&[]);
-    let crew = harness.crew_with(1, Duration::from_millis(100));
-    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    let threads = harness.threads_with(1, Duration::from_millis(100));
+    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
     pool.probe(true, TIMEOUT).unwrap();
     let refused = pool.reconfigure("hang-take", TIMEOUT).unwrap_err();
     assert!(
@@ -160,17 +159,21 @@ fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_ef
 #[test]
 fn a_config_is_not_blamed_for_a_thread_that_cannot_be_started() {
     let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
-    let crew = harness.crew(1);
-    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    let fails = Arc::new(AtomicBool::new(false));
+    let threads = harness.failing_threads(1, &fails);
+    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     until("the call runs", || pool.busy() == 1);
     std::thread::scope(|scope| {
         let taking = scope.spawn(|| pool.reconfigure("new", TIMEOUT));
-        until("it waits", || !crew.lock().seats[0].errands.is_empty());
-        let error = ProbeError::NoThread(Arc::new(io::ErrorKind::WouldBlock.into()));
-        let mut notices = Notices::default();
-        crew.without_thread(&mut crew.lock(), 0, &error, &mut notices);
-        notices.deliver();
+        until("it waits", || {
+            !threads.lock().roster.slot(0).commands.is_empty()
+        });
+        // The call is cancelled, then abandoned, and no other thread can take the slot.
+        fails.store(true, Ordering::SeqCst);
+        let late = Instant::now() + Duration::from_secs(3_600);
+        threads.check(late);
+        threads.check(late + Duration::from_secs(3_600));
         let taken = taking.join().unwrap();
         assert!(matches!(taken, Err(ConfigNotTaken::Busy)), "{taken:?}");
     });

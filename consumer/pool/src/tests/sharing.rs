@@ -1,4 +1,4 @@
-//! Many pumps and handlers on one crew: none starves, and no notice of room is lost.
+//! Many pumps and handlers on one threads: none starves, and no notice of room is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use sluicegate_engine::dispatch::{Batch, PumpMessage, WorkerPool};
 use sluicegate_kit::plugin_doubles::{Home, Step, batch};
 
-use crate::pool::{HandlerPool, relock};
+use crate::lock::relock;
+use crate::pool::HandlerPool;
 use crate::tests::pool::PoolHarness;
 
 /// A pump with more work than room for several handlers, which it always tries in the same order: the worst case for the
@@ -69,12 +70,12 @@ impl GreedyPump {
 }
 
 #[test]
-fn handlers_of_a_full_crew_get_equal_shares() {
+fn handlers_of_a_full_thread_pool_get_equal_shares() {
     let harness = PoolHarness::new(&[(0, Step::Hang("go"))]);
-    let crew = harness.crew(1);
-    let mut pools = vec![crew.join_first(harness.setup("a"))];
+    let threads = harness.threads(1);
+    let mut pools = vec![threads.join_first(harness.setup("a"))];
     for name in ["b", "c"] {
-        pools.push(crew.join(harness.setup(name)).ok().unwrap());
+        pools.push(threads.join(harness.setup(name)).ok().unwrap());
     }
     let mut pump = GreedyPump::new(pools, 100);
     pump.submit_all();
@@ -95,11 +96,11 @@ fn handlers_of_a_full_crew_get_equal_shares() {
 #[test]
 fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let crew = harness.crew(1);
+    let threads = harness.threads(1);
     let mut setup = harness.setup("here");
     setup.timeout = Duration::from_millis(500);
-    let here = crew.join_first(setup);
-    let gone = crew.join(harness.setup("gone")).ok().unwrap();
+    let here = threads.join_first(setup);
+    let gone = threads.join(harness.setup("gone")).ok().unwrap();
     let (mut home, elsewhere) = (Home::new(), Home::new());
     for flight in 0..2 {
         assert!(here.submit(batch(flight, &[1]), &home.inbox).is_ok());
@@ -120,16 +121,16 @@ fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
 fn no_notice_of_room_is_lost_while_pumps_race_and_instances_fail() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     harness.script.failing_creations.store(4, Ordering::SeqCst);
-    let crew = harness.crew(3);
+    let threads = harness.threads(3);
     let forgiving = |name: &str| {
         let mut setup = harness.setup(name);
         setup.restart.max_restarts = u32::MAX;
         setup.restart.restart_window = Duration::from_millis(1);
         setup
     };
-    let good = crew.join_first(forgiving("good"));
+    let good = threads.join_first(forgiving("good"));
     // As second in a pump's list it panics on every record (offset 1): it backs off, is refused, is notified.
-    let bad = crew.join(forgiving("bad")).ok().unwrap();
+    let bad = threads.join(forgiving("bad")).ok().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             let pools = vec![Arc::clone(&good), Arc::clone(&bad)];

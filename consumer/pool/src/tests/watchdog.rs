@@ -9,9 +9,11 @@ use sluicegate_engine::source::Wake;
 use sluicegate_kit::plugin_doubles::{Home, Script, Step, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
-use crate::crew::Crew;
-use crate::pool::{HandlerPool, HandlerSetup, LiveConfig, Release, relock};
+use crate::lock::relock;
+use crate::member::{HandlerSetup, Release};
+use crate::pool::HandlerPool;
 use crate::tests::pool::PoolHarness;
+use crate::thread_pool::ThreadPool;
 
 const ACK: u16 = outcome_code::ACK;
 
@@ -21,10 +23,10 @@ fn short(harness: &PoolHarness, name: &str) -> HandlerSetup {
     setup
 }
 
-fn pool(harness: &PoolHarness, workers: u32) -> (Arc<Crew>, Arc<HandlerPool>) {
-    let crew = harness.crew(workers);
-    let pool = crew.join_first(short(harness, "one"));
-    (crew, pool)
+fn pool(harness: &PoolHarness, workers: u32) -> (Arc<ThreadPool>, Arc<HandlerPool>) {
+    let threads = harness.threads(workers);
+    let pool = threads.join_first(short(harness, "one"));
+    (threads, pool)
 }
 
 /// The flight that timed out, and the outcome codes of its finished records.
@@ -43,7 +45,7 @@ fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
 #[test]
 fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
     let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Hang("never"))]);
-    let ((_crew, pool), mut home) = (pool(&harness, 1), Home::new());
+    let ((_threads, pool), mut home) = (pool(&harness, 1), Home::new());
     let started = Instant::now();
     assert!(pool.submit(batch(0, &[1, 2, 3, 4]), &home.inbox).is_ok());
     assert!(pool.submit(batch(1, &[5]), &home.inbox).is_ok());
@@ -97,8 +99,8 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
         (3, Step::Hang("b")),
         (2, Step::Emit("out")),
     ]);
-    let crew = harness.crew(2);
-    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    let threads = harness.threads(2);
+    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
     let other = Arc::new(Inbox::new());
     other.set_waker(Arc::new(SlowWaker(Arc::clone(&harness.script))));
     for (worker, offsets, home) in [(0, &[1][..], &other), (1, &[2, 3], &home.inbox)] {
@@ -111,8 +113,8 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
         started.contains(&1) && started.contains(&3)
     });
     let late = Instant::now() + Duration::from_secs(3_600);
-    crew.check(late);
-    crew.check(late + Duration::from_secs(3_600));
+    threads.check(late);
+    threads.check(late + Duration::from_secs(3_600));
     let (abandoned, codes) = home.next("message", |message| match message {
         PumpMessage::CallTimedOut { completed, .. } => {
             Ok((true, completed.iter().map(|o| o.code).collect()))
@@ -144,8 +146,8 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
     let setup = harness.setup("one");
     let timeout = setup.timeout;
     // Only the test checks the calls, on its own clock.
-    let (crew, mut home) = (harness.unwatched(1), Home::new());
-    let pool = crew.join_first(setup);
+    let (threads, mut home) = (harness.unwatched(1), Home::new());
+    let pool = threads.join_first(setup);
     assert!(pool.submit(batch(0, &[0, 1, 2, 3]), &home.inbox).is_ok());
     let mut now = Instant::now();
     for (index, gate) in gates.into_iter().enumerate() {
@@ -153,7 +155,7 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
             relock(&harness.script.started).len() == index + 1
         });
         for _ in 0..3 {
-            crew.check(now);
+            threads.check(now);
             now += timeout / 4;
         }
         harness.script.open(gate);
@@ -170,7 +172,7 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
 #[test]
 fn other_workers_and_batches_of_a_hanging_handler_continue() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
-    let ((_crew, pool), mut home) = (pool(&harness, 2), Home::new());
+    let ((_threads, pool), mut home) = (pool(&harness, 2), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     for flight in 1..20 {
         let mut next = batch(flight, &[2]);
@@ -188,8 +190,8 @@ fn other_workers_and_batches_of_a_hanging_handler_continue() {
 #[test]
 fn too_many_hung_calls_trip_only_their_own_handler() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
-    let ((crew, bad), mut home) = (pool(&harness, 1), Home::new());
-    let good = crew.join(short(&harness, "two")).ok().unwrap();
+    let ((threads, bad), mut home) = (pool(&harness, 1), Home::new());
+    let good = threads.join(short(&harness, "two")).ok().unwrap();
     for flight in 0..4 {
         assert_eq!(bad.state(), PoolState::Active);
         assert!(bad.submit(batch(flight, &[1]), &home.inbox).is_ok());
@@ -219,10 +221,10 @@ fn too_many_hung_calls_trip_only_their_own_handler() {
 fn a_hung_creation_returns_its_batch_and_abandons_its_thread() {
     let harness = PoolHarness::new(&[]);
     let mut setup = harness.setup("one");
-    setup.config = LiveConfig::new("hang-create");
+    setup.config = "hang-create".into();
     setup.timeout = Duration::from_millis(100);
-    let crew = harness.crew_with(1, Duration::from_millis(100));
-    let (pool, mut home) = (crew.join_first(setup), Home::new());
+    let threads = harness.threads_with(1, Duration::from_millis(100));
+    let (pool, mut home) = (threads.join_first(setup), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     assert_eq!(codes(&home.finished()), [outcome_code::NOT_RUN]);
     assert_eq!(harness.stats.counts().quarantined, 1);

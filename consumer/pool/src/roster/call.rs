@@ -1,0 +1,133 @@
+//! A running call, and when it is abandoned.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluicegate_engine::dispatch::{FlightKey, HandlerIx, Inbox};
+use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
+
+use crate::member::PoolMember;
+use crate::roster::items::WorkItem;
+
+/// Upper bound of the grace period between cancelling a call and abandoning it.
+const MAX_CANCEL_GRACE: Duration = Duration::from_secs(1);
+
+/// A running call. Its progress is read through the monitor, from memory that the plugin writes through atomics (ADR
+/// 0011).
+pub(crate) struct Call {
+    pub(super) member: Arc<PoolMember>,
+    reply_to: Arc<Inbox>,
+    handler: HandlerIx,
+    flight: FlightKey,
+    records: u64,
+    monitor: Arc<dyn CallMonitor>,
+    cancel: CancelFlag,
+    /// When the current record was first seen; the timeout counts from here.
+    since: Instant,
+    /// Progress (call serial, record index) at the last check.
+    seen: Option<(u64, u32)>,
+    /// When the call was asked to stop.
+    cancelled: Option<Instant>,
+}
+
+/// A call that was abandoned together with its thread.
+pub(crate) struct TimedOutCall {
+    pub(crate) member: Arc<PoolMember>,
+    pub(crate) reply_to: Arc<Inbox>,
+    pub(crate) handler: HandlerIx,
+    pub(crate) flight: FlightKey,
+    /// Number of records of the batch.
+    pub(crate) records: u64,
+    /// Outcomes of the records before the one that hangs.
+    pub(crate) completed: Vec<RawOutcome>,
+}
+
+/// Result of a check.
+pub(super) enum CallCheck {
+    InTime,
+    /// It must be asked to stop.
+    Cancel(CancelFlag),
+    /// It must be abandoned; these are the outcomes of the records before the one that hangs.
+    Abandon(Vec<RawOutcome>),
+}
+
+impl Call {
+    pub(super) fn of(item: &WorkItem, monitor: Arc<dyn CallMonitor>, now: Instant) -> Self {
+        Self {
+            member: Arc::clone(&item.member),
+            reply_to: Arc::clone(&item.reply_to),
+            handler: item.batch.handler,
+            flight: item.batch.flight,
+            records: item.batch.records.len() as u64,
+            monitor,
+            cancel: item.batch.cancel.clone(),
+            since: now,
+            seen: None,
+            cancelled: None,
+        }
+    }
+
+    /// Updates the call's progress.
+    pub(super) fn check(&mut self, now: Instant) -> CallCheck {
+        let at = self.progress();
+        if at.is_some() && at != self.seen {
+            // The first check does not know when the record was reached: the time counts from the start of the batch.
+            if self.seen.is_some() {
+                self.since = now;
+                self.cancelled = None;
+            }
+            self.seen = at;
+        }
+        if at.is_none() && self.seen.is_some() {
+            // The call has just returned; its worker reports that.
+            return CallCheck::InTime;
+        }
+        let timeout = self.member.setup.timeout;
+        if now.saturating_duration_since(self.since) < timeout {
+            return CallCheck::InTime;
+        }
+        let Some(cancelled) = self.cancelled else {
+            self.cancelled = Some(now);
+            return CallCheck::Cancel(self.cancel.clone());
+        };
+        let grace = (timeout / 10).min(MAX_CANCEL_GRACE);
+        if now.saturating_duration_since(cancelled) < grace {
+            return CallCheck::InTime;
+        }
+        self.completed()
+            .map_or(CallCheck::InTime, CallCheck::Abandon)
+    }
+
+    /// The outcomes that the call has written, one for each record before the one that hangs. `None` if the call has made
+    /// progress or returned since the check: then no record is to blame, and its worker has the outcomes.
+    fn completed(&self) -> Option<Vec<RawOutcome>> {
+        let at = self.progress();
+        if at != self.seen {
+            return None;
+        }
+        let mut completed = Vec::new();
+        let Some((serial, index)) = at else {
+            // The call never started: no record is done.
+            return Some(completed);
+        };
+        let still = self.monitor.completed(serial, &mut completed);
+        // Outcomes after the record that hangs do not count.
+        completed.resize(index as usize, RawOutcome::default());
+        still.then_some(completed)
+    }
+
+    fn progress(&self) -> Option<(u64, u32)> {
+        self.monitor.current().map(|at| (at.serial, at.index))
+    }
+
+    pub(super) fn timed_out(self, completed: Vec<RawOutcome>) -> TimedOutCall {
+        TimedOutCall {
+            member: self.member,
+            reply_to: self.reply_to,
+            handler: self.handler,
+            flight: self.flight,
+            records: self.records,
+            completed,
+        }
+    }
+}
