@@ -64,6 +64,7 @@ impl Roster {
         &mut self,
         worker: WorkerId,
         error: io::Error,
+        now: Instant,
         effects: &mut Effects,
     ) {
         if self.slot_of(worker).is_none() {
@@ -72,6 +73,7 @@ impl Roster {
         let slot = &mut self.slots[worker.slot];
         slot.alive = false;
         slot.phase = Phase::Idle;
+        slot.not_started(self.settings.health_interval, now);
         self.threads -= 1;
         let error = ProbeError::NoThread(Arc::new(error));
         let why = error.to_string();

@@ -65,15 +65,26 @@ impl Roster {
         effects.push(Effect::Health(Arc::clone(member), at, why));
     }
 
-    /// Commands every thread to check the health of its instances, unless its last command is still pending.
-    pub(super) fn request_health_checks(&mut self, effects: &mut Effects) {
+    /// Commands every thread to check the health of its instances, unless its last command is still pending. A slot without
+    /// a thread gets one if an instance there was unhealthy: nothing else might start it, and the state would never end.
+    pub(super) fn request_health_checks(&mut self, now: Instant, effects: &mut Effects) {
         for at in 0..self.slots.len() {
-            let slot = &mut self.slots[at];
+            let slot = &self.slots[at];
             let pending = |command: &WorkerCommand| matches!(command, WorkerCommand::CheckHealth);
-            if slot.alive && !slot.commands.iter().any(pending) {
-                slot.commands.push_back(WorkerCommand::CheckHealth);
+            let is_due = match slot.alive {
+                true => !slot.commands.iter().any(pending),
+                false => slot.may_start(now) && self.is_unhealthy_at(at),
+            };
+            if is_due {
+                let commands = &mut self.slots[at].commands;
+                commands.push_back(WorkerCommand::CheckHealth);
                 self.wake_or_spawn(at, effects);
             }
         }
+    }
+
+    fn is_unhealthy_at(&self, at: usize) -> bool {
+        let mut members = self.members.values();
+        members.any(|state| state.unhealthy.contains_key(&at))
     }
 }

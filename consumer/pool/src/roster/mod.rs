@@ -163,7 +163,7 @@ impl Roster {
             Event::Reset(member) => self.reset(member, effects),
             Event::Leave(member) => self.leave(member, effects),
             Event::ThreadNotStarted(worker, error) => {
-                self.thread_not_started(worker, error, effects);
+                self.thread_not_started(worker, error, now, effects);
             }
             Event::HungCallReturned(member) => {
                 if let Some(state) = self.members.get_mut(&member.id) {

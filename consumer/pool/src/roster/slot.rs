@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::member::{Config, MemberId, PoolMember};
 use crate::roster::call::Call;
 use crate::roster::items::{ProbeReply, WorkItem};
+
+/// Maximum number of doublings of the delay between two attempts of health checks to start a thread.
+const MAX_START_DOUBLINGS: u32 = 6;
 
 /// A worker's slot.
 #[derive(Default)]
@@ -23,9 +26,31 @@ pub(crate) struct WorkerSlot {
     pub(crate) commands: VecDeque<WorkerCommand>,
     /// The last batch was a bound one: bound and shared batches alternate.
     pub(super) bound_was_last: bool,
+    /// Consecutive failures to start a thread, and when a health check may try again.
+    start_failures: u32,
+    start_due: Option<Instant>,
 }
 
 impl WorkerSlot {
+    /// Its thread runs.
+    pub(super) fn started(&mut self) {
+        self.start_failures = 0;
+        self.start_due = None;
+    }
+
+    /// Its thread could not be started. The delay until the next try doubles, from `interval`: what the operating system
+    /// lacks is not there again a moment later.
+    pub(super) fn not_started(&mut self, interval: Duration, now: Instant) {
+        let doublings = self.start_failures.min(MAX_START_DOUBLINGS);
+        self.start_failures = self.start_failures.saturating_add(1);
+        self.start_due = Some(now + interval * (1 << doublings));
+    }
+
+    /// Whether a health check may start its thread.
+    pub(super) fn may_start(&self, now: Instant) -> bool {
+        self.start_due.is_none_or(|due| due <= now)
+    }
+
     /// Number of batches that its thread has.
     pub(super) fn busy(&self) -> usize {
         usize::from(!matches!(self.phase, Phase::Idle))

@@ -52,7 +52,7 @@ impl Roster {
         }
         if now >= self.health_due {
             self.health_due = now + self.settings.health_interval;
-            self.request_health_checks(effects);
+            self.request_health_checks(now, effects);
         }
         self.offer_unused_room(effects);
     }

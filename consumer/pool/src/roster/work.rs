@@ -28,6 +28,7 @@ impl Roster {
             return Next::Task(Task::Exit);
         };
         slot.parked = false;
+        slot.started();
         // Only a finished task makes room; a thread that has just started does not.
         let came_free = slot.busy() > 0;
         slot.phase = Phase::Idle;

@@ -1,10 +1,10 @@
 //! Health checks without batches: instances that cannot recover are replaced, and only a passed check ends the state.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::WorkerPool;
+use sluicegate_engine::dispatch::{PoolState, WorkerPool};
 use sluicegate_kit::plugin_doubles::{Home, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
@@ -101,6 +101,35 @@ fn a_released_handler_is_not_rebuilt() {
     drop(pool);
     watch.wait(Instant::now() + TIMEOUT);
     assert!(threads.lock().roster.unhealthy_at(0).is_empty());
+}
+
+#[test]
+fn an_unhealthy_slot_without_a_thread_is_checked_again_and_recovers() {
+    let harness = PoolHarness::new(&[]);
+    let fails = Arc::new(AtomicBool::new(false));
+    let threads = harness.failing_threads(1, &fails);
+    let pool = threads.join_first(harness.setup("one"));
+    pool.probe(true, TIMEOUT).unwrap();
+    let now = Instant::now();
+    harness.script.unhealthy.store(true, Ordering::SeqCst);
+    threads.check(now + HOUR);
+    until("it is reported", || pool.unhealthy_reason().is_some());
+    hang(&harness, &threads, now + 2 * HOUR);
+    fails.store(true, Ordering::SeqCst);
+    // Abandons the thread. None can take its place, and none is started by the next check either.
+    threads.check(now + 3 * HOUR);
+    threads.check(now + 4 * HOUR);
+    harness.script.unhealthy.store(false, Ordering::SeqCst);
+    harness.script.open("check");
+    until("the late instance is dropped", || {
+        harness.script.living() == 0
+    });
+    assert_eq!(reason(&pool), "scripted to be unhealthy");
+    assert_eq!(pool.state(), PoolState::Active, "no batch was concerned");
+    fails.store(false, Ordering::SeqCst);
+    threads.check(now + 5 * HOUR);
+    until("it has recovered", || reason(&pool).is_empty());
+    assert_eq!(harness.script.living(), 1);
 }
 
 /// Requests a health check that hangs, and waits until it does.
