@@ -91,6 +91,7 @@ impl Worker {
         for (_, built) in self.built.drain() {
             drop_guarded(built);
         }
+        self.threads.tell(Event::AbandonedThreadEnded(self.id));
     }
 
     /// Reports what was done until now; `false` if this thread was abandoned.
@@ -191,7 +192,6 @@ impl Worker {
             // discarded, so none of its outcomes may count.
             batch.not_run();
             reply_to.push(PumpMessage::Finished(batch));
-            self.threads.tell(Event::HungCallReturned(&member));
             return false;
         }
         let setup = &member.setup;

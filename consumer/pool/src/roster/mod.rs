@@ -39,6 +39,7 @@ mod state;
 mod watch;
 mod work;
 
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub(crate) use items::{ProbeReply, WorkItem, WorkerId};
 pub(crate) use slot::Phase;
 use slot::WorkerSlot;
 pub(crate) use slot::{Created, Next, Probe, ProbeId, Rebuild, Task};
-use state::{MemberState, ReleaseProgress};
+use state::{AbandonedThread, MemberState, ReleaseProgress};
 
 /// State of a thread pool.
 pub(crate) struct Roster {
@@ -78,6 +79,8 @@ pub(crate) struct Roster {
     closing: bool,
     /// Threads that hold a slot; abandoned ones do not count.
     threads: usize,
+    /// Abandoned threads that still hang.
+    abandoned: BTreeMap<WorkerId, AbandonedThread>,
     last_member: MemberId,
     last_thread_epoch: u64,
     last_probe: u64,
@@ -100,8 +103,8 @@ pub(crate) enum Event<'a> {
     Leave(&'a Arc<PoolMember>),
     /// The thread of [`Effect::Spawn`] could not be started.
     ThreadNotStarted(WorkerId, io::Error),
-    /// A call for which a thread was abandoned has returned.
-    HungCallReturned(&'a Arc<PoolMember>),
+    /// An abandoned thread has returned after all, and has dropped its instances. Ignored for any other thread.
+    AbandonedThreadEnded(WorkerId),
 }
 
 /// What a worker reports.
@@ -140,6 +143,7 @@ impl Roster {
             waiting: Vec::new(),
             closing: false,
             threads: 0,
+            abandoned: BTreeMap::new(),
             last_member: 0,
             last_thread_epoch: 0,
             last_probe: 0,
@@ -165,10 +169,8 @@ impl Roster {
             Event::ThreadNotStarted(worker, error) => {
                 self.thread_not_started(worker, error, now, effects);
             }
-            Event::HungCallReturned(member) => {
-                if let Some(state) = self.members.get_mut(&member.id) {
-                    state.hung = state.hung.saturating_sub(1);
-                }
+            Event::AbandonedThreadEnded(worker) => {
+                self.abandoned.remove(&worker);
             }
         }
     }

@@ -19,9 +19,15 @@ impl Roster {
         self.closing |= self.members.is_empty();
         let mut progress = ReleaseProgress {
             workers_left: 0,
-            abandoned: state.hung > 0,
+            abandoned: self
+                .abandoned
+                .values()
+                .any(|thread| thread.member == member.id),
         };
         for at in 0..self.slots.len() {
+            // A probe after the release would build an instance that no release drops.
+            let stays = |command: &WorkerCommand| !command.is_probe_of(member.id);
+            self.slots[at].commands.retain(stays);
             if self.slots[at].alive {
                 let command = WorkerCommand::Leave(Arc::clone(member));
                 self.slots[at].commands.push_back(command);

@@ -87,6 +87,15 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
+    /// The member whose code the thread runs.
+    pub(super) fn member(&self) -> Option<&Arc<PoolMember>> {
+        match self {
+            Self::Idle | Self::Finishing => None,
+            Self::Calling(call) => Some(&call.member),
+            Self::Creating { member, .. } | Self::LifecycleCall { member, .. } => Some(member),
+        }
+    }
+
     pub(super) fn lifecycle_call(member: &Arc<PoolMember>, leaving: bool, now: Instant) -> Self {
         Self::LifecycleCall {
             since: now,
@@ -103,6 +112,12 @@ pub(crate) enum WorkerCommand {
     /// The handler's partitions or config have changed.
     NotifyChange(Arc<PoolMember>),
     CheckHealth,
+}
+
+impl WorkerCommand {
+    pub(super) fn is_probe_of(&self, member: MemberId) -> bool {
+        matches!(self, Self::Probe(probe) if probe.member.id == member)
+    }
 }
 
 /// Number of a probe within its thread pool.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Inbox, OwnedPartition};
 
-use crate::member::{Config, PoolMember, Release};
+use crate::member::{Config, MemberId, PoolMember, Release};
 use crate::restart::RestartBackoff;
 
 /// Maximum number of doublings of the delay between two instances that health checks build in place of an unhealthy one.
@@ -18,8 +18,6 @@ pub(crate) struct MemberState {
     pub(super) config: Config,
     pub(super) backoff: RestartBackoff,
     pub(super) tripped: bool,
-    /// Number of its calls that hang on abandoned threads.
-    pub(super) hung: u32,
     /// Inboxes refused since it was tripped.
     pub(super) waiting_for_reset: Vec<Weak<Inbox>>,
     /// Unhealthy instances, by slot.
@@ -48,7 +46,6 @@ impl MemberState {
             config: Config::first(&member.setup),
             backoff: RestartBackoff::default(),
             tripped: false,
-            hung: 0,
             waiting_for_reset: Vec::new(),
             unhealthy: BTreeMap::new(),
             owned: Vec::new(),
@@ -118,6 +115,14 @@ impl MemberState {
         known.last_rebuild = now;
         true
     }
+}
+
+/// An abandoned thread that still hangs.
+pub(super) struct AbandonedThread {
+    /// The member that it hangs in; its instance is on the thread.
+    pub(super) member: MemberId,
+    /// It hangs in a call, and not in a lifecycle call or a creation.
+    pub(super) in_call: bool,
 }
 
 /// Progress of a member's release from its thread pool.

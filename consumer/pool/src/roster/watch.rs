@@ -16,13 +16,14 @@ use std::time::Instant;
 
 use sluicegate_runtime::RawOutcome;
 
-use super::{Effect, Effects, HungIn, Roster};
+use super::{Effect, Effects, HungIn, Roster, WorkerId};
 use crate::error::ProbeError;
 use crate::roster::call::{Call, CallCheck};
 use crate::roster::slot::{Phase, WorkerCommand};
+use crate::roster::state::{AbandonedThread, MemberState};
 
 /// Hung calls of one handler, per worker, at which it is tripped; each of them blocks a thread for good.
-const MAX_HUNG_CALLS_PER_WORKER: u32 = 4;
+const MAX_HUNG_CALLS_PER_WORKER: usize = 4;
 
 impl Roster {
     /// Checks every slot once.
@@ -68,6 +69,10 @@ impl Roster {
         let slot = &mut self.slots[at];
         slot.alive = false;
         slot.parked = false;
+        let thread = WorkerId {
+            slot: at,
+            thread_epoch: slot.thread_epoch,
+        };
         self.threads -= 1;
         let phase = std::mem::take(&mut slot.phase);
         for command in std::mem::take(&mut slot.commands) {
@@ -77,6 +82,13 @@ impl Roster {
                 WorkerCommand::NotifyChange(_) | WorkerCommand::CheckHealth => {}
                 probe @ WorkerCommand::Probe(_) => self.slots[at].commands.push_back(probe),
             }
+        }
+        if let Some(member) = phase.member() {
+            let abandoned = AbandonedThread {
+                member: member.id,
+                in_call: matches!(phase, Phase::Calling(_)),
+            };
+            self.abandoned.insert(thread, abandoned);
         }
         match phase {
             Phase::Idle | Phase::Finishing => {}
@@ -116,12 +128,10 @@ impl Roster {
             HungIn::Call(timeout),
         ));
         effects.push(Effect::TimedOut(call.timed_out(completed)));
-        let bound = MAX_HUNG_CALLS_PER_WORKER * self.slots.len() as u32;
-        let Some(state) = self.members.get_mut(&member.id) else {
-            return;
-        };
-        state.hung += 1;
-        if state.hung >= bound {
+        let bound = MAX_HUNG_CALLS_PER_WORKER * self.slots.len();
+        let hangs_in_it = |thread: &&AbandonedThread| thread.in_call && thread.member == member.id;
+        let hung = self.abandoned.values().filter(hangs_in_it).count();
+        if hung >= bound {
             let why = format!(
                 "too many hung calls: {bound} threads are stuck in this handler until the process exits; fix what they wait for, \
                  then run `sluicegate handlers restart {}`",
@@ -144,8 +154,7 @@ impl Roster {
         let error = ProbeError::Abandoned(self.settings.create_timeout);
         let why = error.to_string();
         effects.push(Effect::Abandoned(Arc::clone(&member), at, HungIn::Creation));
-        let unhealthy =
-            |state: &crate::roster::state::MemberState| state.unhealthy.contains_key(&at);
+        let unhealthy = |state: &MemberState| state.unhealthy.contains_key(&at);
         match (reply, item) {
             (Some(reply), _) => effects.push(Effect::Answer(reply, Err(error))),
             (None, Some(item)) => effects.push(Effect::NotRun(item)),

@@ -3,7 +3,7 @@
 mod ending;
 mod health;
 mod ownership;
-mod pool;
+pub(crate) mod pool;
 mod recall;
 mod reconfigure;
 mod sharing;

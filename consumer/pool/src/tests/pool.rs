@@ -24,7 +24,7 @@ use crate::thread_pool::ThreadPool;
 use crate::watchdog::CallWatchdog;
 use crate::worker;
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl HostServices for Silent {
     fn log(&self, _level: LogLevel, _message: &str) {}
