@@ -39,6 +39,8 @@ mod state;
 mod watch;
 mod work;
 
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;

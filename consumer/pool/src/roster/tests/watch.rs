@@ -1,0 +1,211 @@
+//! Calls, creations and lifecycle calls that hang.
+
+use super::*;
+
+#[test]
+fn a_hung_call_is_cancelled_then_abandoned_and_its_late_report_does_not_count() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let old = table.running(&one, 1);
+    assert!(table.submit(&one, 2));
+    table.monitor.at(Some((1, 3)));
+    table.tick(TIMEOUT - SECOND);
+    assert_eq!(table.effects(), [""; 0]);
+    table.tick(SECOND);
+    assert_eq!(table.effects(), ["cancel"]);
+    table.tick(SECOND / 2);
+    assert_eq!(table.effects(), [""; 0], "the grace period");
+    table.tick(SECOND / 2);
+    assert_eq!(
+        table.effects(),
+        ["abandoned 0", "timed out 1 after 3", "spawn 0/2"]
+    );
+    assert!(!table.call_ended(old, &one, Some("panicked")));
+    assert_eq!(table.next(old), "exit");
+    assert_eq!(table.created(old, &one), "abandoned");
+    assert_eq!(table.next(thread(0, 2)), "create one with {}", "batch 2");
+    assert_eq!(table.roster.busy(&one), 0);
+    assert_eq!(table.created(thread(0, 2), &one), "call");
+    assert_eq!(table.roster.busy(&one), 1);
+}
+
+#[test]
+fn a_call_that_makes_progress_or_returns_is_not_abandoned() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let worker = table.running(&one, 1);
+    for record in 0..5 {
+        table.monitor.at(Some((1, record)));
+        table.tick(TIMEOUT / 2);
+        assert_eq!(table.effects(), [""; 0], "each record is in time");
+    }
+    table.tick(TIMEOUT);
+    assert_eq!(table.effects(), ["cancel"]);
+    table.monitor.at(Some((1, 5)));
+    table.tick(SECOND);
+    table.tick(SECOND);
+    assert_eq!(
+        table.effects(),
+        [""; 0],
+        "it continued during the grace period"
+    );
+    table.monitor.at(None);
+    table.tick(10 * TIMEOUT);
+    assert_eq!(table.effects(), [""; 0], "it has returned");
+    assert!(table.call_ended(worker, &one, None));
+}
+
+#[test]
+fn a_call_that_never_starts_is_abandoned_without_outcomes() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    table.running(&one, 1);
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    assert_eq!(
+        table.effects(),
+        ["cancel", "abandoned 0", "timed out 1 after 0", "spawn 0/2"]
+    );
+}
+
+/// Lets the call of a batch hang until it is abandoned; the thread, and the effects.
+fn hang(table: &mut Table, member: &Arc<PoolMember>, number: u32) -> (WorkerId, Vec<String>) {
+    assert!(table.submit(member, number));
+    table.effects();
+    let worker = thread(0, table.roster.slots[0].thread_epoch);
+    assert!(table.next(worker).starts_with("create"));
+    assert_eq!(table.created(worker, member), "call");
+    table.tick(TIMEOUT);
+    table.effects();
+    table.tick(SECOND);
+    (worker, table.effects())
+}
+
+#[test]
+fn too_many_hung_calls_trip_their_member_unless_some_return() {
+    let mut table = Table::new(1);
+    let (one, two) = (table.add("one"), table.add("two"));
+    let mut hung = Vec::new();
+    for number in 1..4 {
+        hung.push(hang(&mut table, &one, number).0);
+    }
+    // It returns after all.
+    table.step(Event::AbandonedThreadEnded(hung[0]));
+    hang(&mut table, &one, 4);
+    assert!(table.submit(&one, 5), "three hang");
+    table.effects();
+    let worker = thread(0, table.roster.slots[0].thread_epoch);
+    assert!(table.next(worker).starts_with("create"));
+    assert_eq!(table.created(worker, &one), "call");
+    assert!(table.submit(&one, 6));
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    assert_eq!(
+        table.effects(),
+        [
+            "cancel",
+            "abandoned 0",
+            "tripped one",
+            "timed out 5 after 0",
+            "not run 6",
+            "spawn 0/6"
+        ]
+    );
+    assert!(!table.submit(&one, 7) && table.submit(&two, 8));
+    table.step(Event::Leave(&one));
+    assert!(table.next(thread(0, 6)).starts_with("leave"));
+    table.effects();
+    assert!(table.report(thread(0, 6), Report::Released(&one)));
+    assert_eq!(table.effects(), ["released one Quarantined"]);
+}
+
+#[test]
+fn a_hung_creation_returns_its_batch_and_a_hung_probe_is_answered() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    assert!(table.submit(&one, 1));
+    assert_eq!(table.next(thread(0, 1)), "create one with {}");
+    let (_, answer) = table.probe(&one, None);
+    table.effects();
+    table.tick(CREATE_TIMEOUT);
+    assert_eq!(table.effects(), ["abandoned 0", "not run 1", "spawn 0/2"]);
+    assert_eq!(table.created(thread(0, 1), &one), "abandoned");
+    assert_eq!(table.next(thread(0, 2)), "probe one", "it is not lost");
+    table.tick(CREATE_TIMEOUT);
+    let effects = table.effects();
+    assert_eq!(effects.first().unwrap(), "abandoned 0");
+    assert!(matches!(
+        answer.try_recv(),
+        Ok(Err(ProbeError::Abandoned(CREATE_TIMEOUT)))
+    ));
+}
+
+#[test]
+fn a_hung_drain_quarantines_its_member_and_a_closing_pool_starts_no_other_thread() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let worker = table.running(&one, 1);
+    table.step(Event::Leave(&one));
+    assert!(table.call_ended(worker, &one, None));
+    assert_eq!(table.next(worker), "leave one");
+    table.effects();
+    table.tick(DRAIN_TIMEOUT);
+    assert_eq!(
+        table.effects(),
+        ["abandoned 0", "released one Quarantined", "thread ended"]
+    );
+    assert!(!table.roster.is_ending());
+    assert!(!table.report(worker, Report::Released(&one)));
+    assert_eq!(table.effects(), [""; 0]);
+}
+
+#[test]
+fn a_pending_release_of_an_abandoned_thread_is_quarantined() {
+    let mut table = Table::new(1);
+    let (one, two) = (table.add("one"), table.add("two"));
+    table.running(&one, 1);
+    table.step(Event::Leave(&two));
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    assert_eq!(
+        table.effects(),
+        [
+            "wake 0",
+            "cancel",
+            "abandoned 0",
+            "released two Quarantined",
+            "timed out 1 after 0",
+            "spawn 0/2"
+        ]
+    );
+}
+
+/// Abandons a thread in a health check, and lets the member leave; with `returns` the check returns in between.
+fn leaves_after_a_hung_check(returns: bool) -> Vec<String> {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let worker = table.running(&one, 1);
+    assert!(table.call_ended(worker, &one, None));
+    table.tick(HEALTH_INTERVAL);
+    assert_eq!(table.next(worker), "check, 0 missing");
+    assert!(table.report(worker, Report::LifecycleCall(&one)));
+    table.tick(DRAIN_TIMEOUT);
+    assert!(!table.report(worker, Report::HealthChecked(&one, Some("late".to_owned()))));
+    if returns {
+        table.step(Event::AbandonedThreadEnded(worker));
+    }
+    table.step(Event::Leave(&one));
+    assert_eq!(table.next(thread(0, 2)), "leave one");
+    table.effects();
+    assert!(table.report(thread(0, 2), Report::Released(&one)));
+    table.effects()
+}
+
+#[test]
+fn a_member_that_hangs_in_a_lifecycle_call_is_not_released_clean() {
+    assert_eq!(
+        leaves_after_a_hung_check(false),
+        ["released one Quarantined"]
+    );
+    assert_eq!(leaves_after_a_hung_check(true), ["released one Clean"]);
+}
