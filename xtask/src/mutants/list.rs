@@ -308,6 +308,16 @@ const SERVICE: &[Mutant] = &[
         suite: POOL,
     },
     Mutant {
+        name: "slot-without-thread-unchecked",
+        what: "an unhealthy worker whose thread could not be started is never checked again",
+        suite: POOL,
+    },
+    Mutant {
+        name: "hang-outside-a-call-forgotten",
+        what: "a handler that hangs in a health check is released as clean, and its plugin ends under that call",
+        suite: POOL,
+    },
+    Mutant {
         name: "counts-move-to-the-next-version",
         what: "a new version takes over the outcome counts of the one before",
         suite: FLOW,
