@@ -1,6 +1,7 @@
 /* Baseline for the service's throughput: librdkafka's batch call on an application queue, discarding the records.
  *
- *   bare-loop load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS   fills a topic: uniformly random keys, no headers
+ *   bare-loop load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS [REGIONS]   fills a topic: uniformly random keys; a header
+ *                                                                     `region` of so many values, or none
  *   bare-loop read BOOTSTRAP TOPIC PARTITIONS COUNT [KEY=VALUE]...   reads it with these librdkafka keys
  *
  * `read` prints one line of JSON: records and bytes from the first batch to the last, and the time and CPU used. */
@@ -69,6 +70,7 @@ static int load(char **args) {
         long count        = atol(args[2]);
         size_t size       = (size_t)atol(args[3]);
         unsigned long keys = strtoul(args[4], NULL, 10);
+        unsigned long regions = args[5] ? strtoul(args[5], NULL, 10) : 0;
         rd_kafka_conf_t *conf = rd_kafka_conf_new();
         set(conf, "bootstrap.servers", args[0]);
         set(conf, "linger.ms", "20");
@@ -87,11 +89,21 @@ static int load(char **args) {
                 state ^= state << 17;
                 int len = snprintf(key, sizeof key, "key-%08lu",
                                    (unsigned long)(state % keys));
+                char region[32];
+                int region_len = snprintf(region, sizeof region, "r%lu",
+                                          regions ? n % regions : 0);
+                rd_kafka_headers_t *headers = NULL;
+                if (regions) {
+                        headers = rd_kafka_headers_new(1);
+                        rd_kafka_header_add(headers, "region", -1, region,
+                                            region_len);
+                }
                 while (rd_kafka_producev(
                            rk, RD_KAFKA_V_TOPIC(topic),
                            RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
                            RD_KAFKA_V_KEY(key, (size_t)len),
-                           RD_KAFKA_V_VALUE(value, size), RD_KAFKA_V_END) ==
+                           RD_KAFKA_V_VALUE(value, size),
+                           RD_KAFKA_V_HEADERS(headers), RD_KAFKA_V_END) ==
                        RD_KAFKA_RESP_ERR__QUEUE_FULL)
                         rd_kafka_poll(rk, 10);
                 if (n % 1000 == 0)

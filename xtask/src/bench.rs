@@ -1,13 +1,14 @@
 //! `cargo xtask bench`: the service against a bare librdkafka loop, interleaved, on the same real broker.
 //!
 //! ```text
-//!  Kafka of our own ◄── bare-loop load ── 12 partitions of small records
+//!  Kafka of our own ◄── bare-loop load ── 12 partitions of small records, once without and once with a header
 //!        │
 //!        ├──► bare-loop read   (C, the service's librdkafka, allocator and fetch keys)   ┐
-//!        └──► sluicegate run   (native no-op handler, key order, a group of its own)     ┘ × rounds, in turn
+//!        ├──► sluicegate run   (native no-op handlers, key order, a group of its own)    │ × workloads × rounds, in turn
+//!        └──► the same by another build of it, if one is named                           ┘
 //! ```
 //!
-//! Both are timed from the first record seen to the last one completed; CPU is that of the process.
+//! All are timed from the first record seen to the last one completed; CPU is that of the process.
 
 mod measure;
 mod page;
@@ -20,7 +21,7 @@ use e2e::artefacts;
 use e2e::kafka::{Kafka, KafkaOptions};
 use e2e::launcher::run as run_command;
 
-use measure::{Measured, bare_loop, service};
+use measure::{Measured, bare_loop};
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
     /// Rounds [default: 3 with `--quick`, else 5]
     #[arg(long)]
     rounds: Option<usize>,
+    /// Another build of the service, measured in the same rounds: what a change has changed
+    #[arg(long, value_name = "BINARY")]
+    baseline: Option<PathBuf>,
 }
 
 /// The parameters of a benchmark.
@@ -45,11 +49,73 @@ pub(crate) struct Case {
     pub(crate) keys: u64,
 }
 
+/// What the service does with the records of a topic.
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) topic: &'static str,
+    /// Values of the header `region`; 0 for no header.
+    regions: u64,
+    /// The handlers: their names, and the rest of their routes.
+    pub(crate) handlers: Vec<(String, String)>,
+    /// How many of them handle each record.
+    pub(crate) acks: u64,
+}
+
+impl Workload {
+    fn all() -> Vec<Self> {
+        let regions = |range: std::ops::Range<u64>| {
+            let values: Vec<String> = range.map(|region| format!("r{region}")).collect();
+            format!("when: {{ header: region, in: [{}] }}", values.join(", "))
+        };
+        vec![
+            Self {
+                name: "no-op",
+                topic: "bench",
+                regions: 0,
+                handlers: vec![("noop".into(), String::new())],
+                acks: 1,
+            },
+            Self {
+                name: "header-routed",
+                topic: "bench-headers",
+                regions: 8,
+                handlers: vec![
+                    ("east".into(), regions(0..4)),
+                    ("west".into(), regions(4..8)),
+                ],
+                acks: 1,
+            },
+            Self {
+                name: "fan-out to 5",
+                topic: "bench",
+                regions: 0,
+                handlers: (1..=5)
+                    .map(|place| (format!("noop-{place}"), String::new()))
+                    .collect(),
+                acks: 5,
+            },
+        ]
+    }
+}
+
 /// The programs under measurement.
 pub(crate) struct Programs {
     pub(crate) bare_loop: PathBuf,
-    pub(crate) service: PathBuf,
+    /// The service, and another build of it.
+    services: Vec<(&'static str, PathBuf)>,
     pub(crate) noop: PathBuf,
+}
+
+/// The runs of one contender.
+pub(crate) struct Contender {
+    pub(crate) name: String,
+    pub(crate) runs: Vec<Measured>,
+}
+
+/// A workload, the bare loop on its topic, and the service.
+pub(crate) struct Results {
+    pub(crate) bare: Contender,
+    pub(crate) services: Vec<Contender>,
 }
 
 /// Minimum ratio of records per second to the bare loop.
@@ -67,36 +133,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         partitions: 12,
         keys: 100_000,
     };
-    let programs = build()?;
-    eprintln!("Starting Kafka and loading {} records …", case.records);
+    let programs = build(arguments.baseline.as_ref())?;
+    let workloads = Workload::all();
+    eprintln!("Starting Kafka and loading 2 × {} records …", case.records);
     let kafka = Kafka::start(&broker(&case))?;
-    let topic = "bench";
-    run_command(
-        std::process::Command::new(&programs.bare_loop)
-            .args(["load", kafka.bootstrap(), topic])
-            .args([&case.records.to_string(), &case.value_bytes.to_string()])
-            .arg(case.keys.to_string()),
-    )?;
-    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    // The last workload has the topic of the first one.
+    for workload in &workloads[..2] {
+        load(&programs, kafka.bootstrap(), workload, &case)?;
+    }
+    let mut results: Vec<Results> = workloads.iter().map(|one| empty(&programs, one)).collect();
     for round in 0..=case.rounds {
-        let one = bare_loop(&programs, kafka.bootstrap(), topic, &case)?;
-        let other = service(&programs, kafka.bootstrap(), topic, &case, round)?;
-        let name = if round == 0 { "warm-up" } else { "round" };
-        eprintln!(
-            "{name} {round}: bare {} | service {}",
-            one.line(),
-            other.line()
-        );
-        if round > 0 {
-            bare.push(one);
-            ours.push(other);
+        for (workload, results) in workloads.iter().zip(&mut results) {
+            let bare = bare_loop(&programs, kafka.bootstrap(), workload.topic, &case)?;
+            report(round, &results.bare.name, &bare);
+            let mut runs = vec![bare];
+            for ((_, service), contender) in programs.services.iter().zip(&results.services) {
+                let run = measure::service(service, &programs, &kafka, workload, &case)?;
+                report(round, &contender.name, &run);
+                runs.push(run);
+            }
+            if round > 0 {
+                let contenders = std::iter::once(&mut results.bare).chain(&mut results.services);
+                for (contender, run) in contenders.zip(runs) {
+                    contender.runs.push(run);
+                }
+            }
         }
     }
-    let page = page::Page::new(&case, &bare, &ours);
+    let page = page::Page::new(&case, &results);
     println!("{}", page.table());
-    let path = artefacts::workspace().join("docs/benchmarks.md");
-    page.write(&path)?;
-    println!("written to docs/benchmarks.md");
+    if arguments.baseline.is_none() {
+        let path = artefacts::workspace().join("docs/benchmarks.md");
+        page.write(&path)?;
+        println!("written to docs/benchmarks.md");
+    }
     let ratio = page.records_ratio();
     if ratio < FLOOR {
         bail!(
@@ -104,6 +174,41 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn report(round: usize, name: &str, run: &Measured) {
+    let of = if round == 0 { "warm-up" } else { "round" };
+    eprintln!("{of} {round}: {name}: {}", run.line());
+}
+
+/// Fills the topic of a workload.
+fn load(programs: &Programs, bootstrap: &str, workload: &Workload, case: &Case) -> Result<()> {
+    let mut command = std::process::Command::new(&programs.bare_loop);
+    command
+        .args(["load", bootstrap, workload.topic])
+        .args([&case.records.to_string(), &case.value_bytes.to_string()])
+        .arg(case.keys.to_string());
+    if workload.regions > 0 {
+        command.arg(workload.regions.to_string());
+    }
+    run_command(&mut command).map(drop)
+}
+
+fn empty(programs: &Programs, workload: &Workload) -> Results {
+    let named = |name: String| Contender {
+        name,
+        runs: Vec::new(),
+    };
+    let services = programs.services.iter();
+    Results {
+        bare: named(format!(
+            "bare librdkafka batch loop (C), topic of {}",
+            workload.name
+        )),
+        services: services
+            .map(|(build, _)| named(format!("{build}, {}", workload.name)))
+            .collect(),
+    }
 }
 
 /// Options of a broker that creates the topic with the requested number of partitions.
@@ -117,7 +222,7 @@ fn broker(case: &Case) -> KafkaOptions {
     }
 }
 
-fn build() -> Result<Programs> {
+fn build(baseline: Option<&PathBuf>) -> Result<Programs> {
     eprintln!("Building with optimisation …");
     let mut command = artefacts::cargo();
     command.args(["build", "--release"]);
@@ -131,9 +236,11 @@ fn build() -> Result<Programs> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| artefacts::workspace().join("target"), PathBuf::from)
         .join("release");
+    let mut services = vec![("sluicegate", target.join("sluicegate"))];
+    services.extend(baseline.map(|path| ("the baseline", path.clone())));
     Ok(Programs {
         bare_loop: target.join("bare-loop"),
-        service: target.join("sluicegate"),
+        services,
         noop: target.join(artefacts::library_name("noop")),
     })
 }

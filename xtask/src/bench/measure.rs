@@ -1,16 +1,19 @@
 //! One run of each contender.
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use e2e::kafka::Kafka;
 use e2e::launcher::run;
 use e2e::metrics::Metrics;
 use e2e::ports::free_port;
 use e2e::process::{Guarded, Signal};
 use e2e::workdir::Workdir;
 
-use super::{Case, Programs};
+use super::{Case, Programs, Workload};
 
 /// The result of a run.
 #[derive(Clone, Copy, Debug)]
@@ -85,31 +88,37 @@ pub(crate) fn bare_loop(
     })
 }
 
-/// Reads the topic with the service and a no-op handler.
+/// Reads the topic of a workload with a build of the service.
 pub(crate) fn service(
+    service: &Path,
     programs: &Programs,
-    bootstrap: &str,
-    topic: &str,
+    kafka: &Kafka,
+    workload: &Workload,
     case: &Case,
-    round: usize,
 ) -> Result<Measured> {
-    let workdir = Workdir::new(bootstrap, &format!("bench-{round}"), "");
+    // Every run starts with a new group.
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let workdir = Workdir::new(kafka.bootstrap(), &format!("bench-{run}"), "");
     workdir.plugin_file(&programs.noop, &e2e::artefacts::library_name("noop"));
-    workdir.spec(
-        "noop",
-        &format!(
-            "plugin: noop\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\norder: key\nworkers: 1\n"
-        ),
-    );
+    for (name, when) in &workload.handlers {
+        let route = format!("route: {{ topics: [{}]", workload.topic);
+        let route = match when.is_empty() {
+            true => format!("{route} }}"),
+            false => format!("{route}, {when} }}"),
+        };
+        let spec = format!("plugin: noop\nversion: \"*\"\n{route}\norder: key\nworkers: 1\n");
+        workdir.spec(name, &spec);
+    }
     let port = free_port();
-    let mut command = Command::new(&programs.service);
+    let mut command = Command::new(service);
     command
         .current_dir(workdir.path())
         .args(["run", "-c", "sluicegate.yaml"])
         .args(["--set", &format!("admin.listen=127.0.0.1:{port}")]);
     let log = workdir.path().join("service.log");
     let mut process = Guarded::start("sluicegate run", &mut command, &log, None)?;
-    let measured = watch(&mut process, port, case.records)?;
+    let measured = watch(&mut process, port, case.records, workload.acks)?;
     process.signal(Signal::TERM);
     let status = process.wait(Duration::from_secs(60))?;
     if !status.success() {
@@ -125,7 +134,9 @@ struct Sample {
     acked: u64,
 }
 
-fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
+/// Measures until `acks` handlers have acknowledged each of `records` records.
+fn watch(process: &mut Guarded, port: u16, records: u64, acks: u64) -> Result<Measured> {
+    let expected = records * acks;
     let deadline = Instant::now() + LIMIT;
     let mut first: Option<Sample> = None;
     loop {
@@ -147,13 +158,13 @@ fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
             cpu_seconds: cpu_seconds(process.pid())?,
             acked,
         };
-        if acked > records {
-            bail!("the service acknowledged {acked} of {records} records");
+        if acked > expected {
+            bail!("the service acknowledged {acked} of {expected} records");
         }
         let first = first.get_or_insert(Sample { ..sample });
-        if acked == records {
+        if acked == expected {
             return Ok(Measured {
-                records: acked - first.acked,
+                records: (acked - first.acked) / acks,
                 seconds: (sample.at - first.at).as_secs_f64(),
                 cpu_seconds: sample.cpu_seconds - first.cpu_seconds,
                 peak_kib: peak_kib(process.pid())?,
@@ -162,13 +173,13 @@ fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
     }
 }
 
-/// Records that the handler has acknowledged; `None` while the service does not answer.
+/// Records that the handlers have acknowledged, over all of them; `None` while the service does not answer.
 fn acked(port: u16) -> Option<u64> {
     let mut response = ureq::get(format!("http://127.0.0.1:{port}/metrics"))
         .call()
         .ok()?;
     let text = response.body_mut().read_to_string().ok()?;
-    let labels = [("handler", "noop"), ("outcome", "ack")];
+    let labels = [("outcome", "ack")];
     let metrics = Metrics::parse(&text);
     Some(metrics.sum("sluicegate_handler_outcomes_total", &labels) as u64)
 }

@@ -1,6 +1,7 @@
 //! The steps that need no server: formatting, lints, rules, unit tests, models, Miri.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::artefacts::{cargo, workspace};
@@ -73,6 +74,21 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
             step::run_concurrently(&program.name, &mut command, LIMIT)
         }),
     }
+}
+
+/// Seeds of the long simulation: ten million steps, about 210 per seed.
+const LONG_SEEDS: &str = "48000";
+/// Ten million steps take about 20 minutes.
+const SIMULATION_LIMIT: Duration = Duration::from_hours(2);
+
+/// The simulator of the engine, ten million steps long.
+pub(super) fn simulation() -> Result<Report> {
+    let mut command = cargo();
+    command
+        .args(["test", "--release", "--package", "sluicegate-engine"])
+        .args(["--test", "simulation", "every_guarantee"])
+        .env("SLUICEGATE_SIM_SEEDS", LONG_SEEDS);
+    step::run("simulation", &mut command, SIMULATION_LIMIT)
 }
 
 pub(super) fn doctest() -> Result<Report> {

@@ -65,7 +65,8 @@ const BACKGROUND: [Step; 5] = [
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Add the long forms of the scenarios (soaks and full sizes), and compare instructions per record with their budget
+    /// Add the long forms of the scenarios (soaks and full sizes), ten million steps of the simulator, and compare
+    /// instructions per record with their budget
     #[arg(long)]
     long: bool,
     /// Run only these steps: fmt, clippy, docs, tidy, unit, doctest, loom, miri, advisories, e2e
@@ -93,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut reports = wanted.each(&FORM, |name, step| lanes::done(name, step()));
     if arguments.long && arguments.only.is_empty() && arguments.scenario.is_empty() {
         reports.push(lanes::done("instructions", instructions::step()));
+        reports.push(lanes::done("simulation", code::simulation()));
     }
     let mut artefacts = None;
     if wanted.runs_programs() {

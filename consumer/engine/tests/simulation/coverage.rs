@@ -27,6 +27,7 @@ macro_rules! situations {
 }
 
 situations! {
+    steps: "steps, over all seeds",
     starts: "records started, over all attempts",
     recalled: "records returned by workers unstarted, because their partition was revoked",
     fetched_past_control: "positions queried while the client had fetched past a control record that it had not passed",

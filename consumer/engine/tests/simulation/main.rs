@@ -44,6 +44,7 @@ fn number(name: &str) -> Option<u64> {
 /// Runs the simulation of a seed and returns its coverage.
 fn run(seed: u64) -> Result<Coverage, String> {
     let mut world = World::new(seed);
+    world.model.coverage.steps += world.script.steps as u64;
     for step in 0..world.script.steps {
         world
             .step()
