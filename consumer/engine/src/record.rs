@@ -30,6 +30,12 @@ pub trait Record: RecordBytes + Debug + Sized {
         false
     }
 
+    /// Its share of the memory that it keeps alive together with other records, such as those of one fetch buffer: the
+    /// shares add up to that memory. 0 if it is unknown, and for a copy. Reads what the records share, so not for every record.
+    fn pinned_bytes(&self) -> usize {
+        0
+    }
+
     /// Bytes of key, value and headers.
     fn size(&self) -> usize {
         self.key().map_or(0, <[u8]>::len)

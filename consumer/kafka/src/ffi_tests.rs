@@ -13,6 +13,7 @@ use super::headers::{MOST_PUBLIC_HEADERS, PublicHeaders, agree};
 use super::*;
 use crate::mock::MockKafka;
 use crate::testing::consume_all;
+use sluicegate_engine::source::Delivery;
 
 type Given = (
     Option<Vec<u8>>,
@@ -245,5 +246,31 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
     for ((key, value, _), view) in given.iter().zip(&views) {
         assert_eq!(view.view().key(), key.as_deref());
         assert_eq!(view.view().value(), value.as_deref());
+    }
+}
+
+/// What the budget counts as pinned: with all records of a buffer, about their bytes; with the last one, all of it.
+#[test]
+fn records_share_the_buffer_that_they_keep_alive() {
+    for compression in ["none", "lz4"] {
+        let kafka = MockKafka::start(1).unwrap();
+        kafka.create_topic("t", 1).unwrap();
+        let value = Some(vec![7; 1_000]);
+        let given: Vec<Given> = (0..100).map(|_| (None, value.clone(), vec![])).collect();
+        produce(&kafka.bootstrap_servers(), compression, &given);
+        let (source, mut got) = consume_all(&kafka.bootstrap_servers(), "t", given.len());
+        let pinned = |got: &[Delivery<RecordBuf>]| -> usize {
+            got.iter().map(|one| one.lease.pinned_bytes()).sum()
+        };
+        let all = pinned(&got);
+        assert!((100_000..130_000).contains(&all), "{compression}: {all}");
+        let copy = got[50].lease.detach();
+        assert_eq!(copy.pinned_bytes(), 0);
+        got.truncate(1);
+        let one = pinned(&got);
+        // The producer may have sent the first records in a batch of their own.
+        assert!(one > 2_000, "{compression}: {one} of {all}");
+        drop(got);
+        drop(source);
     }
 }

@@ -3,7 +3,6 @@
 //! Property: every record is delivered once and in order, from the requested offset; nothing blocks forever.
 
 mod member;
-mod pinned_memory;
 
 use std::time::{Duration, Instant};
 

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use super::Mutant;
 use super::suites::{
     CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER,
-    LOGGING, PLUGINS, POOL, PUMP, RAW, RECALL, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE,
-    STARTS, STATUS, WATCHDOG,
+    LOGGING, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION,
+    SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
 mod config;
@@ -260,7 +260,27 @@ const SERVICE: &[Mutant] = &[
     Mutant {
         name: "waiting-records-pin-buffers",
         what: "records that wait for long stay in the client's fetch buffers",
-        suite: SOURCE,
+        suite: READING,
+    },
+    Mutant {
+        name: "pinned-memory-not-measured",
+        what: "few records of many keep fetch buffers alive until they have waited for long",
+        suite: READING,
+    },
+    Mutant {
+        name: "calls-pin-buffers",
+        what: "records are not copied out of fetch buffers while calls keep too many of these alive",
+        suite: READING,
+    },
+    Mutant {
+        name: "pinned-memory-not-counted",
+        what: "fetch buffers that calls keep alive do not count as used memory",
+        suite: READING,
+    },
+    Mutant {
+        name: "buffer-share-is-the-buffer",
+        what: "each record counts its whole fetch buffer as pinned",
+        suite: RAW,
     },
     Mutant {
         name: "released-assignments-kept",

@@ -26,6 +26,8 @@ pub(super) const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
 pub(super) const PUMP: &[&str] = &["-p", "sluicegate-service", "--lib", "pump::"];
 /// The Kafka source on an in-process cluster.
 pub(super) const SOURCE: &[&str] = &["-p", "sluicegate-kafka", "--test", "kafka_source"];
+/// The engine with the Kafka source, on an in-process cluster.
+pub(super) const READING: &[&str] = &["-p", "sluicegate-kafka", "--test", "with_engine"];
 pub(super) const RAW: &[&str] = &["-p", "sluicegate-kafka", "--lib", "ffi::"];
 /// The log writer, and the connections of the admin HTTP.
 pub(super) const LOGGING: &[&str] = &["-p", "sluicegate-admin", "--lib", "logging::"];

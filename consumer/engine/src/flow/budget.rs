@@ -13,10 +13,7 @@
 //! freed. A poll is sized by the mean size of records, so a
 //! burst of unusually large ones can exceed the budget once.
 
-use std::collections::HashSet;
-
 use super::Flow;
-use crate::dispatch::EntryKey;
 use crate::partition::assignment::AssignmentState;
 use crate::partition::usage::RATE_WINDOW_MS;
 use crate::record::Record;
@@ -47,54 +44,7 @@ struct Reading {
     overflow_bytes: u64,
 }
 
-/// How long a record waits, at least, before it is copied out of its fetch buffer; twice that at the most. Longer than
-/// records of a fast handler live, so that these are never copied.
-const DETACH_INTERVAL_MS: u64 = 250;
-
 impl<R: Record> Flow<R> {
-    /// Copies records that wait out of their fetch buffers: one of them keeps a buffer of a megabyte or more alive, of which
-    /// only its own bytes are charged.
-    pub(super) fn detach_waiting(&mut self) {
-        if self.ctx.now_ms.saturating_sub(self.detached_ms) < DETACH_INTERVAL_MS {
-            return;
-        }
-        self.detached_ms = self.ctx.now_ms;
-        if self.ctx.records.charged == 0 {
-            return;
-        }
-        // Those in batches that no worker has, before the others are marked: a failed handler keeps some for long.
-        for queue in self.queues.iter_mut().flatten() {
-            queue.detach_waiting(&mut self.ctx.records);
-        }
-        self.ctx.records.slab.detach_waiting();
-        self.ctx.records.partitions.for_each_mut(|_, assignment| {
-            for kept in &mut assignment.overflow {
-                let lease = &mut kept.delivery.lease;
-                if lease.pins_client_memory() {
-                    *lease = lease.detach();
-                }
-            }
-        });
-    }
-
-    /// Number of records that no worker has and that keep a fetch buffer alive.
-    pub fn pinning_records(&self) -> usize {
-        let queues = self.queues.iter().flatten();
-        let with_worker: HashSet<EntryKey> = queues.flat_map(|queue| queue.submitted()).collect();
-        let held = self.ctx.records.slab.iter().filter(|(key, entry)| {
-            !with_worker.contains(key) && entry.lease().is_some_and(Record::pins_client_memory)
-        });
-        let overflow = self
-            .ctx
-            .records
-            .partitions
-            .each()
-            .flat_map(|(_, one)| &one.overflow);
-        held.count()
-            + overflow
-                .filter(|kept| kept.delivery.lease.pins_client_memory())
-                .count()
-    }
     /// Number of records to read from the source in this poll, at most `most`, estimated from the mean size of held
     /// records (G8).
     pub fn read_quota(&self, most: usize) -> usize {
@@ -157,7 +107,7 @@ impl<R: Record> Flow<R> {
     /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
     /// the reserve that pausing one of them opens.
     fn read_limit(&self, reading: &Reading) -> u64 {
-        let all = self.ctx.records.charged + self.ctx.refused_bytes;
+        let all = self.ctx.records.charged + self.ctx.refused_bytes + self.excess_bytes();
         let others = all.saturating_sub(reading.bytes);
         let room = self.settings.budget_bytes.saturating_sub(others);
         room - room / 4

@@ -14,7 +14,7 @@
 //!
 //! What one handler still has to do is in its [`crate::queue`]; here is what concerns several of them: `admit` (ledger,
 //! routing), `draining` (revoked partitions), `closing` (which handlers are switched off), `budget` (memory, pauses),
-//! `reading` (stopped and restarted partitions), `ownership` (what pools are told), `report`.
+//! `pinned` (fetch buffers), `reading` (stopped and restarted partitions), `ownership` (what pools are told), `report`.
 
 mod admit;
 pub mod budget;
@@ -22,6 +22,7 @@ mod closing;
 mod draining;
 mod ending;
 mod ownership;
+mod pinned;
 mod position;
 mod reading;
 mod record_log;
@@ -49,6 +50,7 @@ use crate::record::Record;
 use crate::records::Records;
 use crate::routing::{Router, RoutingIndex};
 use crate::source::{AssignmentId, CommitEntry, CommitError, CommitResult, TopicPartition};
+use pinned::Pinned;
 use record_log::RecordLog;
 
 /// Bounds and names of a flow.
@@ -99,8 +101,8 @@ pub struct Flow<R: Record> {
     closing_due_ms: u64,
     /// Records that were started and unfinished when a drain timed out.
     unfinished_records: u64,
-    /// When waiting records were last copied out of fetch buffers.
-    detached_ms: u64,
+    /// What held records keep alive besides their own bytes.
+    pinned: Pinned,
     /// Mean size of the records that were last held.
     last_mean_bytes: u64,
     /// When the settle rate of partitions was last measured.
@@ -152,7 +154,7 @@ impl<R: Record> Flow<R> {
             closing: Vec::new(),
             closing_due_ms: 0,
             unfinished_records: 0,
-            detached_ms: 0,
+            pinned: Pinned::default(),
             last_mean_bytes: 0,
             measured_ms: 0,
             memory_log: LogLimit::default(),

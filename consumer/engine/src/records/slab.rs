@@ -74,11 +74,18 @@ impl<R: Record> Entry<R> {
     }
 }
 
+/// Number of records of which the pinned memory is read at once: what they share is not in the cache.
+const SAMPLE: usize = 256;
+/// Number of places among which they are searched.
+const MOST_PLACES: usize = 4 * 1024;
+
 /// All entries of a pump.
 pub(crate) struct Slab<R: Record> {
     entries: Vec<Entry<R>>,
     spare: Vec<u32>,
     live: usize,
+    /// New records are copied out of the client's memory.
+    copies_new: bool,
 }
 
 impl<R: Record> Default for Slab<R> {
@@ -87,6 +94,7 @@ impl<R: Record> Default for Slab<R> {
             entries: Vec::new(),
             spare: Vec::new(),
             live: 0,
+            copies_new: false,
         }
     }
 }
@@ -103,12 +111,15 @@ impl<R: Record> Slab<R> {
     pub(crate) fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
         self.live += 1;
         let NewEntry {
-            record,
+            mut record,
             slot,
             key_hash,
             charge,
             handlers,
         } = new;
+        if self.copies_new && record.bytes().pins_client_memory() {
+            record.exchange(R::detach);
+        }
         if let Some(index) = self.spare.pop() {
             let entry = &mut self.entries[index as usize];
             entry.record = Some(record);
@@ -173,6 +184,32 @@ impl<R: Record> Slab<R> {
         entry.serial = entry.serial.wrapping_add(1);
         self.spare.push(key.index);
         self.live -= 1;
+    }
+
+    /// Whether new records are copied out of the client's memory.
+    pub(crate) fn copies_new(&self) -> bool {
+        self.copies_new
+    }
+
+    /// Whether to copy new records out of the client's memory from now on: calls keep too much of it alive.
+    pub(crate) fn copy_new(&mut self, copies_new: bool) {
+        self.copies_new = copies_new;
+    }
+
+    /// Bytes that the records keep alive. Of many records it is an estimate, from a sample that `first` selects.
+    pub(crate) fn pinned_bytes(&self, first: usize) -> u64 {
+        let by_places = self.entries.len().div_ceil(MOST_PLACES);
+        let step = by_places.max(self.live / SAMPLE).max(1);
+        let sampled = self.entries.iter().skip(first % step).step_by(step);
+        let shares = sampled.filter_map(Entry::lease).map(Record::pinned_bytes);
+        (shares.sum::<usize>() * step) as u64
+    }
+
+    /// Lets the next copying take all records that no batch has for waiting ones.
+    pub(crate) fn all_wait(&mut self) {
+        for entry in &mut self.entries {
+            entry.seen = true;
+        }
     }
 
     /// Copies the records that no batch has and that were here at the last call already: they wait, and would each keep a

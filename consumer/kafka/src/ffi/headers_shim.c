@@ -1,10 +1,12 @@
-/* Reads the header block of a consumed record in place.
+/* Reads the header block of a consumed record in place, and the state behind it for which there is no public call.
  *
  * librdkafka keeps the block as the broker sent it, but provides no public access: rd_kafka_message_headers() parses and
  * copies every header, which halves the throughput. This file is compiled against the internal headers of the linked
  * librdkafka; `raw.rs` compares both ways on the first records of each assignment. */
 #include "rdkafka_int.h"
+#include "rdkafka_buf.h"
 #include "rdkafka_msg.h"
+#include "rdkafka_op.h"
 #include "rdkafka_partition.h"
 #include "rdkafka_topic.h"
 
@@ -94,4 +96,20 @@ size_t sluicegate_header_block(const rd_kafka_message_t *message,
         }
         *block = headers->data;
         return (size_t)headers->len;
+}
+
+/* The record's share of the fetch buffer that it keeps alive together with all other records of it, including those that
+ * are still queued: the shares of one buffer add up to its size. */
+size_t sluicegate_buffer_share(const rd_kafka_message_t *message) {
+        const rd_kafka_op_t *op = (const rd_kafka_op_t *)message->_private;
+        rd_kafka_buf_t *buffer;
+        int records;
+
+        if (!op || (op->rko_type & ~RD_KAFKA_OP_FLAGMASK) != RD_KAFKA_OP_FETCH)
+                return 0;
+        buffer = op->rko_u.fetch.rkbuf;
+        if (!buffer)
+                return 0;
+        records = rd_refcnt_get(&buffer->rkbuf_refcnt);
+        return buffer->rkbuf_buf.rbuf_size / (size_t)(records > 0 ? records : 1);
 }

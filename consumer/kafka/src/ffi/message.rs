@@ -17,6 +17,7 @@ unsafe extern "C" {
         message: *const sys::rd_kafka_message_t,
         block: *mut *const c_void,
     ) -> usize;
+    fn sluicegate_buffer_share(message: *const sys::rd_kafka_message_t) -> usize;
 }
 
 /// Set once the shim and the public call have disagreed on a record: from then on headers are re-encoded.
@@ -92,6 +93,16 @@ impl Message {
     /// Prefetches the message and librdkafka's data around it.
     pub(crate) fn prefetch(&self) {
         prefetch(self.0.as_ptr());
+    }
+
+    /// Its share of the fetch buffer that it keeps alive together with the other records of it; 0 if the shim does not fit.
+    pub(crate) fn buffer_share(&self) -> usize {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0 {
+            // SAFETY: the message is alive and consumed, and with it the buffer; its reference count is atomic.
+            return unsafe { sluicegate_buffer_share(self.0.as_ptr()) };
+        }
+        0
     }
 
     /// The header block in place; empty if the shim is not built.

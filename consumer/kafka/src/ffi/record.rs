@@ -107,4 +107,12 @@ impl Record for RecordBuf {
     fn pins_client_memory(&self) -> bool {
         !matches!(&self.0, Bytes::Owned(_))
     }
+
+    fn pinned_bytes(&self) -> usize {
+        match &self.0 {
+            Bytes::Owned(_) => 0,
+            Bytes::Kafka(message) | Bytes::Bare(message) => message.buffer_share(),
+            Bytes::Reencoded(both) => both.0.buffer_share(),
+        }
+    }
 }

@@ -1,0 +1,12 @@
+//! The engine with the source, on librdkafka's mock cluster.
+//!
+//! `resident`, `waiting`: of many records that were read, a few are kept for long. None of them keeps a fetch buffer of the
+//! client alive, of which only their own bytes are charged (G8).
+
+mod reading;
+mod resident;
+mod waiting;
+
+/// The service's allocator, which serves librdkafka too: what is resident depends on it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
