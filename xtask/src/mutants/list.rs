@@ -498,6 +498,11 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "no-leader-fails-the-topic",
+        what: "partitions without a commit wait for the one that has no leader",
+        suite: READING,
+    },
+    Mutant {
         name: "restart-undone",
         what: "a restart is dropped because the spec needs no new generation",
         suite: PLUGINS,

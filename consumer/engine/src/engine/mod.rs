@@ -267,7 +267,7 @@ impl<R: Record> Engine<R> {
         clock: WallClock,
     ) -> Option<Explanation> {
         let running = self.flow.explain(at, offset, clock);
-        running.or_else(|| self.offers.explain(at))
+        running.or_else(|| self.offers.explain(at, self.now_ms))
     }
 
     /// Counts an event of a topic's partitions. `Some(n)`: a log line is due, which stands for `n` events.

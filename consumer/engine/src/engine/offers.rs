@@ -113,8 +113,17 @@ impl Offers {
         })
     }
 
-    pub(crate) fn explain(&self, at: &TopicPartition) -> Option<Explanation> {
+    pub(crate) fn explain(&self, at: &TopicPartition, now_ms: u64) -> Option<Explanation> {
         let pending = self.pending.get(at)?;
+        let seconds = now_ms.saturating_sub(pending.since_ms) / 1_000;
+        let what = pending.describe();
+        let reason = match &pending.trouble {
+            None => format!("{what} (for {seconds} s)"),
+            Some(trouble) => format!(
+                "{what}; {} (for {seconds} s, seen {} times)",
+                trouble.remedy, trouble.count
+            ),
+        };
         Some(Explanation {
             topic: at.topic.to_string(),
             partition: at.partition,
@@ -122,7 +131,7 @@ impl Offers {
             frontier: 0,
             delivered: 0,
             status: RecordStatus::Starting,
-            reason: Some(pending.describe()),
+            reason: Some(reason),
             held_by: Vec::new(),
         })
     }

@@ -2,7 +2,10 @@
 //!
 //! `resident`, `waiting`: of many records that were read, a few are kept for long. None of them keeps a fetch buffer of the
 //! client alive, of which only their own bytes are charged (G8).
+//!
+//! `leaderless`: a partition without a leader delays no other, and is reported.
 
+mod leaderless;
 mod reading;
 mod resident;
 mod waiting;

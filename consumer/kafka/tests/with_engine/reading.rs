@@ -10,11 +10,11 @@ use sluicegate_config::service::ClientValue;
 use sluicegate_config::spec::{Predicate, Route, Test, TopicPattern};
 use sluicegate_engine::dispatch::{HandlerIx, Inbox, PumpMessage};
 use sluicegate_engine::engine::{Engine, EngineSettings};
-use sluicegate_engine::event::{Effect, Event};
+use sluicegate_engine::event::{Effect, Event, Observation};
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::queue::HandlerSettings;
 use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::source::{Source, StartAt};
+use sluicegate_engine::source::{Source, SourceEvent, StartAt};
 use sluicegate_kafka::{ClientSettings, KafkaSource, RecordBuf};
 use sluicegate_kit::engine_doubles::{HeldPool, NoEmitter};
 use sluicegate_runtime::{RawOutcome, outcome_code};
@@ -72,8 +72,10 @@ pub(crate) fn by_rarity(
 /// A source and an engine that read topics, turn by turn, as a pump does.
 pub(crate) struct Reader {
     pub(crate) engine: Engine<RecordBuf>,
-    source: KafkaSource,
+    pub(crate) source: KafkaSource,
     pub(crate) effects: VecDeque<Effect>,
+    /// When the group first assigned partitions.
+    pub(crate) assigned: Option<Instant>,
     read: i64,
     /// Number of turns so far.
     pub(crate) turns: u64,
@@ -100,6 +102,7 @@ impl Reader {
             engine,
             source,
             effects: VecDeque::new(),
+            assigned: None,
             read: 0,
             turns: 0,
         };
@@ -123,6 +126,9 @@ impl Reader {
         let (mut events, mut polled) = (Vec::new(), Vec::new());
         self.source.events(&mut events);
         for event in events {
+            if let SourceEvent::Assigned(_) = event {
+                self.assigned.get_or_insert_with(Instant::now);
+            }
             let membership = self.source.membership();
             self.step(Event::Source(event, membership));
             self.carry_out();
@@ -138,6 +144,17 @@ impl Reader {
         if quota > 0 && read == 0 {
             self.source.wait(Duration::from_millis(10));
         }
+    }
+
+    /// Tells the engine what the client knows about its partitions.
+    pub(crate) fn observe(&mut self) {
+        let seen = self.engine.slots().into_iter().map(|slot| Observation {
+            slot,
+            end: self.source.end_offset(slot),
+            fetch: self.source.fetch_state(slot),
+        });
+        let seen: Vec<_> = seen.collect();
+        self.step(Event::Observed(&seen));
     }
 
     pub(crate) fn step(&mut self, event: Event<'_, RecordBuf>) {
