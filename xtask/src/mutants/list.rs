@@ -498,6 +498,11 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "reserve-not-kept",
+        what: "partitions of a held handler fill the part of the memory that is for the others",
+        suite: FLOW,
+    },
+    Mutant {
         name: "no-leader-fails-the-topic",
         what: "partitions without a commit wait for the one that has no leader",
         suite: READING,
