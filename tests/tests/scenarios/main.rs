@@ -23,6 +23,7 @@ mod misbehaving;
 mod oidc;
 mod outages;
 mod own_handler;
+mod pace;
 mod patterns;
 mod positions;
 mod problems;
