@@ -187,11 +187,11 @@ static int read_all(int argc, char **args) {
 }
 
 int main(int argc, char **argv) {
-        if (argc == 7 && !strcmp(argv[1], "load"))
+        if ((argc == 7 || argc == 8) && !strcmp(argv[1], "load"))
                 return load(argv + 2);
         if (argc >= 6 && !strcmp(argv[1], "read"))
                 return read_all(argc - 2, argv + 2);
-        die("usage", "load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS | "
+        die("usage", "load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS [REGIONS] | "
                      "read BOOTSTRAP TOPIC PARTITIONS COUNT [KEY=VALUE]...");
         return 2;
 }

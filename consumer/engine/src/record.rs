@@ -25,6 +25,9 @@ pub trait Record: RecordBytes + Debug + Sized {
     /// Prefetches memory that dropping the record will touch, without waiting for it.
     fn prefetch(&self) {}
 
+    /// Prefetches its key, which is read soon, without waiting for it.
+    fn prefetch_key(&self) {}
+
     /// Whether it keeps more memory alive than its own bytes, such as a whole fetch buffer.
     fn pins_client_memory(&self) -> bool {
         false

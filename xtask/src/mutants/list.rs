@@ -318,6 +318,11 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "queued-again-out-of-order",
+        what: "records for which their partition had no room after all are queued again in another order",
+        suite: SIMULATION,
+    },
+    Mutant {
         name: "released-twice",
         what: "the place of an assignment that is released twice is used by two partitions",
         suite: FLOW,

@@ -25,6 +25,14 @@ pub struct EntryKey {
     pub serial: u32,
 }
 
+impl EntryKey {
+    /// A key that no record has.
+    pub const NONE: Self = Self {
+        index: u32::MAX,
+        serial: 0,
+    };
+}
+
 /// An in-flight batch: its index in the pump's table of flights, and a serial as in [`EntryKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlightKey {

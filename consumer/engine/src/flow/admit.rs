@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::dispatch::HandlerIx;
-use crate::partition::assignment::OverflowRecord;
+use crate::partition::assignment::{Assignment, OverflowRecord};
 use crate::partition::ledger::Delivered;
 use crate::queue::HandlerQueue;
 use crate::record::Record;
@@ -11,6 +11,9 @@ use crate::source::{AssignmentId, Delivery};
 
 /// Maximum number of handlers per record; validation rejects a configuration with more.
 const MAX_FANOUT: usize = u16::MAX as usize;
+
+/// Maximum number of records per run: their keys are prefetched at once.
+const MAX_RUN: usize = 256;
 
 /// Consecutive offsets of one partition, appended by one leader.
 #[derive(Clone, Copy, Debug)]
@@ -23,20 +26,22 @@ struct Run {
 
 impl Run {
     /// The run with which these records begin; `None` if there are none.
-    fn first_of<R>(deliveries: &[Delivery<R>]) -> Option<Self> {
-        let first = deliveries.first()?;
-        let continues = |(one, next): &(&Delivery<R>, &Delivery<R>)| {
-            next.slot == one.slot
-                && next.offset == one.offset + 1
-                && next.leader_epoch == one.leader_epoch
-        };
-        let pairs = deliveries.iter().zip(&deliveries[1..]);
-        Some(Self {
+    fn first_of<'d, R: 'd>(deliveries: impl Iterator<Item = &'d Delivery<R>>) -> Option<Self> {
+        let mut deliveries = deliveries.take(MAX_RUN);
+        let first = deliveries.next()?;
+        let mut run = Self {
             slot: first.slot,
             first: first.offset,
-            count: 1 + pairs.take_while(continues).count(),
+            count: 1,
             leader_epoch: first.leader_epoch,
-        })
+        };
+        let continues =
+            |next: &&Delivery<R>| next.slot == run.slot && next.leader_epoch == run.leader_epoch;
+        let offsets = deliveries.take_while(continues).zip(first.offset + 1..);
+        run.count += offsets
+            .take_while(|(next, offset)| next.offset == *offset)
+            .count();
+        Some(run)
     }
 }
 
@@ -99,10 +104,13 @@ impl<R: Record> Flow<R> {
     /// its records.
     pub fn deliver_all(&mut self, deliveries: &mut Vec<Delivery<R>>) {
         let mut rest = deliveries.drain(..);
-        while let Some(run) = Run::first_of(rest.as_slice()) {
-            let count = run.count;
-            let taken = rest.by_ref().take(count);
-            match self.admit_run(&run) {
+        while let Some(run) = Run::first_of(rest.as_slice().iter()) {
+            for delivery in &rest.as_slice()[..run.count] {
+                delivery.lease.prefetch_key();
+            }
+            let taken = rest.by_ref().take(run.count);
+            let is_full = |one: &Assignment<R>| !one.overflow.is_empty();
+            match self.admit_run(&run, is_full) {
                 Admitted::AtOnce => self.route_run(&run, taken),
                 Admitted::EachRouted => taken.for_each(|delivery| self.route(delivery)),
                 Admitted::No => taken.for_each(|delivery| self.deliver(delivery)),
@@ -110,15 +118,15 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// Admits a run if each of its records is new and has room.
-    fn admit_run(&mut self, run: &Run) -> Admitted {
+    /// Admits a run if each of its records is new and has room, unless the partition `is_full`.
+    fn admit_run(&mut self, run: &Run, is_full: impl Fn(&Assignment<R>) -> bool) -> Admitted {
         let max_uncommitted = self.settings.max_uncommitted;
         let Some(assignment) = self.ctx.records.partitions.get_mut(run.slot) else {
             return Admitted::No;
         };
         let free = max_uncommitted - assignment.uncommitted();
         let skipped = run.first - assignment.ledger.next();
-        let has_room = assignment.overflow.is_empty()
+        let has_room = !is_full(assignment)
             && assignment.has_room(max_uncommitted)
             && skipped + run.count as i64 <= free;
         if !has_room
@@ -285,20 +293,71 @@ impl<R: Record> Flow<R> {
             .map(|(slot, _)| slot)
             .collect();
         for slot in slots {
-            loop {
-                let assignment = &mut self.ctx.records.partitions[slot];
-                if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
-                    break;
-                }
-                let Some(delivery) = self.pop_overflow(slot) else {
-                    break;
-                };
-                if let Some(back) = self.admit(delivery) {
-                    self.defer_record(back, true);
-                    break;
-                }
-            }
+            while self.admit_queued_run(slot) {}
         }
+    }
+
+    /// Admits the first queued run of a partition as far as it has room; `false`: it has none, or nothing is queued.
+    fn admit_queued_run(&mut self, slot: AssignmentId) -> bool {
+        let max_uncommitted = self.settings.max_uncommitted;
+        let assignment = &self.ctx.records.partitions[slot];
+        if !assignment.admits() || !assignment.has_room(max_uncommitted) {
+            return false;
+        }
+        let full_since_ms = assignment.full_since_ms;
+        let room = (max_uncommitted - assignment.uncommitted()) as usize;
+        let queued = assignment.overflow.iter().take(room);
+        let Some(run) = Run::first_of(queued.map(|kept| &kept.delivery)) else {
+            return false;
+        };
+        let mut taken = std::mem::take(&mut self.queued);
+        let queued = (0..run.count).map_while(|_| self.pop_overflow(slot));
+        taken.extend(queued);
+        let admits_more = match self.admit_run(&run, |_| false) {
+            Admitted::AtOnce => {
+                self.route_run(&run, taken.drain(..));
+                true
+            }
+            Admitted::EachRouted => {
+                taken.drain(..).for_each(|delivery| self.route(delivery));
+                true
+            }
+            Admitted::No => self.admit_each(&mut taken),
+        };
+        self.queued = taken;
+        let assignment = &mut self.ctx.records.partitions[slot];
+        if !assignment.overflow.is_empty() {
+            // What is queued again was never out of the queue.
+            assignment.full_since_ms = full_since_ms;
+        }
+        admits_more
+    }
+
+    /// Admits records that left the queue of their partition, one by one; queues those again, in front, for which it has no
+    /// room. `false`: there were some.
+    fn admit_each(&mut self, taken: &mut Vec<Delivery<R>>) -> bool {
+        let max_uncommitted = self.settings.max_uncommitted;
+        let mut rest = taken.drain(..);
+        let mut back = None;
+        while back.is_none()
+            && let Some(delivery) = rest.next()
+        {
+            let assignment = &self.ctx.records.partitions[delivery.slot];
+            // A record that is a fault stops the partition.
+            if !assignment.admits() {
+                return false;
+            }
+            back = match assignment.has_room(max_uncommitted) {
+                true => self.admit(delivery),
+                false => Some(delivery),
+            };
+        }
+        let Some(back) = back else { return true };
+        let rest: Vec<Delivery<R>> = rest.collect();
+        for delivery in rest.into_iter().rev().chain([back]) {
+            self.defer_record(delivery, true);
+        }
+        false
     }
 
     /// Drops the queued records of a partition that is revoked.

@@ -49,7 +49,9 @@ use crate::random::Random;
 use crate::record::Record;
 use crate::records::Records;
 use crate::routing::{Router, RoutingIndex};
-use crate::source::{AssignmentId, CommitEntry, CommitError, CommitResult, TopicPartition};
+use crate::source::{
+    AssignmentId, CommitEntry, CommitError, CommitResult, Delivery, TopicPartition,
+};
 use pinned::Pinned;
 use record_log::RecordLog;
 
@@ -123,6 +125,8 @@ pub struct Flow<R: Record> {
     record_log: Option<RecordLog>,
     /// The records of the run that is being routed; kept for its memory.
     keys: Vec<EntryKey>,
+    /// Records that leave the queue of their partition; kept for its memory.
+    queued: Vec<Delivery<R>>,
 }
 
 impl<R: Record> Flow<R> {
@@ -166,6 +170,7 @@ impl<R: Record> Flow<R> {
             ownership_due_ms: None,
             record_log: None,
             keys: Vec::new(),
+            queued: Vec::new(),
         }
     }
 

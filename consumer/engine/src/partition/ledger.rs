@@ -94,6 +94,7 @@ impl Ledger {
     }
 
     /// Records the delivery of `offset`. Skipped offsets no longer exist and count as settled.
+    #[inline]
     pub fn deliver(&mut self, offset: i64) -> Delivered {
         if offset < self.next {
             return self.seen_before(offset);
@@ -153,6 +154,7 @@ impl Ledger {
     }
 
     /// Settles `offset`. Returns `false` if it was not delivered or is already settled.
+    #[inline]
     pub fn settle(&mut self, offset: i64) -> bool {
         if offset < self.frontier || offset >= self.next {
             return false;
@@ -306,11 +308,13 @@ impl Ledger {
         self.origin & !63
     }
 
+    #[inline]
     fn word(&self, offset: i64) -> Word {
         let index = ((offset - self.floor()) >> 6) as usize;
         self.words.get(index).copied().unwrap_or_default()
     }
 
+    #[inline]
     fn word_mut(&mut self, offset: i64) -> &mut Word {
         let index = ((offset - self.floor()) >> 6) as usize;
         if index >= self.words.len() {

@@ -470,6 +470,9 @@ impl HandlerQueue {
     /// Copies the records of batches that no worker has out of their fetch buffers, those that have waited.
     pub(crate) fn detach_waiting<R: Record>(&mut self, records: &mut Records<R>) {
         for batch in self.batches.unsubmitted() {
+            if !batch.keys.iter().any(|key| records.slab.is_to_detach(*key)) {
+                continue;
+            }
             let views = std::mem::take(&mut batch.records);
             let keys = batch.keys.iter().copied();
             let views = keys

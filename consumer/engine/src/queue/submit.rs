@@ -14,6 +14,8 @@ use crate::records::slab::Entry;
 
 /// Lanes whose places are read at once.
 const TOUCHED: usize = 8;
+/// Records that leave the backlog at once.
+const BACKLOG_CHUNK: usize = 64;
 
 impl HandlerQueue {
     /// Queues a record.
@@ -28,15 +30,20 @@ impl HandlerQueue {
 
     /// Queues records, in order.
     pub(crate) fn enqueue_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) {
-        let mut taken = 0;
-        if self.backlog.is_empty() && !self.changes_order() {
-            taken = match self.open.len() {
-                1 => self.add_run(ctx, keys),
-                _ => self.add_each(ctx, keys),
-            };
-        }
+        let taken = match self.backlog.is_empty() && !self.changes_order() {
+            true => self.add_some(ctx, keys),
+            false => 0,
+        };
         self.backlog.extend(&keys[taken..]);
         self.mark_dirty(ctx);
+    }
+
+    /// Adds records to batches, in order, while there is room. Returns their number.
+    fn add_some<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+        match self.open.len() {
+            1 => self.add_run(ctx, keys),
+            _ => self.add_each(ctx, keys),
+        }
     }
 
     /// Adds records to the batches of the workers that have their keys, while there is room. Returns their number.
@@ -288,11 +295,17 @@ impl HandlerQueue {
             self.release_lane(ctx, lane);
         }
         self.follow_order();
-        while self.has_room()
-            && !self.changes_order()
-            && let Some(key) = self.backlog.pop_front()
-        {
-            self.add_to_batch(ctx, key);
+        let mut chunk = [EntryKey::NONE; BACKLOG_CHUNK];
+        while !self.backlog.is_empty() && self.has_room() && !self.changes_order() {
+            // Copied out, because the queue changes while they are added.
+            let count = self.backlog.len().min(BACKLOG_CHUNK);
+            let first = self.backlog.iter().copied();
+            chunk.iter_mut().zip(first).for_each(|(to, key)| *to = key);
+            let taken = self.add_some(ctx, &chunk[..count]);
+            self.backlog.drain(..taken);
+            if taken == 0 {
+                break;
+            }
         }
     }
 

@@ -227,15 +227,21 @@ impl<R: Record> Slab<R> {
         }
     }
 
+    /// Whether a record was here at the last [`Self::detach_waiting`], and keeps client memory alive.
+    pub(crate) fn is_to_detach(&self, key: EntryKey) -> bool {
+        let entry = self.get(key);
+        entry.is_some_and(|entry| {
+            entry.seen && entry.lease().is_some_and(Record::pins_client_memory)
+        })
+    }
+
     /// Copies a record that an unsubmitted batch has, if it was here at the last [`Self::detach_waiting`]. Takes and returns its
     /// view.
     pub(crate) fn detach_queued(&mut self, key: EntryKey, view: RawRecord) -> RawRecord {
-        let Some(entry) = self.get_mut(key) else {
+        let is_to_detach = self.is_to_detach(key);
+        let Some(entry) = self.get_mut(key).filter(|_| is_to_detach) else {
             return view;
         };
-        if !entry.seen || !entry.lease().is_some_and(Record::pins_client_memory) {
-            return view;
-        }
         let (lane, attempt) = (view.lane, view.attempt);
         entry.return_record(view);
         entry.detach();

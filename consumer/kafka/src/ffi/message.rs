@@ -95,6 +95,12 @@ impl Message {
         prefetch(self.0.as_ptr());
     }
 
+    /// Prefetches the first line of the key.
+    pub(crate) fn prefetch_key(&self) {
+        // SAFETY: the message is alive.
+        prefetch_line(unsafe { (*self.0.as_ptr()).key }.cast());
+    }
+
     /// Its share of the fetch buffer that it keeps alive together with the other records of it; 0 if the shim does not fit.
     pub(crate) fn buffer_share(&self) -> usize {
         #[cfg(raw_headers)]
@@ -180,13 +186,23 @@ pub(super) const PREFETCH: usize = 8;
 pub(super) fn prefetch(message: *const sys::rd_kafka_message_t) {
     #[cfg(target_arch = "x86_64")]
     for line in LINES {
+        prefetch_line(message.cast::<i8>().wrapping_offset(line * 64));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = message;
+}
+
+/// Prefetches the line at an address, which may be any.
+#[inline]
+fn prefetch_line(address: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = message.cast::<i8>().wrapping_offset(line * 64);
         // SAFETY: a prefetch reads nothing as far as the program can see, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = message;
+    let _ = address;
 }
 
 /// The cache lines of librdkafka's operation around a message: its head lies before the message.

@@ -104,6 +104,13 @@ impl Record for RecordBuf {
     }
 
     #[inline]
+    fn prefetch_key(&self) {
+        if let Bytes::Kafka(message) | Bytes::Bare(message) = &self.0 {
+            message.prefetch_key();
+        }
+    }
+
+    #[inline]
     fn pins_client_memory(&self) -> bool {
         !matches!(&self.0, Bytes::Owned(_))
     }
