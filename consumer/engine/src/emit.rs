@@ -20,7 +20,7 @@ pub mod failure;
 mod group;
 
 pub use failure::{EmitFailure, FailureKind};
-pub use group::{AckGroup, EmitCounts, RefusedEmits, ShownTopic, Ticket};
+pub use group::{AckGroup, Answers, EmitCounts, RefusedEmits, ShownTopic, Ticket};
 
 use std::sync::Arc;
 

@@ -53,7 +53,7 @@ fn send_all(
 ) -> Option<Box<RefusedEmits>> {
     let inbox = Arc::new(Inbox::new());
     let emits = records.iter().map(emit).collect();
-    let group = AckGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, emits, None);
     send_from(&group, 0, way, emitter);
     group.seal();
     received(&inbox)
@@ -220,7 +220,7 @@ fn unacknowledged_records_are_abandoned_at_the_deadline() {
     kafka.cluster().unwrap().broker_down(1).unwrap();
     let inbox = Arc::new(Inbox::new());
     let emits = one.iter().map(emit).collect();
-    let group = AckGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, emits, None);
     send_from(&group, 0, Way::Batched, &emitter);
     group.seal();
     emitter.flush(Duration::from_millis(100));

@@ -25,6 +25,7 @@ mod inbox;
 
 mod dispatch {
     pub use crate::batch::{Batch, EntryKey, FlightKey, HandlerIx};
+    #[cfg(all(loom, test))]
     pub use crate::inbox::{Inbox, PumpMessage};
 }
 
@@ -42,7 +43,7 @@ mod failure;
 mod group;
 
 mod emit {
-    pub use crate::group::RefusedEmits;
+    pub use crate::group::{Answers, RefusedEmits};
 }
 
 #[cfg(all(loom, test))]

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use sluicegate_runtime::RawOutcome;
 
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
-use crate::emit::RefusedEmits;
+use crate::emit::{Answers, RefusedEmits};
 use crate::source::Wake;
 use crate::sync::Mutex;
 
@@ -43,6 +43,16 @@ pub enum PumpMessage {
 pub struct Inbox {
     queue: Mutex<Vec<PumpMessage>>,
     waker: OnceLock<Arc<dyn Wake>>,
+}
+
+impl Answers for Inbox {
+    fn produced(&self, handler: HandlerIx, entry: EntryKey, refused: Option<Box<RefusedEmits>>) {
+        self.push(PumpMessage::Produced {
+            handler,
+            entry,
+            refused,
+        });
+    }
 }
 
 impl Inbox {

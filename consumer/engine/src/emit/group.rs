@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use sluicegate_runtime::Emit;
 
 use super::failure::EmitFailure;
-use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::dispatch::{EntryKey, HandlerIx};
 use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Maximum number of topics counted separately per handler; a handler can emit to any number of names.
@@ -94,13 +94,19 @@ impl EmitCounts {
     }
 }
 
+/// Gets the answers of groups; a pump's inbox.
+pub trait Answers: Send + Sync {
+    /// Everything is answered that was sent for a record of a handler in this round; `refused`: not all of it is acknowledged.
+    fn produced(&self, handler: HandlerIx, entry: EntryKey, refused: Option<Box<RefusedEmits>>);
+}
+
 /// All records produced for one record of one handler, kept until all of them are acknowledged. The pump gets one
 /// message per round, when everything sent in it is answered.
 ///
 /// It owns the emitted records, so that a refusal does not require running the handler again. A dead letter keeps
 /// nothing here: it is built from its record.
 pub struct AckGroup {
-    inbox: Arc<Inbox>,
+    answers: Arc<dyn Answers>,
     handler: HandlerIx,
     entry: EntryKey,
     records: Vec<Emit>,
@@ -123,14 +129,14 @@ impl AckGroup {
     /// A group of `records`, which are counted in `counts` as they are acknowledged. The creator holds one share, to be
     /// released with [`AckGroup::seal`].
     pub fn new(
-        inbox: Arc<Inbox>,
+        answers: Arc<dyn Answers>,
         handler: HandlerIx,
         entry: EntryKey,
         records: Vec<Emit>,
         counts: Option<Arc<EmitCounts>>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            inbox,
+            answers,
             handler,
             entry,
             records,
@@ -208,11 +214,7 @@ impl AckGroup {
                 failure,
             })
         });
-        self.inbox.push(PumpMessage::Produced {
-            handler: self.handler,
-            entry: self.entry,
-            refused,
-        });
+        self.answers.produced(self.handler, self.entry, refused);
     }
 }
 
@@ -262,6 +264,15 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
+    #[derive(Default)]
+    struct Recorded(Mutex<Vec<Option<Box<RefusedEmits>>>>);
+
+    impl Answers for Recorded {
+        fn produced(&self, _: HandlerIx, _: EntryKey, refused: Option<Box<RefusedEmits>>) {
+            self.0.lock().unwrap().push(refused);
+        }
+    }
+
     #[test]
     fn topics_beyond_the_bound_are_counted_together() {
         let counts = EmitCounts::default();
@@ -289,13 +300,13 @@ mod tests {
             shown,
             expected.map(|(topic, count)| (topic.to_owned(), count))
         );
-        let inbox = Arc::new(Inbox::new());
+        let answers = Arc::new(Recorded::default());
         let key = EntryKey {
             index: 0,
             serial: 1,
         };
         let group = AckGroup::new(
-            Arc::clone(&inbox),
+            Arc::<Recorded>::clone(&answers),
             HandlerIx(1),
             key,
             Vec::new(),
@@ -304,15 +315,8 @@ mod tests {
         let ticket = group.ticket(0);
         ticket.failed(EmitFailure::no_room("my-secret"));
         group.seal();
-        let mut messages = Vec::new();
-        inbox.take(&mut messages);
-        let [
-            PumpMessage::Produced {
-                refused: Some(refused),
-                ..
-            },
-        ] = &messages[..]
-        else {
+        let answers = answers.0.lock().unwrap();
+        let [Some(refused)] = &answers[..] else {
             panic!("one refusal is reported");
         };
         let told = format!("{:?} {}", refused.failure, refused.failure);

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use rapidhash::fast::GlobalState;
 
 use super::atoms::{AtomIx, AtomTest, Comparison, Subject};
-use super::index::RouteError;
+use super::error::RouteError;
 use super::patterns::Patterns;
 
 type ByBytes = HashMap<Box<[u8]>, u32, GlobalState>;

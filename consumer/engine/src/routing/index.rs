@@ -9,36 +9,15 @@
 //! An index is never modified: a pump that applied routes one by one would route records of one poll by a mixture of
 //! two snapshots (G9). Routes that do not compile reject the whole index, and the previous one stays active.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use sluicegate_config::spec::Route;
 
 use super::atoms::{AtomIx, AtomTable, AtomTest, Node};
+use super::error::RouteError;
 use super::fields::Field;
 use super::topics::TopicTable;
 use crate::dispatch::HandlerIx;
-
-/// Why routes do not compile; only another spec does.
-#[derive(Debug, thiserror::Error)]
-pub enum RouteError {
-    /// A regex of the predicate is malformed.
-    #[error("regex `{pattern}` in a route does not compile: {source}")]
-    Pattern {
-        /// The regex.
-        pattern: String,
-        /// The reason.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// A topic pattern is malformed.
-    #[error("topic pattern `{pattern}` does not compile: {source}")]
-    Topic {
-        /// The pattern.
-        pattern: String,
-        /// The reason.
-        source: Box<dyn Error + Send + Sync>,
-    },
-}
 
 /// Compiled routes, which say which handlers receive a record; see [`super::Router`].
 pub struct RoutingIndex {

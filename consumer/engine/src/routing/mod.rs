@@ -19,6 +19,7 @@
 //! two. Patterns are resolved to topic names here, not by the Kafka client, which knows no exceptions (ADR 0017).
 
 mod atoms;
+mod error;
 mod fields;
 mod index;
 mod memo;
@@ -27,11 +28,14 @@ pub mod oracle;
 mod patterns;
 mod plan;
 mod router;
+mod subscription;
 mod topics;
 
 #[cfg(test)]
 mod tests;
 
-pub use index::{RouteError, RoutingIndex};
+pub use error::RouteError;
+pub use index::RoutingIndex;
 pub use router::{Router, TopicPlanId};
-pub use topics::{LeftOut, Subscription};
+pub use subscription::Subscription;
+pub use topics::LeftOut;

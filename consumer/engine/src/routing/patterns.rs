@@ -11,7 +11,7 @@ use regex_syntax::hir;
 use regex_syntax::hir::literal::{ExtractKind, Extractor};
 
 use super::atoms::AtomIx;
-use super::index::RouteError;
+use super::error::RouteError;
 
 /// The compiled regexes of one field.
 pub(super) struct Patterns {
