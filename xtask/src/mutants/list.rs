@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use super::Mutant;
 use super::suites::{
-    CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER,
-    LOGGING, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION,
-    SOURCE, STARTS, STATUS, WATCHDOG,
+    CLI, COMMIT, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
+    LEDGER, LOGGING, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT,
+    SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
 mod config;
@@ -321,6 +321,26 @@ const SERVICE: &[Mutant] = &[
         name: "queued-again-out-of-order",
         what: "records for which their partition had no room after all are queued again in another order",
         suite: SIMULATION,
+    },
+    Mutant {
+        name: "commit-in-one-request",
+        what: "all partitions are committed in one request, however large",
+        suite: COMMIT,
+    },
+    Mutant {
+        name: "long-metadata-for-ever",
+        what: "metadata that the broker finds too long is sent again and again",
+        suite: COMMIT,
+    },
+    Mutant {
+        name: "requested-delay-unbounded",
+        what: "a handler can request any delay of a retry",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "fruitless-calls-unpaused",
+        what: "a handler whose calls run no record is called again at once",
+        suite: FLOW,
     },
     Mutant {
         name: "released-twice",

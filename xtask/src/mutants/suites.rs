@@ -12,6 +12,7 @@ pub(super) const ENDING: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::e
 pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::watchdog"];
 /// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
+pub(super) const COMMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "commit"];
 pub(super) const FLOW: &[&str] = &["-p", "sluicegate-engine", "--lib", "flow::tests"];
 pub(super) const STARTS: &[&str] = &["-p", "sluicegate-engine", "--lib", "source::starts"];
 pub(super) const KAFKA: &[&str] = &["-p", "sluicegate-kafka", "--lib"];

@@ -273,10 +273,19 @@ impl<R> Assignment<R> {
         })
     }
 
-    /// The commit of its frontier, if it differs from the last accepted one.
-    pub fn commit(&self, group: &str) -> Option<CommitEntry> {
+    /// The commit of its frontier, if it differs from the last accepted one. `short` omits which records are finished beyond
+    /// the frontier.
+    pub fn commit(&self, group: &str, short: bool) -> Option<CommitEntry> {
         let offset = self.ledger.frontier();
-        let metadata = self.metadata(group);
+        let mut metadata = self.commit_metadata();
+        if short {
+            metadata.finished.clear();
+        }
+        let metadata = metadata.encode(CommitTarget {
+            group,
+            at: &self.at,
+            offset,
+        });
         let changed = offset > self.committed || metadata != self.committed_metadata;
         changed.then(|| CommitEntry {
             at: self.at.clone(),

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::assignment::AssignmentState;
+use super::commit_size::CommitSize;
 use super::table::Partitions;
 use super::trouble::{LogLimit, Trouble};
 use crate::clock::WallClock;
@@ -107,6 +108,7 @@ pub(crate) struct Committer {
     in_flight: Option<Vec<(AssignmentId, CommitEntry)>>,
     /// When the last one was sent.
     sent_ms: u64,
+    size: CommitSize,
     /// Rejections since the last commit that was accepted as a whole, or since the last rebalance ended.
     refusals: BackOff,
     /// Rejections that concerned single partitions only: the other partitions do not wait for these.
@@ -178,6 +180,12 @@ fn remedy_of(error: &CommitError) -> &'static str {
         CommitErrorKind::Rejected(Rejection::NoTopic) => {
             "the topic seems to be deleted: remove it from the routes, or recreate it if that was not intended"
         }
+        CommitErrorKind::Rejected(Rejection::MetadataSize) => {
+            "set offset.metadata.max.bytes of the brokers to 4096, which is its default"
+        }
+        CommitErrorKind::Rejected(Rejection::RequestSize) => {
+            "raise message.max.bytes of the brokers, or max.message.bytes of __consumer_offsets"
+        }
         CommitErrorKind::Rejected(Rejection::Other) => {
             "check the settings of the cluster and of the group"
         }
@@ -191,6 +199,7 @@ impl Committer {
             settings,
             in_flight: None,
             sent_ms: 0,
+            size: CommitSize::default(),
             refusals: BackOff::default(),
             rejections: BackOff::default(),
             not_member_since_ms: None,
@@ -209,6 +218,7 @@ impl Committer {
     /// Discards the results of partitions that are not owned any more.
     pub(crate) fn release(&mut self, slots: &[AssignmentId]) {
         self.not_member_since_ms = None;
+        self.size.release(slots);
         if let Some(sent) = &mut self.in_flight {
             sent.retain(|(slot, _)| !slots.contains(slot));
         }
@@ -225,6 +235,7 @@ impl Committer {
         }
         self.sent_ms = now.ms;
         let entries = self.entries(now);
+        let entries = self.size.fitting(entries);
         if entries.is_empty() {
             return Vec::new();
         }
@@ -241,6 +252,7 @@ impl Committer {
         let since = now.ms.saturating_sub(self.sent_ms);
         let half = self.settings.max_uncommitted / 2;
         since >= self.settings.interval_ms
+            || self.size.left_some()
             || now.partitions.ids().any(|slot| {
                 let assignment = &now.partitions[slot];
                 // A new owner commits its token and start offset at once.
@@ -331,7 +343,7 @@ impl Committer {
 
     /// The commit of a partition, if it differs from the last accepted one.
     pub(crate) fn entry<R>(&self, now: Moment<'_, R>, slot: AssignmentId) -> Option<CommitEntry> {
-        now.partitions[slot].commit(&self.settings.group)
+        now.partitions[slot].commit(&self.settings.group, self.size.is_short(slot))
     }
 
     /// Handles the result of the commit in flight. A rejection leaves the previous commit in place; the next commit
@@ -366,7 +378,38 @@ impl Committer {
                 }
             }
         }
+        self.make_smaller(partitions, sent.len(), &mut refusals);
         self.record_refusals(partitions, (now_ms, random), &refusals, error.is_some());
+    }
+
+    /// Makes commits smaller that were refused for their size, and takes them out of `refusals`: they are sent again at once.
+    fn make_smaller<R>(
+        &mut self,
+        partitions: &Partitions<R>,
+        sent: usize,
+        refusals: &mut Vec<(AssignmentId, i64, &CommitError)>,
+    ) {
+        let mut halve = false;
+        refusals.retain(|(slot, _, error)| {
+            let CommitErrorKind::Rejected(rejection) = error.kind else {
+                return true;
+            };
+            let was_short = self.size.is_short(*slot);
+            let smaller = self.size.refused(*slot, rejection, sent);
+            halve |= smaller && rejection == Rejection::RequestSize;
+            if smaller && self.size.is_short(*slot) && !was_short {
+                tracing::warn!(
+                    at = %partitions[*slot].at,
+                    error = error.reason,
+                    remedy = remedy_of(error),
+                    "commits omit which records are finished beyond the committed offset: its next owner handles them again"
+                );
+            }
+            !smaller
+        });
+        if halve {
+            self.size.halve();
+        }
     }
 
     fn accepted<R>(

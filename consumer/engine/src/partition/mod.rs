@@ -11,6 +11,7 @@
 
 pub mod assignment;
 pub mod commit;
+mod commit_size;
 pub mod committer;
 pub mod fault;
 pub mod id;

@@ -208,6 +208,10 @@ pub enum Rejection {
     Right,
     /// The topic does not exist.
     NoTopic,
+    /// The metadata of the partition is longer than the broker accepts.
+    MetadataSize,
+    /// The request is larger than the broker can write.
+    RequestSize,
     /// The configuration of the cluster or of the service.
     Other,
 }

@@ -272,17 +272,16 @@ fn kind_of(code: i32) -> CommitErrorKind {
         Code::ClusterAuthorizationFailed as i32,
     ];
     const NO_TOPIC: i32 = Code::UnknownTopicOrPartition as i32;
-    const REJECTED: [i32; 4] = [
-        Code::OffsetMetadataTooLarge as i32,
-        Code::InvalidCommitOffsetSize as i32,
-        Code::InvalidGroupId as i32,
-        Code::InvalidRequest as i32,
-    ];
+    const METADATA_SIZE: i32 = Code::OffsetMetadataTooLarge as i32;
+    const REQUEST_SIZE: i32 = Code::InvalidCommitOffsetSize as i32;
+    const REJECTED: [i32; 2] = [Code::InvalidGroupId as i32, Code::InvalidRequest as i32];
     match code {
         code if REBALANCING.contains(&code) => CommitErrorKind::Rebalancing,
         code if NOT_MEMBER.contains(&code) => CommitErrorKind::NotMember,
         code if NO_RIGHT.contains(&code) => CommitErrorKind::Rejected(Rejection::Right),
         NO_TOPIC => CommitErrorKind::Rejected(Rejection::NoTopic),
+        METADATA_SIZE => CommitErrorKind::Rejected(Rejection::MetadataSize),
+        REQUEST_SIZE => CommitErrorKind::Rejected(Rejection::RequestSize),
         code if REJECTED.contains(&code) => CommitErrorKind::Rejected(Rejection::Other),
         _ => CommitErrorKind::Unavailable,
     }
@@ -359,8 +358,8 @@ mod tests {
             (82, CommitErrorKind::NotMember),
             (110, CommitErrorKind::NotMember),
             (-142, CommitErrorKind::NotMember),
-            (12, CommitErrorKind::Rejected(Rejection::Other)),
-            (28, CommitErrorKind::Rejected(Rejection::Other)),
+            (12, CommitErrorKind::Rejected(Rejection::MetadataSize)),
+            (28, CommitErrorKind::Rejected(Rejection::RequestSize)),
             (29, CommitErrorKind::Rejected(Rejection::Right)),
             (30, CommitErrorKind::Rejected(Rejection::Right)),
             (3, CommitErrorKind::Rejected(Rejection::NoTopic)),

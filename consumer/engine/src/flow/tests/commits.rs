@@ -247,6 +247,37 @@ fn a_permanently_rejected_commit_of_one_partition_does_not_delay_the_others() {
 }
 
 #[test]
+fn a_commit_whose_metadata_is_too_long_is_resent_without_the_finished_records() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |offset| Some(offset.to_string()));
+    bench.finish(0, |offset| match offset {
+        0 => outcome_code::RETRY,
+        _ => ACK,
+    });
+    let mut now_ms = 0;
+    let entries = bench.next_commit(&mut now_ms).expect("a commit is due");
+    let long = entries[0].metadata.len();
+    let refused = CommitErrorKind::Rejected(Rejection::MetadataSize);
+    bench.answer_commit(&entries, Some(refused));
+    let entries = bench.next_commit(&mut now_ms).expect("it is resent");
+    assert!(entries[0].metadata.len() < long, "{entries:?}");
+    let read = CommitMetadata::decode(
+        &entries[0].metadata,
+        CommitTarget {
+            group: "g",
+            at: &entries[0].at,
+            offset: 0,
+        },
+    );
+    let metadata = read.metadata.expect("the token is still in it");
+    assert_eq!((metadata.epoch, metadata.finished), (1, Vec::new()));
+    bench.answer_commit(&entries, None);
+    assert!(bench.flow.assignment(bench.slot).token_kept);
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    assert!(bench.flow.report(clock, |_| None).problems.is_empty());
+}
+
+#[test]
 fn each_partition_reports_why_its_own_commit_was_rejected() {
     let mut bench = Bench::new(1);
     let deleted = TopicPartition {
