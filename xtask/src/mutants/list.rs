@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use super::Mutant;
 use super::suites::{
     CLI, COMMIT, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
-    LEDGER, LOGGING, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT,
-    SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
+    LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES,
+    SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
 mod config;
@@ -341,6 +341,11 @@ const SERVICE: &[Mutant] = &[
         name: "fruitless-calls-unpaused",
         what: "a handler whose calls run no record is called again at once",
         suite: FLOW,
+    },
+    Mutant {
+        name: "committed-lookup-times-out",
+        what: "a request for committed offsets times out while its coordinator is away, after which the client uses freed memory",
+        suite: OUTAGE,
     },
     Mutant {
         name: "released-twice",

@@ -13,6 +13,7 @@ pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests:
 /// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 pub(super) const COMMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "commit"];
+pub(super) const OUTAGE: &[&str] = &["-p", "sluicegate-kafka", "--test", "with_engine", "outage"];
 pub(super) const FLOW: &[&str] = &["-p", "sluicegate-engine", "--lib", "flow::tests"];
 pub(super) const STARTS: &[&str] = &["-p", "sluicegate-engine", "--lib", "source::starts"];
 pub(super) const KAFKA: &[&str] = &["-p", "sluicegate-kafka", "--lib"];

@@ -25,6 +25,10 @@ use crate::ffi::{Answer, Connection, ListEntry, NoLeader, OffsetSpec, TopicState
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Maximum delay.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
+/// Timeout of a request for committed offsets: the longest that librdkafka takes. It still waits for the coordinator after
+/// such a request has timed out, and answers the freed request once it has found one, which aborts the process. Without a
+/// timeout the request fails with its connection, or is answered when the coordinator returns.
+const COMMITTED_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// The source's group, config and connection, as the lookup needs them.
 pub(super) struct Context<'a> {
@@ -48,6 +52,8 @@ struct Wanted {
     /// The pending request. A response to a request of an earlier assignment is ignored: another member may have
     /// committed since.
     question: Option<usize>,
+    /// When it was sent, or last reported as unanswered.
+    asked: Instant,
 }
 
 /// A topic that is known to exist.
@@ -96,6 +102,7 @@ impl Finder {
                 failures: 0,
                 due: Some(now),
                 question: None,
+                asked: now,
             }));
     }
 
@@ -123,6 +130,7 @@ impl Finder {
         out: &mut Vec<SourceEvent>,
     ) {
         self.ask_due(context, out);
+        self.report_unanswered(context.timeout, out);
         for (token, answer) in answers {
             let Some(question) = self.questions.remove(&token) else {
                 continue;
@@ -179,7 +187,7 @@ impl Finder {
         self.is_asked(&known, token);
         if context
             .connection
-            .ask_committed(context.group, &asked, token, context.timeout)
+            .ask_committed(context.group, &asked, token, COMMITTED_TIMEOUT)
         {
             let question = Question::Committed {
                 partitions: known,
@@ -397,12 +405,26 @@ impl Finder {
         }
     }
 
+    /// Reports partitions whose request has been pending for `timeout`, and again after each further one. It stays pending.
+    fn report_unanswered(&mut self, timeout: Duration, out: &mut Vec<SourceEvent>) {
+        for wanted in &mut self.wanted {
+            if wanted.question.is_some() && wanted.asked.elapsed() >= timeout {
+                wanted.asked = Instant::now();
+                out.push(SourceEvent::NotFound {
+                    at: wanted.at.clone(),
+                    reason: "the brokers have not answered yet".to_owned(),
+                });
+            }
+        }
+    }
+
     /// Marks a request for these partitions as pending.
     fn is_asked(&mut self, partitions: &[TopicPartition], token: usize) {
         for wanted in &mut self.wanted {
             if partitions.contains(&wanted.at) {
                 wanted.due = None;
                 wanted.question = Some(token);
+                wanted.asked = Instant::now();
             }
         }
     }

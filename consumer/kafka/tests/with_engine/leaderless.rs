@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaResult;
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -20,16 +21,16 @@ use sluicegate_kit::engine_doubles::{HeldPool, flow_settings, handler};
 
 use crate::reading::{Reader, produce};
 
-const PARTITIONS: i32 = 4;
+pub(crate) const PARTITIONS: i32 = 4;
 const AWAY: i32 = 3;
-const RECORDS: i64 = 50;
+pub(crate) const RECORDS: i64 = 50;
 const BOUND: Duration = Duration::from_secs(2);
 const CLOCK: WallClock = WallClock { epoch_ms: 0 };
 const ASSIGNORS: [&str; 2] = ["cooperative-sticky", "range"];
 
-struct Harness {
+pub(crate) struct Harness {
     kafka: MockKafka,
-    reader: Reader,
+    pub(crate) reader: Reader,
     pool: Arc<HeldPool>,
     started: Instant,
     /// Added to the engine's clock.
@@ -38,7 +39,7 @@ struct Harness {
 
 impl Harness {
     /// A reader of topics `t` and `u`, after `prepare`.
-    fn reading(assignor: &str, prepare: impl FnOnce(&MockKafka)) -> Self {
+    pub(crate) fn reading(assignor: &str, prepare: impl FnOnce(&MockKafka)) -> Self {
         let kafka = MockKafka::start(2).expect("a mock cluster starts");
         for topic in ["t", "u"] {
             kafka.create_topic(topic, PARTITIONS).expect("a new topic");
@@ -61,7 +62,7 @@ impl Harness {
         }
     }
 
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         let pool = self.pool.clone();
         let now_ms = self.started.elapsed().as_millis() as u64 + self.ahead_ms;
         self.reader.turn(&mut |reader: &mut Reader| {
@@ -73,8 +74,19 @@ impl Harness {
         });
     }
 
-    fn rows(&self) -> Vec<PartitionReport> {
+    pub(crate) fn rows(&self) -> Vec<PartitionReport> {
         self.reader.engine.report(CLOCK, |_| None).partitions
+    }
+
+    /// Changes every broker of the cluster.
+    pub(crate) fn each_broker(
+        &self,
+        change: impl Fn(&MockCluster<'_, DefaultProducerContext>, i32) -> KafkaResult<()>,
+    ) {
+        let cluster = self.kafka.cluster().expect("the host owns it");
+        for broker in 1..=2 {
+            change(&cluster, broker).expect("a known broker");
+        }
     }
 
     fn away(&self) -> PartitionReport {
@@ -94,7 +106,7 @@ impl Harness {
         assigned.elapsed()
     }
 
-    fn turn_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) fn turn_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !done(self) {
             assert!(Instant::now() < deadline, "{what}: {:#?}", self.rows());

@@ -204,6 +204,9 @@ impl Reader {
     }
 }
 
+/// Of requests other than fetches.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
 fn settings(bootstrap: &str, group: &str, client: &[(&str, &str)]) -> ClientSettings {
     let quick = [
         ("heartbeat.interval.ms", "100"),
@@ -217,6 +220,6 @@ fn settings(bootstrap: &str, group: &str, client: &[(&str, &str)]) -> ClientSett
         client: quick.iter().chain(client).map(plain).collect(),
         producer: Default::default(),
         prefetch_bytes: 32 << 20,
-        request_timeout: Duration::from_secs(10),
+        request_timeout: REQUEST_TIMEOUT,
     }
 }
