@@ -131,7 +131,9 @@ impl Shared {
                     generation,
                     "generation quarantined: some of its code hangs; its thread and memory stay until the process exits"
                 );
-                // Its code is still running, so it is never shut down.
+                // Its code is still running, so it is never shut down: also not with a later generation of the same file, of
+                // which this one remains an owner.
+                std::mem::forget(retired.code);
                 return None;
             }
         }

@@ -4,16 +4,17 @@ use std::sync::LazyLock;
 
 use super::Mutant;
 use super::suites::{
-    CLI, COMMIT, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
-    LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES,
-    SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
+    CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER,
+    LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT,
+    SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
 mod config;
+mod queues;
 
 /// All mutants.
 pub(super) static MUTANTS: LazyLock<Vec<Mutant>> =
-    LazyLock::new(|| [SERVICE, config::CONFIG].concat());
+    LazyLock::new(|| [SERVICE, queues::QUEUES, config::CONFIG].concat());
 
 /// Of the service and of what handlers are built with.
 const SERVICE: &[Mutant] = &[
@@ -238,51 +239,6 @@ const SERVICE: &[Mutant] = &[
         suite: ROUTING,
     },
     Mutant {
-        name: "due-records-cost-the-square",
-        what: "each record that is due for a retry is compared with all deferred ones",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "failed-together-run-together",
-        what: "records of a lane that failed in one call are run again without waiting for one another",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "order-changes-at-once",
-        what: "another order applies to new records while records of the order before are under way",
-        suite: SIMULATION,
-    },
-    Mutant {
-        name: "batches-keep-their-worker",
-        what: "batches that were filled for another number of workers keep their worker",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "waiting-records-pin-buffers",
-        what: "records that wait for long stay in the client's fetch buffers",
-        suite: READING,
-    },
-    Mutant {
-        name: "pinned-memory-not-measured",
-        what: "few records of many keep fetch buffers alive until they have waited for long",
-        suite: READING,
-    },
-    Mutant {
-        name: "calls-pin-buffers",
-        what: "records are not copied out of fetch buffers while calls keep too many of these alive",
-        suite: READING,
-    },
-    Mutant {
-        name: "pinned-memory-not-counted",
-        what: "fetch buffers that calls keep alive do not count as used memory",
-        suite: READING,
-    },
-    Mutant {
-        name: "buffer-share-is-the-buffer",
-        what: "each record counts its whole fetch buffer as pinned",
-        suite: RAW,
-    },
-    Mutant {
         name: "released-assignments-kept",
         what: "the place of a released assignment is never used again",
         suite: FLOW,
@@ -293,59 +249,14 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
-        name: "order-waits-for-another-record",
-        what: "records that wait for a change of order start only when another record of the handler arrives",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "late-batch-of-a-predecessor",
-        what: "a late batch of a handler that was removed counts for the handler that is declared again under its name",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "run-over-finished-offsets",
-        what: "a run of records is taken as new although an earlier owner finished some of them",
-        suite: SIMULATION,
-    },
-    Mutant {
-        name: "run-settles-a-gap",
-        what: "offsets that settle together need not be consecutive",
-        suite: SIMULATION,
-    },
-    Mutant {
-        name: "run-beyond-the-bound",
-        what: "a run of records is admitted beyond the bound on uncommitted offsets",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "queued-again-out-of-order",
-        what: "records for which their partition had no room after all are queued again in another order",
-        suite: SIMULATION,
-    },
-    Mutant {
-        name: "commit-in-one-request",
-        what: "all partitions are committed in one request, however large",
-        suite: COMMIT,
-    },
-    Mutant {
-        name: "long-metadata-for-ever",
-        what: "metadata that the broker finds too long is sent again and again",
-        suite: COMMIT,
-    },
-    Mutant {
-        name: "requested-delay-unbounded",
-        what: "a handler can request any delay of a retry",
-        suite: FLOW,
-    },
-    Mutant {
-        name: "fruitless-calls-unpaused",
-        what: "a handler whose calls run no record is called again at once",
-        suite: FLOW,
-    },
-    Mutant {
         name: "committed-lookup-times-out",
         what: "a request for committed offsets times out while its coordinator is away, after which the client uses freed memory",
         suite: OUTAGE,
+    },
+    Mutant {
+        name: "instance-on-abandoned-thread-forgotten",
+        what: "a handler with an instance on an abandoned thread is released as clean",
+        suite: POOL,
     },
     Mutant {
         name: "released-twice",
@@ -526,11 +437,6 @@ const SERVICE: &[Mutant] = &[
         name: "slow-partition-not-paused",
         what: "the partition of a held handler is not paused when it has filled the memory",
         suite: SIMULATION,
-    },
-    Mutant {
-        name: "reserve-not-kept",
-        what: "partitions of a held handler fill the part of the memory that is for the others",
-        suite: FLOW,
     },
     Mutant {
         name: "no-leader-fails-the-topic",

@@ -131,7 +131,12 @@ pub(crate) struct DeferredShares {
 
 impl DeferredShares {
     /// The share of a record, if it is deferred.
+    #[inline]
     pub(crate) fn get(&self, key: EntryKey) -> Option<&Share> {
+        // Most handlers have none: not even a hash is computed then.
+        if self.by_key.is_empty() {
+            return None;
+        }
         self.by_key.get(&key)
     }
 

@@ -161,8 +161,9 @@ impl HandlerQueue {
             self.counts
                 .count_for(&self.settings.version, &settings.version);
         }
+        let places = self.open.len();
         self.settings = settings;
-        self.follow_order();
+        self.follow_order(&ctx.records);
         self.retiring = false;
         self.blocked = false;
         self.fruitless_calls = 0;
@@ -170,7 +171,6 @@ impl HandlerQueue {
         for flight in std::mem::take(&mut self.open).into_iter().flatten() {
             self.ready.push_back(flight);
         }
-        let places = self.open.len();
         self.size_open();
         self.mark_dirty(ctx);
         if self.open.len() != places {
@@ -210,9 +210,18 @@ impl HandlerQueue {
 
     /// Applies another order once no record is left that was started under the one before: lanes of two orders do not
     /// exclude each other, so a record of the new one could overtake.
-    fn follow_order(&mut self) {
+    fn follow_order<R: Record>(&mut self, records: &Records<R>) {
+        if !self.changes_order() {
+            return;
+        }
         if self.in_flight_records == 0 && self.held == 0 && self.lanes.waiters() == 0 {
             self.order = self.settings.order;
+            // Records without a lane that calls did not run came back in any order.
+            let place = |key: &EntryKey| {
+                let entry = records.slab.get(*key);
+                entry.map(|entry| (entry.slot, entry.offset()))
+            };
+            self.backlog.make_contiguous().sort_by_key(place);
         }
     }
 

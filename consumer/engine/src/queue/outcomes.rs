@@ -75,7 +75,8 @@ impl HandlerQueue {
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
-            if outcome.code == outcome_code::ACK && quick && attempt == 1 {
+            let is_first = attempt == 1 && self.deferred.get(key).is_none();
+            if outcome.code == outcome_code::ACK && quick && is_first {
                 acked += 1;
                 ctx.records
                     .return_settled(&mut settled, key, record, ctx.now_ms);
@@ -123,7 +124,8 @@ impl HandlerQueue {
                 ctx.records.free_if_done(key);
                 continue;
             }
-            if attempt > 1 {
+            // The first attempt has a share too if it is made again because its emits were refused.
+            if attempt > 1 || self.deferred.get(key).is_some() {
                 self.park_now(ctx, key, lane, attempt);
             } else if lane == 0 {
                 self.backlog.push_front(key);

@@ -294,7 +294,7 @@ impl HandlerQueue {
         {
             self.release_lane(ctx, lane);
         }
-        self.follow_order();
+        self.follow_order(&ctx.records);
         let mut chunk = [EntryKey::NONE; BACKLOG_CHUNK];
         while !self.backlog.is_empty() && self.has_room() && !self.changes_order() {
             // Copied out, because the queue changes while they are added.

@@ -22,7 +22,7 @@ impl Roster {
             abandoned: self
                 .abandoned
                 .values()
-                .any(|thread| thread.member == member.id),
+                .any(|thread| thread.member == member.id || thread.present.contains(&member.id)),
         };
         for at in 0..self.slots.len() {
             // A probe after the release would build an instance that no release drops.

@@ -119,8 +119,10 @@ impl MemberState {
 
 /// An abandoned thread that still hangs.
 pub(super) struct AbandonedThread {
-    /// The member that it hangs in; its instance is on the thread.
+    /// The member that it hangs in.
     pub(super) member: MemberId,
+    /// The members of the pool at that time: each may have an instance on the thread.
+    pub(super) present: Vec<MemberId>,
     /// It hangs in a call, and not in a lifecycle call or a creation.
     pub(super) in_call: bool,
 }

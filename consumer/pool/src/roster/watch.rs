@@ -86,6 +86,7 @@ impl Roster {
         if let Some(member) = phase.member() {
             let abandoned = AbandonedThread {
                 member: member.id,
+                present: self.members.keys().copied().collect(),
                 in_call: matches!(phase, Phase::Calling(_)),
             };
             self.abandoned.insert(thread, abandoned);

@@ -344,3 +344,90 @@ fn only_a_missing_dead_letter_topic_triggers_topic_maintenance() {
         assert!(!bench.flow.take_missed_target(), "it is reported once");
     }
 }
+
+#[test]
+fn a_record_that_runs_again_after_refused_emits_leaves_nothing_in_its_lane() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, s| {
+        s.takes_batches = true;
+        true
+    });
+    bench.deliver(0..1, |_| Some("a".into()));
+    bench.finish_emitting(ACK, 1);
+    bench.answer(|_, _| Some(FailureKind::Target));
+    bench.apply(|_, s| {
+        s.takes_batches = true;
+        s.generation = 2;
+        true
+    });
+    bench.flow.tick(1_000);
+    bench.flow.dispatch();
+    // The new generation emits nothing.
+    assert_eq!(bench.finish(0, |_| ACK), vec![0]);
+    assert_eq!(bench.frontier(), 1);
+    // A later record of the key fails once.
+    bench.deliver(1..2, |_| Some("a".into()));
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), vec![1]);
+    for i in 2..100 {
+        bench.flow.tick(i * 1_000);
+        bench.flow.dispatch();
+    }
+    assert_eq!(bench.finish(0, |_| ACK), vec![1], "it is run again");
+    assert_eq!(bench.frontier(), 2);
+}
+
+#[test]
+fn batches_that_were_not_run_are_in_order_when_another_order_applies() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, s| {
+        s.order = Order::Unordered;
+        true
+    });
+    bench.deliver(0..32, |_| Some("a".into()));
+    bench.deliver(32..64, |_| Some("a".into()));
+    assert_eq!(bench.pools[0].taken.lock().unwrap().len(), 2);
+    bench.apply(|_, s| {
+        s.order = Order::Key;
+        s.generation = 2;
+        true
+    });
+    // The earlier generation's pool returns its queue, in order.
+    assert!(bench.finish(0, |_| outcome_code::NOT_RUN).is_empty());
+    let mut ran = Vec::new();
+    for _ in 0..100 {
+        ran.extend(bench.finish(0, |_| ACK));
+    }
+    let sorted: Vec<i64> = (0..64).collect();
+    assert_eq!(ran, sorted);
+}
+
+#[test]
+fn a_record_that_runs_again_and_is_returned_unrun_does_not_wait_for_those_behind_it() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, s| {
+        s.takes_batches = true;
+        true
+    });
+    bench.deliver(0..2, |_| Some("a".into()));
+    bench.finish_emitting(ACK, 1);
+    bench.answer(|_, _| Some(FailureKind::Target));
+    bench.apply(|_, s| {
+        s.takes_batches = true;
+        s.generation = 2;
+        true
+    });
+    bench.flow.tick(1_000);
+    bench.flow.dispatch();
+    assert!(
+        bench.finish(0, |_| outcome_code::NOT_RUN).is_empty(),
+        "as after a recall"
+    );
+    let mut ran = Vec::new();
+    for i in 2..200 {
+        bench.flow.tick(i * 1_000);
+        bench.flow.dispatch();
+        ran.extend(bench.finish(0, |_| ACK));
+    }
+    assert_eq!(ran, vec![0, 1]);
+    assert_eq!(bench.frontier(), 2);
+}

@@ -60,3 +60,22 @@ fn a_member_that_does_not_use_its_turn_gives_way_at_the_next_tick() {
     assert_eq!(table.effects(), ["room"]);
     assert!(table.submit(&here, 4));
 }
+
+#[test]
+fn a_later_release_of_a_member_with_an_instance_on_an_abandoned_thread_is_quarantined() {
+    let mut table = Table::new(1);
+    let (one, two) = (table.add("one"), table.add("two"));
+    let worker = table.running(&two, 1);
+    assert!(table.call_ended(worker, &two, None));
+    assert!(table.submit(&one, 2));
+    assert!(table.next(worker).starts_with("create one"));
+    assert_eq!(table.created(worker, &one), "call");
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    table.effects();
+    table.step(Event::Leave(&two));
+    let again = thread(0, table.roster.slots[0].thread_epoch);
+    assert!(table.next(again).starts_with("leave"));
+    assert!(table.report(again, Report::Released(&two)));
+    assert_eq!(table.effects().last().unwrap(), "released two Quarantined");
+}

@@ -1,0 +1,117 @@
+//! Mutants of the queues of handlers: runs of records, retries, orders, waiting records and their memory, commit sizes.
+
+use super::super::Mutant;
+use super::super::suites::{COMMIT, FLOW, RAW, READING, SIMULATION};
+
+pub(super) const QUEUES: &[Mutant] = &[
+    Mutant {
+        name: "late-batch-of-a-predecessor",
+        what: "a late batch of a handler that was removed counts for the handler that is declared again under its name",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "run-over-finished-offsets",
+        what: "a run of records is taken as new although an earlier owner finished some of them",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "run-settles-a-gap",
+        what: "offsets that settle together need not be consecutive",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "run-beyond-the-bound",
+        what: "a run of records is admitted beyond the bound on uncommitted offsets",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "queued-again-out-of-order",
+        what: "records for which their partition had no room after all are queued again in another order",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "commit-in-one-request",
+        what: "all partitions are committed in one request, however large",
+        suite: COMMIT,
+    },
+    Mutant {
+        name: "long-metadata-for-ever",
+        what: "metadata that the broker finds too long is sent again and again",
+        suite: COMMIT,
+    },
+    Mutant {
+        name: "requested-delay-unbounded",
+        what: "a handler can request any delay of a retry",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "fruitless-calls-unpaused",
+        what: "a handler whose calls run no record is called again at once",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "run-again-leaves-its-share",
+        what: "a record whose emits were refused and that is run again leaves a share behind, which later records of its key wait for",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "unrun-batches-out-of-order",
+        what: "records without a lane that calls returned unrun keep their order of return when another order applies",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "order-changes-at-once",
+        what: "another order applies to new records while records of the order before are under way",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "order-waits-for-another-record",
+        what: "records that wait for a change of order start only when another record of the handler arrives",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "batches-keep-their-worker",
+        what: "batches that were filled for another number of workers keep their worker",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "due-records-cost-the-square",
+        what: "each record that is due for a retry is compared with all deferred ones",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "failed-together-run-together",
+        what: "records of a lane that failed in one call are run again without waiting for one another",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "waiting-records-pin-buffers",
+        what: "records that wait for long stay in the client's fetch buffers",
+        suite: READING,
+    },
+    Mutant {
+        name: "pinned-memory-not-measured",
+        what: "few records of many keep fetch buffers alive until they have waited for long",
+        suite: READING,
+    },
+    Mutant {
+        name: "pinned-memory-not-counted",
+        what: "fetch buffers that calls keep alive do not count as used memory",
+        suite: READING,
+    },
+    Mutant {
+        name: "calls-pin-buffers",
+        what: "records are not copied out of fetch buffers while calls keep too many of these alive",
+        suite: READING,
+    },
+    Mutant {
+        name: "reserve-not-kept",
+        what: "partitions of a held handler fill the part of the memory that is for the others",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "buffer-share-is-the-buffer",
+        what: "each record counts its whole fetch buffer as pinned",
+        suite: RAW,
+    },
+];
