@@ -118,14 +118,25 @@ impl KafkaSource {
             })
             .collect();
         out.extend(kept);
+        // In another cluster every topic has another id.
+        self.check_cluster();
         self.report_recreated(found);
+    }
+
+    /// Reports another cluster at the same address.
+    fn check_cluster(&mut self) {
+        let Some(is) = self.connection.as_ref().and_then(Connection::cluster_id) else {
+            return;
+        };
+        let was = self.topics.cluster.get_or_insert_with(|| is.clone());
+        if *was != is {
+            let was = std::mem::replace(was, is.clone());
+            self.pending.push(SourceEvent::ClusterChanged { was, is });
+        }
     }
 
     /// Checks the topics without records, and the cluster.
     pub(super) fn check_identity(&mut self, now: Instant) {
-        let Some(connection) = &self.connection else {
-            return;
-        };
         let due = self
             .topics
             .checked
@@ -134,13 +145,10 @@ impl KafkaSource {
             return;
         }
         self.topics.checked = Some(now);
-        if let Some(is) = connection.cluster_id() {
-            let was = self.topics.cluster.get_or_insert_with(|| is.clone());
-            if *was != is {
-                let was = std::mem::replace(was, is.clone());
-                self.pending.push(SourceEvent::ClusterChanged { was, is });
-            }
-        }
+        self.check_cluster();
+        let Some(connection) = &self.connection else {
+            return;
+        };
         let found = self
             .topics
             .find_recreated(|_| true, |id| uuid_now(connection, id));
