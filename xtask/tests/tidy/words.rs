@@ -76,8 +76,6 @@ const ALLOWED: &[(&str, &str)] = &[
     ),
     ("query_watermark_offsets", "librdkafka's function"),
     ("get_watermark_offsets", "librdkafka's function"),
-    ("hir::Look::", "regex-syntax's type of an assertion"),
-    ("look_set_prefix", "regex-syntax's function"),
 ];
 
 /// Pages that have to name the old words.

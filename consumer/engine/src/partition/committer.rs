@@ -106,6 +106,8 @@ pub(crate) struct Committer {
     settings: CommitSettings,
     /// Contents of the commit in flight, without partitions released since.
     in_flight: Option<Vec<(AssignmentId, CommitEntry)>>,
+    /// How many partitions it was sent for.
+    sent_partitions: usize,
     /// When the last one was sent.
     sent_ms: u64,
     size: CommitSize,
@@ -198,6 +200,7 @@ impl Committer {
         Self {
             settings,
             in_flight: None,
+            sent_partitions: 0,
             sent_ms: 0,
             size: CommitSize::default(),
             refusals: BackOff::default(),
@@ -239,6 +242,7 @@ impl Committer {
         if entries.is_empty() {
             return Vec::new();
         }
+        self.sent_partitions = entries.len();
         let sent = entries.iter().map(|(_, entry)| entry.clone()).collect();
         self.in_flight = Some(entries);
         sent
@@ -378,7 +382,7 @@ impl Committer {
                 }
             }
         }
-        self.make_smaller(partitions, sent.len(), &mut refusals);
+        self.make_smaller(partitions, &mut refusals);
         self.record_refusals(partitions, (now_ms, random), &refusals, error.is_some());
     }
 
@@ -386,7 +390,6 @@ impl Committer {
     fn make_smaller<R>(
         &mut self,
         partitions: &Partitions<R>,
-        sent: usize,
         refusals: &mut Vec<(AssignmentId, i64, &CommitError)>,
     ) {
         let mut halve = false;
@@ -395,7 +398,7 @@ impl Committer {
                 return true;
             };
             let was_short = self.size.is_short(*slot);
-            let smaller = self.size.refused(*slot, rejection, sent);
+            let smaller = self.size.refused(*slot, rejection, self.sent_partitions);
             halve |= smaller && rejection == Rejection::RequestSize;
             if smaller && self.size.is_short(*slot) && !was_short {
                 tracing::warn!(

@@ -2,24 +2,7 @@
 
 use std::sync::Arc;
 
-/// Outcomes by kind, as counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OutcomeCounts {
-    /// Succeeded.
-    pub ack: u64,
-    /// Attempts that are followed by another one.
-    pub retry: u64,
-    /// Dead-lettered, with the dead letter acknowledged.
-    pub dead_letter: u64,
-    /// Dropped by the handler with a reason.
-    pub drop: u64,
-    /// Passed by a closed gate.
-    pub skipped: u64,
-    /// Attempts that ended in a panic.
-    pub panics: u64,
-    /// Calls that exceeded their timeout.
-    pub timeouts: u64,
-}
+use crate::status::OutcomeCounts;
 
 /// Versions whose counters are kept besides the present one's.
 const MAX_EARLIER_VERSIONS: usize = 16;

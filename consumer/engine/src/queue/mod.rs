@@ -31,7 +31,6 @@ mod report;
 mod settings;
 mod submit;
 
-pub use counts::OutcomeCounts;
 use lanes::Lanes;
 pub use settings::{HandlerSettings, OnFailure, Order};
 

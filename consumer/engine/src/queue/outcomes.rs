@@ -230,7 +230,6 @@ impl HandlerQueue {
                 self.failed_attempt(ctx, returned, reason, outcome.arg);
             }
             outcome_code::PANICKED => {
-                self.counts.now.panics += 1;
                 let reason = detail.unwrap_or_else(|| "the handler panicked".into());
                 self.failed_attempt(ctx, returned, reason, 0);
             }
@@ -293,7 +292,6 @@ impl HandlerQueue {
         let seconds = ctx.now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
         let ended = self.end_batch(ctx, flight);
         let mut freed = ended.contended;
-        self.counts.now.timeouts += 1;
         self.blocked = false;
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);

@@ -1,29 +1,17 @@
 //! What a handler's queue reports: its counters, its problems, and what each of its shares waits for (G8).
 
+use super::HandlerQueue;
 use super::batches::Flight;
 use super::deferred::{Share, ShareState};
 use super::lane::{lane_of, lane_of_key};
 use super::refusals::ProduceKind;
-use super::{HandlerQueue, OutcomeCounts as Counts};
 use crate::clock::WallClock;
 use crate::dispatch::EntryKey;
 use crate::record::Record;
 use crate::records::Records;
 use crate::status::{
-    HandlerFlowReport, HeldBy, OutcomeCounts, ProblemKind, ProduceRefusal, ServiceProblem, WaitsFor,
+    HandlerFlowReport, HeldBy, ProblemKind, ProduceRefusal, ServiceProblem, WaitsFor,
 };
-
-impl Counts {
-    fn report(&self) -> OutcomeCounts {
-        OutcomeCounts {
-            ack: self.ack,
-            retry: self.retry,
-            dead_letter: self.dead_letter,
-            drop: self.drop,
-            skipped: self.skipped,
-        }
-    }
-}
 
 /// Times of a report: of the flow's clock, and as shown.
 #[derive(Clone, Copy)]
@@ -44,7 +32,7 @@ impl HandlerQueue {
         let earlier = earlier.map(|(version, counts)| HandlerFlowReport {
             name: name.to_string(),
             version: version.to_string(),
-            outcomes: counts.report(),
+            outcomes: *counts,
             ..HandlerFlowReport::default()
         });
         earlier.chain([self.report_now(clock)])
@@ -57,7 +45,7 @@ impl HandlerQueue {
             version: self.settings.version.to_string(),
             in_flight: u64::from(self.in_flight_records) + u64::from(self.held) + waiting as u64,
             parked: self.deferred.parked(),
-            outcomes: self.counts.now.report(),
+            outcomes: self.counts.now,
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
             problems: self.problems(clock),

@@ -82,7 +82,8 @@ impl HandlerQueue {
                 flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
                 match self.batches.take(flight) {
                     Some(next) => batch = next,
-                    None => return taken,
+                    // The record stays where it was.
+                    None => return taken - 1,
                 }
             }
             let lane = lane_of(self.order, entry);

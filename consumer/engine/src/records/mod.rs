@@ -246,7 +246,7 @@ impl<R: Record> Records<R> {
         entries.map(|entry| u64::from(entry.charge)).sum()
     }
 
-    /// Gives up records that their partition leaves to its next owner: no handler settles them here.
+    /// Drops records that their partition leaves to its next owner: no handler settles them here.
     pub(crate) fn abandon(&mut self, keys: &[EntryKey]) {
         for &key in keys {
             if let Some(entry) = self.slab.get_mut(key)

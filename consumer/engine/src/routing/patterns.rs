@@ -7,7 +7,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use rapidhash::fast::GlobalState;
 use rapidhash::v3::rapidhash_v3;
 use regex::Regex;
-use regex_syntax::hir;
+use regex_automata::nfa::thompson::NFA;
 use regex_syntax::hir::literal::{ExtractKind, Extractor};
 
 use super::atoms::AtomIx;
@@ -113,10 +113,8 @@ struct Required {
 /// The literals that `pattern` requires; `None` without such a set.
 fn required_literals(pattern: &str) -> Result<Option<Required>, Box<dyn Error + Send + Sync>> {
     let hir = regex_syntax::parse(pattern)?;
-    let at_start = hir
-        .properties()
-        .look_set_prefix()
-        .contains(hir::Look::Start);
+    let nfa = NFA::compiler().build_from_hir(&hir)?;
+    let at_start = nfa.is_always_start_anchored();
     let prefixes = Extractor::new().kind(ExtractKind::Prefix).extract(&hir);
     let found = match prefixes.literals() {
         Some(literals) => literals,

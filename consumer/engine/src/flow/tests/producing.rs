@@ -345,23 +345,30 @@ fn only_a_missing_dead_letter_topic_triggers_topic_maintenance() {
     }
 }
 
-#[test]
-fn a_record_that_runs_again_after_refused_emits_leaves_nothing_in_its_lane() {
+/// A batch handler whose emits for the first `records` of one key were refused, and whose next generation runs the first of
+/// these again.
+fn runs_again(records: i64) -> Bench {
     let mut bench = Bench::new(1);
-    bench.apply(|_, s| {
-        s.takes_batches = true;
-        true
-    });
-    bench.deliver(0..1, |_| Some("a".into()));
+    let generation = |bench: &mut Bench, number| {
+        bench.apply(|_, settings| {
+            settings.takes_batches = true;
+            settings.generation = number;
+            true
+        });
+    };
+    generation(&mut bench, 1);
+    bench.deliver(0..records, |_| Some("a".into()));
     bench.finish_emitting(ACK, 1);
     bench.answer(|_, _| Some(FailureKind::Target));
-    bench.apply(|_, s| {
-        s.takes_batches = true;
-        s.generation = 2;
-        true
-    });
+    generation(&mut bench, 2);
     bench.flow.tick(1_000);
     bench.flow.dispatch();
+    bench
+}
+
+#[test]
+fn a_record_that_runs_again_after_refused_emits_leaves_nothing_in_its_lane() {
+    let mut bench = runs_again(1);
     // The new generation emits nothing.
     assert_eq!(bench.finish(0, |_| ACK), vec![0]);
     assert_eq!(bench.frontier(), 1);
@@ -403,21 +410,7 @@ fn batches_that_were_not_run_are_in_order_when_another_order_applies() {
 
 #[test]
 fn a_record_that_runs_again_and_is_returned_unrun_does_not_wait_for_those_behind_it() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, s| {
-        s.takes_batches = true;
-        true
-    });
-    bench.deliver(0..2, |_| Some("a".into()));
-    bench.finish_emitting(ACK, 1);
-    bench.answer(|_, _| Some(FailureKind::Target));
-    bench.apply(|_, s| {
-        s.takes_batches = true;
-        s.generation = 2;
-        true
-    });
-    bench.flow.tick(1_000);
-    bench.flow.dispatch();
+    let mut bench = runs_again(2);
     assert!(
         bench.finish(0, |_| outcome_code::NOT_RUN).is_empty(),
         "as after a recall"
