@@ -1,10 +1,15 @@
 //! Admission: from the source through the ledger and routing, within the bounds on uncommitted records and memory.
 
-use super::Flow;
-use crate::dispatch::HandlerIx;
-use crate::partition::assignment::{Assignment, OverflowRecord};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Flow, TopicCounts};
+use crate::dispatch::{EntryKey, HandlerIx};
+use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
 use crate::queue::HandlerQueue;
+use crate::queue::context::Context;
 use crate::record::Record;
 use crate::records::OVERHEAD;
 use crate::source::{AssignmentId, Delivery};
@@ -25,16 +30,25 @@ struct Run {
 }
 
 impl Run {
+    /// A run of one record.
+    fn of<R>(delivery: &Delivery<R>) -> Self {
+        Self {
+            slot: delivery.slot,
+            first: delivery.offset,
+            count: 1,
+            leader_epoch: delivery.leader_epoch,
+        }
+    }
+
+    fn offsets(&self) -> Range<i64> {
+        self.first..self.first + self.count as i64
+    }
+
     /// The run with which these records begin; `None` if there are none.
     fn first_of<'d, R: 'd>(deliveries: impl Iterator<Item = &'d Delivery<R>>) -> Option<Self> {
         let mut deliveries = deliveries.take(MAX_RUN);
         let first = deliveries.next()?;
-        let mut run = Self {
-            slot: first.slot,
-            first: first.offset,
-            count: 1,
-            leader_epoch: first.leader_epoch,
-        };
+        let mut run = Self::of(first);
         let continues =
             |next: &&Delivery<R>| next.slot == run.slot && next.leader_epoch == run.leader_epoch;
         let offsets = deliveries.take_while(continues).zip(first.offset + 1..);
@@ -43,6 +57,15 @@ impl Run {
             .count();
         Some(run)
     }
+}
+
+/// Whether a run has waited for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queued {
+    /// It comes from the source: records that wait come first.
+    No,
+    /// It was first in its partition's queue.
+    First,
 }
 
 /// Result of admitting a run.
@@ -56,20 +79,62 @@ enum Admitted {
     No,
 }
 
-/// Number of the wanted handlers whose gates are open; `records` of the others are counted as skipped.
-fn count_open(queues: &mut [Option<HandlerQueue>], wanted: &[HandlerIx], records: u64) -> usize {
-    let mut open = 0usize;
-    for ix in wanted {
-        let queue = queues.get_mut(ix.0 as usize);
-        if let Some(queue) = queue.and_then(Option::as_mut) {
-            match queue.takes_records() {
-                true => open += 1,
-                false => queue.count_skipped(records),
+/// Where admitted records go: to the queues of the handlers that want them, or past all of them.
+struct Outlet<'f, R: Record> {
+    queues: &'f mut [Option<HandlerQueue>],
+    ctx: &'f mut Context<R>,
+    topics: &'f mut HashMap<Arc<str>, TopicCounts>,
+    keys: &'f mut Vec<EntryKey>,
+}
+
+impl<R: Record> Outlet<'_, R> {
+    /// Visits the queues of the wanted handlers that exist.
+    fn each_wanted(
+        queues: &mut [Option<HandlerQueue>],
+        wanted: &[HandlerIx],
+        mut visit: impl FnMut(&mut HandlerQueue),
+    ) {
+        for ix in wanted {
+            let queue = queues.get_mut(ix.0 as usize);
+            if let Some(queue) = queue.and_then(Option::as_mut) {
+                visit(queue);
             }
         }
     }
-    debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
-    open
+
+    /// Hands out the records of a run, all of which `wanted` handlers want; those whose gates are closed count them as
+    /// skipped.
+    fn hand_out(
+        &mut self,
+        wanted: &[HandlerIx],
+        run: &Run,
+        deliveries: impl Iterator<Item = Delivery<R>>,
+    ) {
+        let mut open = 0usize;
+        Self::each_wanted(self.queues, wanted, |queue| match queue.takes_records() {
+            true => open += 1,
+            false => queue.count_skipped(run.count as u64),
+        });
+        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
+        if open == 0 {
+            let assignment = &mut self.ctx.records.partitions[run.slot];
+            if wanted.is_empty()
+                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+            {
+                counts.unrouted += run.count as u64;
+            }
+            assignment.pass_by(run.offsets(), self.ctx.now_ms);
+            return;
+        }
+        self.keys.clear();
+        let entries = deliveries.map(|delivery| self.ctx.records.insert(delivery, open as u16));
+        self.keys.extend(entries);
+        Self::each_wanted(self.queues, wanted, |queue| {
+            if queue.takes_records() {
+                queue.enqueue(self.ctx, self.keys);
+            }
+        });
+    }
 }
 
 impl<R: Record> Flow<R> {
@@ -109,8 +174,7 @@ impl<R: Record> Flow<R> {
                 delivery.lease.prefetch_key();
             }
             let taken = rest.by_ref().take(run.count);
-            let is_full = |one: &Assignment<R>| !one.overflow.is_empty();
-            match self.admit_run(&run, is_full) {
+            match self.admit_run(&run, Queued::No) {
                 Admitted::AtOnce => self.route_run(&run, taken),
                 Admitted::EachRouted => taken.for_each(|delivery| self.route(delivery)),
                 Admitted::No => taken.for_each(|delivery| self.deliver(delivery)),
@@ -118,17 +182,17 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// Admits a run if each of its records is new and has room, unless the partition `is_full`.
-    fn admit_run(&mut self, run: &Run, is_full: impl Fn(&Assignment<R>) -> bool) -> Admitted {
+    /// Admits a run if each of its records is new and has room, and none is queued before it.
+    fn admit_run(&mut self, run: &Run, queued: Queued) -> Admitted {
         let max_uncommitted = self.settings.max_uncommitted;
         let Some(assignment) = self.ctx.records.partitions.get_mut(run.slot) else {
             return Admitted::No;
         };
         let free = max_uncommitted - assignment.uncommitted();
         let skipped = run.first - assignment.ledger.next();
-        let has_room = !is_full(assignment)
-            && assignment.has_room(max_uncommitted)
-            && skipped + run.count as i64 <= free;
+        let is_next = queued == Queued::First || assignment.overflow.is_empty();
+        let has_room =
+            is_next && assignment.has_room(max_uncommitted) && skipped + run.count as i64 <= free;
         if !has_room
             || !assignment.admits()
             || run.leader_epoch > assignment.finished_leader_epoch
@@ -152,40 +216,33 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// Routes an admitted run.
+    /// Routes an admitted run, whose records go to the same handlers.
     fn route_run(&mut self, run: &Run, deliveries: impl Iterator<Item = Delivery<R>>) {
-        let assignment = &mut self.ctx.records.partitions[run.slot];
-        let wanted = self.router.constant(assignment.plan).unwrap_or_default();
-        let open = count_open(&mut self.queues, wanted, run.count as u64);
-        if open == 0 {
-            if wanted.is_empty()
-                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
-            {
-                counts.unrouted += run.count as u64;
-            }
-            let before = assignment.ledger.frontier();
-            assignment
-                .ledger
-                .settle_run(run.first..run.first + run.count as i64);
-            if assignment.ledger.frontier() != before {
-                assignment.moved_ms = self.ctx.now_ms;
-            }
-            deliveries.for_each(drop);
-            return;
-        }
-        self.keys.clear();
-        for delivery in deliveries {
-            self.keys
-                .push(self.ctx.records.insert(delivery, open as u16));
-        }
-        for ix in wanted {
-            let queue = self.queues.get_mut(ix.0 as usize);
-            if let Some(queue) = queue.and_then(Option::as_mut)
-                && queue.takes_records()
-            {
-                queue.enqueue_run(&mut self.ctx, &self.keys);
-            }
-        }
+        let plan = self.ctx.records.partitions[run.slot].plan;
+        let mut outlet = Outlet {
+            queues: &mut self.queues,
+            ctx: &mut self.ctx,
+            topics: &mut self.topics,
+            keys: &mut self.keys,
+        };
+        let wanted = self.router.constant(plan).unwrap_or_default();
+        outlet.hand_out(wanted, run, deliveries);
+    }
+
+    /// Routes one admitted record.
+    fn route(&mut self, delivery: Delivery<R>) {
+        let assignment = &self.ctx.records.partitions[delivery.slot];
+        let (plan, partition) = (assignment.plan, assignment.at.partition);
+        let run = Run::of(&delivery);
+        let mut outlet = Outlet {
+            queues: &mut self.queues,
+            ctx: &mut self.ctx,
+            topics: &mut self.topics,
+            keys: &mut self.keys,
+        };
+        let lease = &delivery.lease;
+        let wanted = (self.router).route(plan, partition, lease.key(), || lease.headers());
+        outlet.hand_out(wanted, &run, std::iter::once(delivery));
     }
 
     /// Accepts one fetched record.
@@ -252,36 +309,6 @@ impl<R: Record> Flow<R> {
         None
     }
 
-    fn route(&mut self, delivery: Delivery<R>) {
-        let assignment = &mut self.ctx.records.partitions[delivery.slot];
-        let lease = &delivery.lease;
-        let wanted = self.router.route(
-            assignment.plan,
-            assignment.at.partition,
-            lease.key(),
-            || lease.headers(),
-        );
-        let open = count_open(&mut self.queues, wanted, 1);
-        if open == 0 {
-            if wanted.is_empty()
-                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
-            {
-                counts.unrouted += 1;
-            }
-            assignment.pass_by(delivery.offset, self.ctx.now_ms);
-            return;
-        }
-        let entry = self.ctx.records.insert(delivery, open as u16);
-        for ix in wanted {
-            let queue = self.queues.get_mut(ix.0 as usize);
-            if let Some(queue) = queue.and_then(Option::as_mut)
-                && queue.takes_records()
-            {
-                queue.enqueue(&mut self.ctx, entry);
-            }
-        }
-    }
-
     /// Admits queued records, in order, as far as their partitions have room.
     pub(super) fn admit_overflow(&mut self) {
         let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
@@ -313,7 +340,7 @@ impl<R: Record> Flow<R> {
         let mut taken = std::mem::take(&mut self.queued);
         let queued = (0..run.count).map_while(|_| self.pop_overflow(slot));
         taken.extend(queued);
-        let admits_more = match self.admit_run(&run, |_| false) {
+        let admits_more = match self.admit_run(&run, Queued::First) {
             Admitted::AtOnce => {
                 self.route_run(&run, taken.drain(..));
                 true

@@ -15,6 +15,7 @@
 //! record runs (`token_first`, ADR 0021), because the next owner learns it only from that commit (G4).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
@@ -200,10 +201,10 @@ impl<R> Assignment<R> {
         self.moved_ms.max(self.begun_ms)
     }
 
-    /// Settles a record that no route selects. The frontier advances only if no earlier record is unsettled.
-    pub fn pass_by(&mut self, offset: i64, now_ms: u64) {
+    /// Settles records that no route selects. The frontier advances only if no earlier record is unsettled.
+    pub fn pass_by(&mut self, offsets: Range<i64>, now_ms: u64) {
         let before = self.ledger.frontier();
-        self.ledger.settle(offset);
+        self.ledger.settle_run(offsets);
         if self.ledger.frontier() != before {
             self.moved_ms = now_ms;
         }

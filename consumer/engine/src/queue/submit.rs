@@ -18,18 +18,8 @@ const TOUCHED: usize = 8;
 const BACKLOG_CHUNK: usize = 64;
 
 impl HandlerQueue {
-    /// Queues a record.
-    pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) {
-        if self.backlog.is_empty() && self.has_room() && !self.changes_order() {
-            self.add_to_batch(ctx, key);
-        } else {
-            self.backlog.push_back(key);
-        }
-        self.mark_dirty(ctx);
-    }
-
     /// Queues records, in order.
-    pub(crate) fn enqueue_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) {
+    pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) {
         let taken = match self.backlog.is_empty() && !self.changes_order() {
             true => self.add_some(ctx, keys),
             false => 0,
@@ -77,7 +67,7 @@ impl HandlerQueue {
             let Some(entry) = ctx.records.slab.get_mut(key) else {
                 continue;
             };
-            if self.is_full(&batch) {
+            if is_full(&batch, self.batch_limit) {
                 self.batches.put_back(flight, batch);
                 flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
                 match self.batches.take(flight) {
@@ -180,12 +170,6 @@ impl HandlerQueue {
             self.in_flight_records += 1;
             self.in_flight_bytes += charge;
         }
-    }
-
-    /// Whether a batch takes no further record.
-    #[inline]
-    fn is_full(&self, batch: &Batch) -> bool {
-        batch.records.len() as u32 >= self.batch_limit || batch.bytes >= MAX_BATCH_BYTES
     }
 
     /// Submits the ready batches.
@@ -324,7 +308,7 @@ impl HandlerQueue {
         }
         for &(key, _) in &taken {
             if again(self, key).is_none() {
-                self.enqueue(ctx, key);
+                self.enqueue(ctx, &[key]);
             }
         }
     }
@@ -386,10 +370,8 @@ impl HandlerQueue {
         };
         if let Some(flight) = self.open[place] {
             let limit = self.batch_limit;
-            let is_full = |batch: &mut Batch| {
-                batch.records.len() as u32 >= limit || batch.bytes >= MAX_BATCH_BYTES
-            };
-            match self.batches.batch(flight).map(is_full) {
+            let batch = self.batches.batch(flight);
+            match batch.map(|batch| is_full(batch, limit)) {
                 Some(false) => return flight,
                 Some(true) => self.ready.push_back(flight),
                 None => {}
@@ -501,6 +483,12 @@ fn waits_for_stopped_calls<R: Record>(records: &Records<R>, keys: &[EntryKey]) -
             .get(*key)
             .is_some_and(|entry| records.partitions[entry.slot].is_draining())
     })
+}
+
+/// Whether a batch takes no further record.
+#[inline]
+fn is_full(batch: &Batch, limit: u32) -> bool {
+    batch.records.len() as u32 >= limit || batch.bytes >= MAX_BATCH_BYTES
 }
 
 /// Lends a record to a batch. Returns its charge; `None` if its bytes are gone.
