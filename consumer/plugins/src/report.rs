@@ -26,7 +26,6 @@ fn one(
     live: Option<&ManagedHandler>,
 ) -> PoolReport {
     let counts = entry.counters.stats.counts();
-    let last_error = counts.last_error.map(|error| error.message.to_string());
     let mut report = PoolReport {
         handler: handler.to_owned(),
         version: version.to_owned(),
@@ -37,7 +36,8 @@ fn one(
         quarantined: u32::try_from(counts.quarantined).unwrap_or(u32::MAX),
         panics: counts.panics,
         restarts: counts.restarts,
-        last_error,
+        reason: None,
+        last_error: counts.last_error,
         since_ms: None,
         durations: counts.durations,
         emitted: entry.counters.stats.emitted().counts(),
@@ -51,11 +51,11 @@ fn one(
         report.since_ms = generation.pool.failing_since_ms();
         if let Some(why) = generation.pool.unhealthy_reason() {
             report.state = HandlerState::Unhealthy;
-            report.last_error = Some(why.to_string());
+            report.reason = Some(why.to_string());
         }
         if let Some(why) = generation.pool.failure() {
             report.state = HandlerState::Failed;
-            report.last_error = Some(why.to_string());
+            report.reason = Some(why.to_string());
         }
     }
     report

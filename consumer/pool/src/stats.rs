@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use sluicegate_engine::emit::EmitCounts;
-use sluicegate_engine::status::{DurationCounts, Durations};
+use sluicegate_engine::status::{DurationCounts, Durations, LastError};
+
+use crate::clock::now_ms;
 
 /// Counters of one handler and version; shared by its workers and by all its generations of that version.
 #[derive(Debug, Default)]
@@ -18,15 +19,6 @@ pub struct HandlerStats {
     in_flight: AtomicU64,
     last_error: Mutex<Option<LastError>>,
     emitted: Arc<EmitCounts>,
-}
-
-/// The most recent failure.
-#[derive(Clone, Debug)]
-pub struct LastError {
-    /// When it happened.
-    pub at: SystemTime,
-    /// Description, as a sentence.
-    pub message: Arc<str>,
 }
 
 /// A snapshot of the counters.
@@ -92,7 +84,7 @@ impl HandlerStats {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *last = Some(LastError {
-            at: SystemTime::now(),
+            at_ms: now_ms(),
             message: message.into(),
         });
     }

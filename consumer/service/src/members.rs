@@ -121,7 +121,7 @@ impl MemberState<'_> {
             unhealthy.then(|| MemberHandler {
                 name: pool.handler.clone(),
                 state: pool.state.to_string(),
-                reason: pool.last_error.clone().unwrap_or_default(),
+                reason: pool.reason.clone().unwrap_or_default(),
             })
         });
         MemberReport {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use sluicegate_admin::http::{GateBody, GateChange, HandlerRestart};
 use sluicegate_config::escape::escape;
 use sluicegate_engine::status::{DurationCounts, HandlerReport};
+use sluicegate_pool::clock::now_ms;
 
 use super::admin_client::{Admin, segment};
 use super::failure::Failure;
@@ -79,7 +80,8 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
         Command::Show(one) => {
             let path = format!("/api/v1/handlers/{}", segment(&one.name));
             let handler: HandlerReport = one.admin.get(&path)?;
-            one.output.print(&handler, show)
+            one.output
+                .print(&handler, |handler| show(handler, now_ms()))
         }
         Command::On(gate) => set_gate(gate, true),
         Command::Off(gate) => set_gate(gate, false),
@@ -166,7 +168,7 @@ fn list(handlers: &[HandlerReport]) -> String {
     table.render()
 }
 
-fn show(handler: &HandlerReport) -> String {
+fn show(handler: &HandlerReport, now_ms: i64) -> String {
     let mut lines = vec![
         ("name", handler.name.clone()),
         ("plugin", handler.plugin.clone()),
@@ -205,10 +207,13 @@ fn show(handler: &HandlerReport) -> String {
             emitted.join(", ")
         },
     ));
-    lines.push((
-        "last error",
-        handler.last_error.clone().unwrap_or_else(|| "-".to_owned()),
-    ));
+    if let Some(reason) = &handler.reason {
+        lines.push(("reason", reason.clone()));
+    }
+    lines.push(("last error", last_error(handler, now_ms)));
+    for problem in &handler.problems {
+        lines.push(("problem", problem.sentence(now_ms)));
+    }
     if let Some(why) = &handler.refused_spec {
         let text = format!("{why}; the previous spec stays active");
         lines.push(("refused spec", text));
@@ -231,11 +236,20 @@ fn gate_of(handler: &HandlerReport) -> String {
         Some(since_ms) => format!(
             "{gate}; {} records left, none settled for {} s",
             handler.in_flight,
-            sluicegate_pool::clock::now_ms()
-                .saturating_sub(since_ms)
-                .max(0)
-                / 1_000
+            now_ms().saturating_sub(since_ms).max(0) / 1_000
         ),
+    }
+}
+
+/// The last error, with its age.
+fn last_error(handler: &HandlerReport, now_ms: i64) -> String {
+    match (&handler.last_error, handler.last_error_ms) {
+        (None, _) => "-".to_owned(),
+        (Some(error), None) => error.clone(),
+        (Some(error), Some(at_ms)) => {
+            let seconds = now_ms.saturating_sub(at_ms).max(0) / 1_000;
+            format!("{seconds} s ago: {error}")
+        }
     }
 }
 
@@ -252,7 +266,7 @@ fn record_time(durations: &DurationCounts) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sluicegate_engine::status::{HandlerState, OutcomeCounts};
+    use sluicegate_engine::status::{HandlerState, OutcomeCounts, ProblemKind, ServiceProblem};
 
     use super::*;
 
@@ -269,6 +283,16 @@ mod tests {
                 ..OutcomeCounts::default()
             },
             last_error: Some("the sea\nis rough\u{1b}".into()),
+            last_error_ms: Some(2_000),
+            reason: Some("too many panics".into()),
+            problems: vec![ServiceProblem {
+                kind: ProblemKind::EmitsRefused,
+                what: "cannot emit".into(),
+                since_ms: 4_000,
+                count: 1,
+                cause: "no topic".into(),
+                remedy: "create it".into(),
+            }],
             refused_spec: Some("handlers.d/relay.yaml: no route".into()),
             ..HandlerReport::default()
         };
@@ -286,7 +310,7 @@ mod tests {
                 "41", "0", "0", "0", "2", "3"
             ]
         );
-        let text = show(&handler);
+        let text = show(&handler, 9_500);
         assert!(
             text.contains("outcomes       ack 41, retry 0, dead_letter 0, drop 0, skipped 2\n"),
             "{text}"
@@ -298,7 +322,11 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("last error     the sea\\nis rough\\u{1b}\n"),
+            text.contains(
+                "reason         too many panics\n\
+                 last error     7 s ago: the sea\\nis rough\\u{1b}\n\
+                 problem        cannot emit, for 5 s: no topic; create it\n"
+            ),
             "{text}"
         );
     }

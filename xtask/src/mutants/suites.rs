@@ -15,6 +15,8 @@ pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules
 pub(super) const COMMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "commit"];
 pub(super) const OUTAGE: &[&str] = &["-p", "sluicegate-kafka", "--test", "with_engine", "outage"];
 pub(super) const FLOW: &[&str] = &["-p", "sluicegate-engine", "--lib", "flow::tests"];
+/// A handler's queue, part by part.
+pub(super) const QUEUE: &[&str] = &["-p", "sluicegate-engine", "--lib", "queue::"];
 pub(super) const STARTS: &[&str] = &["-p", "sluicegate-engine", "--lib", "source::starts"];
 pub(super) const KAFKA: &[&str] = &["-p", "sluicegate-kafka", "--lib"];
 pub(super) const GAP_DETECTOR: &[&str] = &[

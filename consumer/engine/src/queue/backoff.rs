@@ -48,7 +48,8 @@ impl HandlerQueue {
                 calls = LOGGED_AFTER,
                 "calls return without running any of their records; backing off between calls, up to {MAX_BACKOFF_MS} ms"
             );
-            self.last_error = Some("calls return without running any record".into());
+            let reason = "calls return without running any record".into();
+            self.errors.record(reason, ctx.now_ms);
         }
         let until_ms = ctx.now_ms.saturating_add(backoff_ms);
         self.backoff_until_ms = Some(until_ms);

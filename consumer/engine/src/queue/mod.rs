@@ -21,6 +21,7 @@ mod closing;
 pub(crate) mod context;
 mod counts;
 pub(crate) mod deferred;
+mod errors;
 mod lane;
 mod lanes;
 mod log;
@@ -37,7 +38,6 @@ pub use settings::{HandlerSettings, OnFailure, Order};
 pub(crate) use report::ReportTime;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::sync::Arc;
 
 use crate::dispatch::{EntryKey, FlightKey, HandlerIx, OwnedPartition, PoolState};
 use crate::record::Record;
@@ -48,6 +48,7 @@ use closing::Closing;
 use context::Context;
 use counts::VersionCounts;
 use deferred::{DeferredShares, Share};
+use errors::HandlerErrors;
 use log::DeadLetterLog;
 use refusals::Refusals;
 
@@ -102,8 +103,7 @@ pub(crate) struct HandlerQueue {
     /// Parked, dead-lettering and producing records.
     held: u32,
     counts: VersionCounts,
-    /// The last error.
-    last_error: Option<Arc<str>>,
+    errors: HandlerErrors,
     /// The partitions last announced to its pool.
     announced: Vec<(AssignmentId, OwnedPartition)>,
 }
@@ -147,7 +147,7 @@ impl HandlerQueue {
             cost_ns: 0,
             held: 0,
             counts: VersionCounts::default(),
-            last_error: None,
+            errors: HandlerErrors::default(),
             announced: Vec::new(),
         };
         this.size_open();
@@ -163,6 +163,7 @@ impl HandlerQueue {
         let places = self.open.len();
         self.settings = settings;
         self.follow_order(&ctx.records);
+        self.errors.succeeded();
         self.retiring = false;
         self.blocked = false;
         self.fruitless_calls = 0;

@@ -101,6 +101,9 @@ impl HandlerQueue {
         ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
         self.counts.now.ack += acked;
+        if acked > 0 {
+            self.errors.succeeded();
+        }
         self.requeue_not_run(ctx, &back, &mut freed);
         for lane in freed {
             self.release_lane(ctx, lane);
@@ -193,6 +196,9 @@ impl HandlerQueue {
         detail: Option<Arc<str>>,
     ) {
         let &Returned { key, lane, attempt } = returned;
+        if matches!(outcome.code, outcome_code::ACK | outcome_code::DROP) {
+            self.errors.succeeded();
+        }
         if ctx.records.is_over(key) {
             ctx.records.free_if_done(key);
             return;
@@ -222,6 +228,8 @@ impl HandlerQueue {
             }
             outcome_code::DEAD_LETTER => {
                 let reason = detail.unwrap_or_else(terminal_error);
+                self.errors
+                    .attempt_failed(attempt, reason.clone(), ctx.now_ms);
                 self.hold(lane);
                 self.dead_letter(ctx, key, lane, attempt, REASON_TERMINAL, reason);
             }
@@ -253,7 +261,8 @@ impl HandlerQueue {
     ) {
         let &Returned { key, lane, attempt } = returned;
         let random = ctx.random.unit();
-        self.last_error = Some(reason.clone());
+        self.errors
+            .attempt_failed(attempt, reason.clone(), ctx.now_ms);
         let retry = self.settings.retry;
         self.hold(lane);
         if attempt >= retry.max_attempts {

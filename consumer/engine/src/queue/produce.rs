@@ -159,7 +159,8 @@ impl HandlerQueue {
         // A deleted dead-letter topic is recreated by topic maintenance, if it may be created.
         ctx.missed_target |= what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target;
         if !by_batch {
-            self.last_error = Some(format!("{what} refused: {failure}").into());
+            let reason = format!("{what} refused: {failure}").into();
+            self.errors.record(reason, now_ms);
         }
         let mut refusal = Refusal {
             since_ms: before.map_or(now_ms, |before| before.since_ms),
@@ -263,7 +264,7 @@ impl HandlerQueue {
         class: &'static str,
         reason: Arc<str>,
     ) {
-        self.last_error = Some(reason.clone());
+        self.errors.record(reason.clone(), ctx.now_ms);
         let share = Share {
             attempt,
             reason: Some(reason),

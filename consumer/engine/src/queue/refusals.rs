@@ -11,6 +11,8 @@ use crate::emit::{EmitFailure, FailureKind};
 const MAX_TARGETS: usize = 256;
 /// Name under which further topics are counted.
 const OTHER_TOPICS: &str = "(other)";
+/// Maximum number of reasons remembered per topic.
+const MAX_REASONS: usize = 8;
 /// Minimum time between two equal lines about one handler and topic.
 const LOG_INTERVAL_MS: u64 = 60_000;
 /// Minimum time before a line about another reason.
@@ -45,10 +47,31 @@ struct Target {
     refused: u64,
     /// The last one.
     failure: Option<EmitFailure>,
-    /// When it was last logged, and for which reason.
-    logged: Option<(u64, (FailureKind, Arc<str>))>,
+    /// The reasons logged last, with the time of each; the latest last.
+    logged: Vec<(u64, Reason)>,
     /// Its start was logged, so its end is logged too.
     told: bool,
+}
+
+impl Target {
+    /// Whether this reason is to be logged now; it is taken as logged then. Reasons can alternate (a batch refused, each of
+    /// its records refused alone), so that each has its own interval.
+    fn is_line_due(&mut self, reason: Reason, now_ms: u64) -> bool {
+        let waited_ms = |at_ms: u64| now_ms.saturating_sub(at_ms);
+        let is_fresh = |(at_ms, known): &(u64, Reason)| {
+            waited_ms(*at_ms) < CHANGE_INTERVAL_MS
+                || (*known == reason && waited_ms(*at_ms) < LOG_INTERVAL_MS)
+        };
+        if self.logged.iter().any(is_fresh) {
+            return false;
+        }
+        self.logged.retain(|(_, known)| *known != reason);
+        if self.logged.len() == MAX_REASONS {
+            self.logged.remove(0);
+        }
+        self.logged.push((now_ms, reason));
+        true
+    }
 }
 
 /// Records that wait for one topic to accept them.
@@ -63,6 +86,9 @@ pub(crate) struct HeldRecords<'a> {
     /// The last refusal.
     pub(super) failure: &'a EmitFailure,
 }
+
+/// Why a record was refused, as far as it is the same for every record.
+type Reason = (FailureKind, Arc<str>);
 
 type Place = (ProduceKind, Arc<str>);
 
@@ -109,14 +135,9 @@ impl Refusals {
         let failure = &refusal.failure;
         // The remedy identifies the reason: the error may contain the size of one record.
         let reason = (failure.kind, failure.remedy.clone());
-        let due = target.logged.as_ref().is_none_or(|(at_ms, told)| {
-            let waited_ms = now_ms.saturating_sub(*at_ms);
-            waited_ms >= LOG_INTERVAL_MS || (*told != reason && waited_ms >= CHANGE_INTERVAL_MS)
-        });
-        if !due {
+        if !target.is_line_due(reason, now_ms) {
             return;
         }
-        target.logged = Some((now_ms, reason));
         target.told = true;
         let (records, refused) = (target.held, target.refused);
         let (topic, error, remedy) = (&*failure.topic, &*failure.error, &*failure.remedy);
@@ -261,6 +282,20 @@ mod tests {
             told += u64::from(refusals.targets[&place].told);
             refusals.log_ended("h", now_ms);
             assert!(!refusals.targets[&place].told);
+        }
+        assert_eq!(told, 2);
+    }
+
+    #[test]
+    fn alternating_reasons_are_logged_once_per_interval_each() {
+        let mut target = Target::default();
+        let mut told = 0;
+        for now_ms in (0..LOG_INTERVAL_MS).step_by(100) {
+            let kind = match now_ms % 200 {
+                0 => FailureKind::Batch,
+                _ => FailureKind::Target,
+            };
+            told += u64::from(target.is_line_due((kind, "create the topic".into()), now_ms));
         }
         assert_eq!(told, 2);
     }

@@ -49,15 +49,16 @@ impl HandlerQueue {
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
             problems: self.problems(clock),
-            last_error: self.last_error.as_deref().map(Into::into),
+            last_error: self.errors.last(clock),
             held_since_ms: self.closing.map(|closing| clock.at(closing.moved_ms)),
         }
     }
 
-    /// What keeps records of the handler from being produced, by topic.
+    /// That every attempt fails, and what keeps records of the handler from being produced, by topic.
     fn problems(&self, clock: WallClock) -> Vec<ServiceProblem> {
+        let failing = self.errors.problem(&self.settings.name, clock);
         let held = self.refusals.held();
-        held.map(|held| {
+        let refused = held.map(|held| {
             let (kind, what) = match held.what {
                 ProduceKind::Emits => (ProblemKind::EmitsRefused, "emit to"),
                 ProduceKind::DeadLetter => {
@@ -75,8 +76,8 @@ impl HandlerQueue {
                 cause: held.failure.error.to_string(),
                 remedy: held.failure.remedy.to_string(),
             }
-        })
-        .collect()
+        });
+        failing.into_iter().chain(refused).collect()
     }
 
     /// What a record waits for in this handler, if the handler has not settled it.

@@ -5,8 +5,8 @@ use std::collections::btree_map::Entry;
 
 use super::problem::{ProblemKind, ServiceProblem, bounded, by_topic};
 use crate::status::{
-    DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PoolReport, PumpReport,
-    ServiceInfo, ServiceReport, TopicReport, VersionReport,
+    DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, LastError, PoolReport,
+    PumpReport, ServiceInfo, ServiceReport, TopicReport, VersionReport,
 };
 
 /// Since when no pump has reached the cluster; `None` if any pump reaches a broker.
@@ -110,7 +110,7 @@ impl HandlerReport {
     fn own_problem(&self, now_ms: i64) -> Option<ServiceProblem> {
         let name = &self.name;
         let problem = |kind, what: String, remedy: String| {
-            let cause = self.last_error.clone();
+            let cause = self.reason.clone().or_else(|| self.last_error.clone());
             ServiceProblem {
                 kind,
                 what,
@@ -189,6 +189,7 @@ impl Handlers {
                         Some(_) => HandlerState::Rejected,
                         None => HandlerState::Starting,
                     },
+                    reason: spec.rejected.clone(),
                     last_error: spec.rejected,
                     refused_spec: spec.refused_spec,
                     ..HandlerReport::default()
@@ -223,9 +224,7 @@ impl Handlers {
         handler.outcomes.add(&flow.outcomes);
         let held = handler.held_since_ms.into_iter().chain(flow.held_since_ms);
         handler.held_since_ms = held.min();
-        if handler.last_error.is_none() {
-            handler.last_error = flow.last_error;
-        }
+        note_error(handler, flow.last_error);
         version_of(handler, &flow.version)
             .outcomes
             .add(&flow.outcomes);
@@ -241,6 +240,7 @@ impl Handlers {
             *handler.emitted.entry(topic).or_default() += count;
         }
         version_of(handler, &pool.version).panics += pool.panics;
+        note_error(handler, pool.last_error);
         if pool.generation < handler.generation {
             return;
         }
@@ -254,9 +254,7 @@ impl Handlers {
         let refused = handler.state == HandlerState::Rejected;
         if !refused || pool.state != HandlerState::Draining {
             handler.state = pool.state;
-        }
-        if !refused && pool.last_error.is_some() {
-            handler.last_error = pool.last_error;
+            handler.reason = pool.reason;
         }
     }
 
@@ -269,6 +267,17 @@ impl Handlers {
                 report
             })
             .collect()
+    }
+}
+
+/// Keeps the newer error. A rejected spec's refusal stays: it has no time, and nothing newer concerns the spec.
+fn note_error(handler: &mut HandlerReport, error: Option<LastError>) {
+    let Some(error) = error else { return };
+    let is_refusal = handler.last_error.is_some() && handler.last_error_ms.is_none();
+    let is_newer = handler.last_error_ms <= Some(error.at_ms);
+    if is_newer && !is_refusal {
+        handler.last_error = Some(error.message);
+        handler.last_error_ms = Some(error.at_ms);
     }
 }
 
@@ -403,7 +412,10 @@ mod tests {
             version: "1.0.0".into(),
             generation: 3,
             state: HandlerState::Active,
-            last_error: Some("an earlier panic".into()),
+            last_error: Some(LastError {
+                at_ms: 9,
+                message: "an earlier panic".into(),
+            }),
             ..PoolReport::default()
         };
         let facts = ServiceInfo::default();
@@ -411,6 +423,64 @@ mod tests {
         let late = &report.handlers[0];
         assert_eq!((late.state, late.generation), (HandlerState::Active, 3));
         assert_eq!(late.last_error.as_deref(), Some("config refused"));
+    }
+
+    #[test]
+    fn the_last_error_is_the_newest_of_records_and_pools_and_a_failure_keeps_its_reason() {
+        let error = |at_ms, message: &str| {
+            let message = message.to_owned();
+            Some(LastError { at_ms, message })
+        };
+        let pump = |at_ms, message| PumpReport {
+            handlers: vec![HandlerFlowReport {
+                last_error: error(at_ms, message),
+                ..flow("h", "1.0.0", 1)
+            }],
+            ..PumpReport::default()
+        };
+        let pool = |generation, at_ms, message, reason: Option<&str>| PoolReport {
+            handler: "h".into(),
+            generation,
+            state: reason.map_or(HandlerState::Active, |_| HandlerState::Failed),
+            reason: reason.map(str::to_owned),
+            last_error: error(at_ms, message),
+            ..PoolReport::default()
+        };
+        for (pumps, pools, last, cause) in [
+            (
+                vec![pump(20, "a record failed")],
+                vec![pool(1, 10, "a panic", None)],
+                ("a record failed", 20),
+                None,
+            ),
+            (
+                vec![pump(20, "a record failed"), pump(30, "a later record")],
+                vec![
+                    pool(2, 40, "a panic", None),
+                    pool(1, 5, "an old panic", None),
+                ],
+                ("a panic", 40),
+                None,
+            ),
+            (
+                vec![pump(50, "refused")],
+                vec![pool(1, 40, "a panic", Some("too many panics"))],
+                ("refused", 50),
+                Some("too many panics"),
+            ),
+        ] {
+            let declared = DeclaredHandler {
+                name: "h".into(),
+                ..DeclaredHandler::default()
+            };
+            let facts = ServiceInfo::default();
+            let report = ServiceReport::assemble(facts, pumps, pools, vec![declared], 60);
+            let h = &report.handlers[0];
+            let told = h.last_error.as_deref().zip(h.last_error_ms);
+            assert_eq!(told, Some(last));
+            assert_eq!(h.reason.as_deref(), cause);
+            assert_eq!(h.problems.first().map(|one| &*one.cause), cause);
+        }
     }
 
     #[test]

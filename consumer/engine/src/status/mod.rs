@@ -10,6 +10,7 @@
 //! remedy; readiness, metrics, log and API render the same list. Nothing here reads a clock: texts with an age take the
 //! present time as an argument.
 
+mod counts;
 mod durations;
 mod explain;
 mod merge;
@@ -17,11 +18,12 @@ mod problem;
 mod readiness;
 mod report;
 
+pub use counts::{CommitCounts, LastError, OutcomeCounts};
 pub use durations::{BOUNDS_US, BUCKETS, DurationCounts, Durations};
 pub use explain::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
 pub use problem::{ProblemKind, ServiceProblem};
 pub use report::{
-    ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
-    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PauseReason, PoolReport,
-    PumpReport, ServiceInfo, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
+    ClientStatistics, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState,
+    PartitionReport, PartitionState, PauseReason, PoolReport, PumpReport, ServiceInfo,
+    ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
 };

@@ -71,6 +71,8 @@ kinds! {
     EmitsRefused = "emits_refused",
     /// The cluster refuses a handler's dead letters.
     DeadLettersRefused = "dead_letters_refused",
+    /// Every attempt of a handler fails.
+    AttemptsFailing = "attempts_failing",
     /// A handler has failed; its records are held.
     HandlerFailed = "handler_failed",
     /// A handler's gate should be open and is held closed until the handler is healthy.

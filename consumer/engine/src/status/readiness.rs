@@ -57,7 +57,8 @@ impl ServiceReport {
         if !enabled.all(is_held) {
             return Ok(());
         }
-        let why = first.last_error.as_deref().unwrap_or("no reason given");
+        let why = first.reason.as_deref().or(first.last_error.as_deref());
+        let why = why.unwrap_or("no reason given");
         let state = match first.gate {
             Gate::Held => "held".to_owned(),
             _ => first.state.to_string(),

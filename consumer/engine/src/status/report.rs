@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sluicegate_config::MetricsLevel;
 
 use super::problem::{OfPartition, ProblemKind, ServiceProblem, by_topic};
-use crate::status::{DurationCounts, HeldBy};
+use crate::status::{CommitCounts, DurationCounts, HeldBy, LastError, OutcomeCounts};
 
 /// Report of one pump.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -248,64 +248,12 @@ pub struct HandlerFlowReport {
     pub problems: Vec<ServiceProblem>,
     /// Outcomes, after settlement: a retry that became a dead letter counts as dead letter.
     pub outcomes: OutcomeCounts,
-    /// Its last error: reason of a retry, dead letter or drop, without the record's value.
-    pub last_error: Option<String>,
+    /// Its last error: reason of a retry or dead letter, or why the cluster refused what it produced, without the record's
+    /// value.
+    pub last_error: Option<LastError>,
     /// While it is switched off or removed with records left: since when none of them has settled, in milliseconds since
     /// the epoch.
     pub held_since_ms: Option<i64>,
-}
-
-/// Outcomes by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct OutcomeCounts {
-    /// Done.
-    pub ack: u64,
-    /// Attempts that will be followed by another one.
-    pub retry: u64,
-    /// Dead-lettered.
-    pub dead_letter: u64,
-    /// Dropped by the handler or by policy.
-    pub drop: u64,
-    /// Skipped while the gate was closed.
-    pub skipped: u64,
-}
-
-impl OutcomeCounts {
-    /// Adds another's counts.
-    pub fn add(&mut self, other: &Self) {
-        self.ack += other.ack;
-        self.retry += other.retry;
-        self.dead_letter += other.dead_letter;
-        self.drop += other.drop;
-        self.skipped += other.skipped;
-    }
-
-    /// Metric label values with their counts.
-    pub fn by_name(&self) -> [(&'static str, u64); 5] {
-        [
-            ("ack", self.ack),
-            ("retry", self.retry),
-            ("dead_letter", self.dead_letter),
-            ("drop", self.drop),
-            ("skipped", self.skipped),
-        ]
-    }
-
-    /// Settled records: everything except retries.
-    pub fn settled(&self) -> u64 {
-        self.ack + self.dead_letter + self.drop + self.skipped
-    }
-}
-
-/// Commits by result, counted per partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct CommitCounts {
-    /// Accepted.
-    pub ok: u64,
-    /// Refused for this partition in a response.
-    pub refused: u64,
-    /// Failed as a whole, or never answered.
-    pub failed: u64,
 }
 
 /// Report of a generation's worker pool. Counters never decrease: a released generation keeps being reported with its
@@ -330,8 +278,11 @@ pub struct PoolReport {
     pub panics: u64,
     /// Instances rebuilt.
     pub restarts: u64,
+    /// Why it has failed or is unhealthy.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Last panic, timeout or failed start.
-    pub last_error: Option<String>,
+    pub last_error: Option<LastError>,
     /// Since when it has been failed or unhealthy, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
@@ -501,8 +452,14 @@ pub struct HandlerReport {
     pub restarts: u64,
     /// Acknowledged emitted records by topic.
     pub emitted: BTreeMap<String, u64>,
-    /// Its last error.
+    /// Why it has failed, is unhealthy or was rejected.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Its last error, of any kind.
     pub last_error: Option<String>,
+    /// When that was, in milliseconds since the epoch.
+    #[serde(default)]
+    pub last_error_ms: Option<i64>,
     /// Why the spec in the source is refused, while an earlier one stays active.
     #[serde(default)]
     pub refused_spec: Option<String>,

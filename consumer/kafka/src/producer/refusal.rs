@@ -102,7 +102,8 @@ fn judge(code: Code, way: Way) -> (FailureKind, &'static str) {
         }
         Code::UnknownPartition => (
             FailureKind::Target,
-            "the topic has no such partition: add partitions, or let the handler emit without one",
+            "the topic has no such partition; a deleted topic has none: create it or add partitions; a handler that names the \
+             partition of its emits can also leave it open",
         ),
         Code::InvalidTopic | Code::InvalidArgument => (
             FailureKind::Target,

@@ -452,7 +452,7 @@ fn a_tripped_handler_runs_again_after_its_gate_was_closed_and_opened() {
     harness.apply(&[spec(true)]);
     assert_eq!(pool.state(), PoolState::Active);
     let error = harness.registry.report()[0].last_error.clone().unwrap();
-    assert!(error.contains("failed 1 times"), "{error}");
+    assert!(error.message.contains("failed 1 times"), "{error:?}");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl ServiceStatus {
                 _ => Readiness::Ready,
             },
             Some(pool) => {
-                let why = pool.last_error.unwrap_or_default();
+                let why = pool.reason.unwrap_or_default();
                 Readiness::Pending(Some(format!("it is {}: {why}", pool.state)))
             }
             None => {

@@ -1,9 +1,24 @@
 //! Mutants of the queues of handlers: runs of records, retries, orders, waiting records and their memory, commit sizes.
 
 use super::super::Mutant;
-use super::super::suites::{COMMIT, FLOW, RAW, READING, SIMULATION};
+use super::super::suites::{COMMIT, FLOW, QUEUE, RAW, READING, SIMULATION, STATUS};
 
 pub(super) const QUEUES: &[Mutant] = &[
+    Mutant {
+        name: "old-panic-hides-errors",
+        what: "a panic stays the last error of a handler although records have failed since",
+        suite: STATUS,
+    },
+    Mutant {
+        name: "failing-never-over",
+        what: "a handler whose attempts failed is still reported after a record succeeded",
+        suite: QUEUE,
+    },
+    Mutant {
+        name: "alternating-reasons-logged",
+        what: "a reason for a refusal is logged again whenever another one came between",
+        suite: QUEUE,
+    },
     Mutant {
         name: "late-batch-of-a-predecessor",
         what: "a late batch of a handler that was removed counts for the handler that is declared again under its name",

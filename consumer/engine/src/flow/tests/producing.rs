@@ -155,7 +155,13 @@ fn a_record_refused_by_the_cluster_holds_its_lane_and_costs_no_attempt() {
         (problem.since_ms, &*problem.cause, &*problem.remedy),
         (0, "refused on purpose", "do this")
     );
-    assert!(report.last_error.unwrap().contains("refused on purpose"));
+    assert!(
+        report
+            .last_error
+            .unwrap()
+            .message
+            .contains("refused on purpose")
+    );
     bench.flow.tick(now_ms + 30_000);
     assert_eq!(bench.answer_producer(), ["out 0.1"]);
     assert_eq!(bench.frontier(), 4);
@@ -208,7 +214,7 @@ fn records_of_a_refused_batch_are_resent_alone_and_only_the_culprit_is_dead_lett
         (outcomes.ack, outcomes.retry, outcomes.dead_letter),
         (9, 0, 1)
     );
-    let why = bench.handler_report().last_error.unwrap();
+    let why = bench.handler_report().last_error.unwrap().message;
     assert!(
         why.contains("an emitted record is permanently rejected"),
         "{why}"
