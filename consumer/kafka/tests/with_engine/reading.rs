@@ -141,6 +141,7 @@ impl Reader {
         self.turns += 1;
         turn(self);
         self.step(Event::TurnEnd { rebalancing: false });
+        self.carry_out();
         if quota > 0 && read == 0 {
             self.source.wait(Duration::from_millis(10));
         }
@@ -161,13 +162,19 @@ impl Reader {
         self.engine.step(event, &mut self.effects);
     }
 
-    /// Carries out what a start of partitions needs.
+    /// Carries out what a start of partitions needs, and their release: the group can take them away after an outage.
     fn carry_out(&mut self) {
-        for effect in self.effects.drain(..) {
+        while let Some(effect) = self.effects.pop_front() {
             match effect {
                 Effect::Find { partitions, start } => self.source.find(&partitions, start),
                 Effect::Start(partitions) => self.source.start(&partitions).expect("a client"),
-                // Nothing of this is settled or left here.
+                Effect::Release(partitions) => self.source.release(&partitions).expect("a client"),
+                Effect::LearnPositions(slots) => {
+                    let mut positions = Vec::new();
+                    self.source.consumed(&slots, &mut positions);
+                    self.step(Event::Positions(&positions));
+                }
+                // Nothing is committed or left here.
                 _ => {}
             }
         }
