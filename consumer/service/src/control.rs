@@ -18,23 +18,22 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::Snapshot;
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_engine::routing::{LeftOut, RoutingIndex, Subscription};
-use sluicegate_engine::source::SourceError;
+use sluicegate_engine::routing::{LeftOut, Subscription};
 use sluicegate_kafka::ClientSettings;
 use sluicegate_kafka::topics::{ClusterTopics, listed};
-use sluicegate_plugins::{Applied, FolderWatch, HandlerTable, Registry};
+use sluicegate_plugins::{Applied, FolderWatch, Registry};
 use sluicegate_store::{Store, StoreError};
 use sluicegate_sync::source::{OwnId, Update, UpdateSink};
 
+use super::StartError;
 use super::commands::{ActivePlan, ControlCommand, named};
 use super::every::Every;
+use super::group::{Delivery, Group};
 use super::members::{Member, MemberState};
 use super::preparer::Preparer;
 use super::told::PlanLog;
 use super::topics::{TopicReport, TopicScanner, TopicWatch, Wanted};
 use super::view::{HELD_REMEDY, ServiceStatus};
-use super::{StartError, settings};
-use crate::pump::PumpAddress;
 
 /// Interval between two scans of the plugin folder without a change notification.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
@@ -53,6 +52,7 @@ const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The control loop's state; runs on its own thread after [`Controller::spawn`].
 pub(super) struct Controller {
     registry: Arc<Registry>,
+    group: Arc<Group>,
     view: Arc<ServiceStatus>,
     snapshot: Arc<Snapshot>,
     topics: Topics,
@@ -104,11 +104,13 @@ pub(super) struct Control {
 impl Controller {
     pub(super) fn new(
         registry: Arc<Registry>,
+        group: Arc<Group>,
         view: Arc<ServiceStatus>,
         client: ClientSettings,
     ) -> Self {
         Self {
             registry,
+            group,
             view,
             snapshot: Arc::new(Snapshot::default()),
             topics: Topics {
@@ -247,7 +249,12 @@ impl Controller {
         }
         self.topics.wanted = Some(wanted);
         self.topics.subscription = subscription;
-        let delivery = self.send_plan(plan, &index, &self.topics.names());
+        let topics = self.topics.names();
+        let record_log = self.snapshot.switches.record_log;
+        let delivery = self
+            .group
+            .apply(plan, &index, &topics, record_log, self.pump_timeout);
+        let delivery = self.told(&delivery);
         if delivery.applied {
             self.view.record_active_plan(plan);
         }
@@ -291,66 +298,32 @@ impl Controller {
             return;
         }
         let topics = self.topics.names();
-        let delivery = self.ask_pumps(|pump, wait| pump.subscribe(topics.clone(), wait));
+        let delivery = self.group.subscribe(&topics, self.pump_timeout);
+        let delivery = self.told(&delivery);
         // A pump that has not confirmed a plan still has to.
         let unanswered = self.unanswered;
         self.record_delivery(&delivery);
         self.unanswered |= unanswered;
     }
 
-    /// Sends the plan to every pump.
-    fn send_plan(
-        &self,
-        plan: &HandlerTable,
-        index: &Arc<RoutingIndex>,
-        topics: &[String],
-    ) -> PlanDelivery {
-        self.ask_pumps(|pump, wait| {
-            let handlers = plan
-                .handlers
-                .iter()
-                .map(|plan| (plan.ix, settings::handler(plan)))
-                .collect();
-            let result = pump.apply(index.clone(), handlers, topics.to_vec(), wait);
-            if let Some(Ok(())) = result {
-                pump.set_record_log(self.snapshot.switches.record_log);
-            }
-            result
-        })
-    }
-
-    /// Sends a request to every pump, and records failed subscriptions.
-    fn ask_pumps(
-        &self,
-        ask: impl Fn(&PumpAddress, Duration) -> Option<Result<(), SourceError>>,
-    ) -> PlanDelivery {
-        let mut delivery = PlanDelivery {
-            applied: true,
-            subscribed: true,
-        };
-        let mut refused = None;
-        for pump in self.view.pumps() {
-            match ask(pump, self.pump_timeout) {
-                Some(Ok(())) => {}
-                Some(Err(error)) => {
-                    if !self.refused_topics {
-                        tracing::error!(%error, "subscription failed; retrying");
-                    }
-                    refused = Some(error.to_string());
-                    delivery.subscribed = false;
-                }
-                None => {
-                    if !self.unanswered {
-                        tracing::warn!("a pump has not applied its plan or topics yet");
-                    }
-                    delivery.applied = false;
-                }
-            }
+    /// Records and logs what the pumps have answered.
+    fn told(&self, delivery: &Delivery) -> PlanDelivery {
+        if let Some(error) = &delivery.refused
+            && !self.refused_topics
+        {
+            tracing::error!(%error, "subscription failed; retrying");
         }
+        if !delivery.applied && !self.unanswered {
+            tracing::warn!("a pump has not applied its plan or topics yet");
+        }
+        let refused = delivery.refused.as_ref().map(ToString::to_string);
         if refused.is_some() || delivery.applied {
             self.view.record_subscription(refused.as_deref());
         }
-        delivery
+        PlanDelivery {
+            applied: delivery.applied,
+            subscribed: refused.is_none(),
+        }
     }
 
     /// Starts the thread, and returns the sink for updates of the spec source.
@@ -415,12 +388,7 @@ impl Controller {
 
     /// Has the cluster's topics listed again when a pump has met a missing one.
     fn check_missed_topics(&mut self) {
-        let missed: u64 = self
-            .view
-            .pumps()
-            .iter()
-            .map(PumpAddress::missed_topics)
-            .sum();
+        let missed = self.group.missed_topics();
         if std::mem::replace(&mut self.topics.missed, missed) != missed
             && let Some(watch) = &self.topics.watch
         {

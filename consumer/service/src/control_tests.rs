@@ -9,13 +9,13 @@ use sluicegate_config::service::read_service_config;
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::engine::EngineSettings;
-use sluicegate_engine::source::{Source, StartAt};
+use sluicegate_engine::source::{Source, SourceError, StartAt};
 use sluicegate_engine::status::ProblemKind;
 use sluicegate_kafka::RecordBuf;
 use sluicegate_kit::engine_doubles::{NoEmitter, flow_settings};
 use sluicegate_kit::log_capture::captured;
 use sluicegate_kit::memory_source::MemoryKafka;
-use sluicegate_plugins::{HandlerPlan, RegistrySettings};
+use sluicegate_plugins::{HandlerPlan, HandlerTable, RegistrySettings};
 use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
 use super::*;
@@ -53,9 +53,10 @@ impl Harness {
         let config = read_service_config(text, None, &Environment::default(), &[]);
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         let (specs, _) = MemorySource::new(Vec::new());
+        let group = Arc::new(Group::new("g", addresses));
         let view = Arc::new(ServiceStatus::new(
             &config,
-            addresses,
+            Arc::clone(&group),
             Arc::clone(&registry),
             specs.gates(),
         ));
@@ -67,7 +68,7 @@ impl Harness {
             prefetch_bytes: 0,
             request_timeout: Duration::ZERO,
         };
-        let mut controller = Controller::new(registry, Arc::clone(&view), client);
+        let mut controller = Controller::new(registry, group, Arc::clone(&view), client);
         controller.pump_timeout = Duration::from_millis(20);
         Self {
             controller,

@@ -22,6 +22,7 @@ pub mod bridge;
 mod commands;
 mod control;
 mod every;
+mod group;
 mod members;
 mod preparer;
 mod problem_log;
@@ -38,16 +39,15 @@ use std::time::{Duration, Instant};
 
 use sluicegate_admin::{ServiceSlot, http};
 use sluicegate_config::{Environment, Problems, ServiceConfig};
-use sluicegate_engine::source::{Source, SourceError};
-use sluicegate_kafka::reach::answers;
-use sluicegate_kafka::{ClientSettings, KafkaEmitter, KafkaSource, RecordBuf};
+use sluicegate_kafka::{ClientSettings, KafkaEmitter};
 use sluicegate_plugins::Registry;
 use sluicegate_sync::source::{SnapshotError, WatchHandle, open_source};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::pump::{JoinGate, LEAVE_GRACE, Probe, Pump, PumpError, PumpHandle, StopReport};
+use crate::pump::{JoinGate, LEAVE_GRACE, PumpError, StopReport};
 use control::{Control, Controller};
+use group::RunningGroup;
 use problem_log::ProblemWatch;
 use view::ServiceStatus;
 
@@ -82,7 +82,7 @@ impl StartError {
 /// The running service.
 pub struct Service {
     view: Arc<ServiceStatus>,
-    pumps: Vec<PumpHandle>,
+    group: RunningGroup,
     emitter: Arc<KafkaEmitter>,
     control: Option<Control>,
     problems: Option<ProblemWatch>,
@@ -138,18 +138,17 @@ impl Service {
         let emitter = KafkaEmitter::new(&client)
             .map(Arc::new)
             .map_err(StartError::part("kafka producer"))?;
-        let pumps = start_pumps(config, &client, &emitter, join_gate)?;
+        let group = RunningGroup::start(config, &client, &emitter, join_gate)?;
         let registry = Registry::new(settings::registry(config, emitter.clone()))
             .map(Arc::new)
             .map_err(StartError::part("worker threads"))?;
-        let addresses = pumps.iter().map(|pump| pump.address().clone()).collect();
         let view = Arc::new(ServiceStatus::new(
             config,
-            addresses,
+            group.group().clone(),
             registry.clone(),
             source.gates(),
         ));
-        let mut controller = Controller::new(registry, view.clone(), client);
+        let mut controller = Controller::new(registry, group.group().clone(), view.clone(), client);
         controller.start(Arc::new(snapshot))?;
         if let Some(store) = source.store() {
             controller
@@ -169,7 +168,7 @@ impl Service {
         view.set_watch(&watch);
         Ok(Self {
             view,
-            pumps,
+            group,
             emitter,
             control: Some(control),
             problems: Some(problems),
@@ -206,7 +205,7 @@ impl Service {
 
     /// Whether a pump has terminated unexpectedly; [`Service::stop`] returns the reason.
     pub fn has_failed(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed) && self.pumps.iter().any(PumpHandle::is_finished)
+        !self.stopping.load(Ordering::Relaxed) && self.group.has_ended()
     }
 
     /// Drains, commits, leaves the group and stops every part, within the drain timeout plus [`STOP_GRACE`]. Returns the work that
@@ -218,23 +217,12 @@ impl Service {
         self.stopping.store(true, Ordering::Relaxed);
         self.problems = None;
         self.view.record_stopping();
-        for pump in &self.pumps {
-            pump.address().stop();
-        }
+        self.group.stop();
         let drained = Instant::now() + self.drain_timeout;
         let end = drained + STOP_GRACE;
         self.watch = None;
-        let mut result = Ok(StopReport::default());
-        for pump in &mut self.pumps {
-            let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_EXIT_GRACE);
-            result = match (result, ended) {
-                (Ok(mut sum), Ok(report)) => {
-                    sum += report;
-                    Ok(sum)
-                }
-                (Err(error), _) | (_, Err(error)) => Err(error),
-            };
-        }
+        let left = drained + LEAVE_GRACE + PUMP_EXIT_GRACE;
+        let result = self.group.join_until(left);
         self.emitter.flush(FLUSH_TIMEOUT);
         if let Some(control) = self.control.take() {
             control.stop(end - ADMIN_SHUTDOWN_GRACE);
@@ -248,31 +236,6 @@ impl Service {
         }
         result
     }
-}
-
-fn start_pumps(
-    config: &ServiceConfig,
-    client: &ClientSettings,
-    emitter: &Arc<KafkaEmitter>,
-    join_gate: &Arc<JoinGate>,
-) -> Result<Vec<PumpHandle>, StartError> {
-    (0..config.kafka.clients)
-        .map(|number| {
-            let client = client.of_client(number, config.kafka.clients);
-            let connection = client.connection();
-            let ask = Arc::new(move || answers(&connection));
-            let probe = Probe::new(ask, client.reconnect_backoff_max());
-            let source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {
-                Ok(Box::new(KafkaSource::new(&client)?))
-            };
-            Pump::spawn(
-                settings::pump(config, number as u32, join_gate, probe),
-                Box::new(source),
-                emitter.clone(),
-            )
-            .map_err(StartError::part("pump thread"))
-        })
-        .collect()
 }
 
 fn start_tokio() -> Result<tokio::runtime::Runtime, StartError> {

@@ -9,7 +9,7 @@ use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
 use sluicegate_engine::emit::Emitter;
 use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;
@@ -84,10 +84,7 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
     let spec = &plan.spec;
     HandlerSettings {
         name: plan.name.clone(),
-        version: plan.version.clone(),
-        generation: plan.generation,
-        config_digest: digest(spec.config.expose().to_string().as_bytes()),
-        pool: plan.pool.clone(),
+        targets: target_of(plan).into_iter().collect(),
         gate_open: spec.enabled,
         order: match spec.order {
             SpecOrder::Key => Order::Key,
@@ -108,9 +105,21 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
         },
         max_in_flight_records: u32::try_from(spec.max_in_flight.records).unwrap_or(u32::MAX),
         max_in_flight_bytes: spec.max_in_flight.bytes,
+    }
+}
+
+/// What runs the handler's records: its generation.
+fn target_of(plan: &HandlerPlan) -> Option<Target> {
+    let generation = GenerationId {
+        version: plan.version.clone(),
+        number: plan.generation,
+        config_digest: digest(plan.spec.config.expose().to_string().as_bytes()),
+    };
+    Some(Target {
         keeps_key_state: plan.keeps_key_state,
         takes_batches: plan.takes_batches,
-    }
+        ..Target::only(generation, plan.pool.clone()?)
+    })
 }
 
 /// A hash of `bytes`; equal bytes have equal hashes within one process.

@@ -27,28 +27,24 @@ use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{RejectionEffect, RuntimeSettings, ServiceConfig, Snapshot};
 use sluicegate_engine::source::TopicPartition;
 use sluicegate_engine::status::{
-    DeclaredHandler, Explanation, Gate, ProblemKind, PumpReport, ServiceInfo, ServiceProblem,
-    ServiceReport,
+    DeclaredHandler, Explanation, Gate, ProblemKind, ServiceInfo, ServiceProblem, ServiceReport,
 };
 use sluicegate_plugins::{Applied, HandlerTable, Refusal, Registry, RestartRefusal, RestartState};
 use sluicegate_pool::clock::now_ms;
 use sluicegate_sync::source::{GateWriter, WatchHandle};
 
 use super::commands::{ControlCommand, named};
-use crate::pump::PumpAddress;
+use super::group::Group;
 
 /// Status of the pumps, the registry and the controller, readable from any thread.
 pub(super) struct ServiceStatus {
-    pumps: Vec<PumpAddress>,
+    group: Arc<Group>,
     registry: Arc<Registry>,
     gates: Arc<dyn GateWriter>,
-    group_id: String,
     started_ms: i64,
     budget_bytes: u64,
     stall_timeout_ms: i64,
     allow_unsigned: bool,
-    /// Which pumps have joined the group, by their last report: an unresponsive pump has not left it.
-    joined: Vec<AtomicBool>,
     stopping: AtomicBool,
     rejections: AtomicU64,
     repairs: AtomicU64,
@@ -168,19 +164,16 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 impl ServiceStatus {
     pub(super) fn new(
         config: &ServiceConfig,
-        pumps: Vec<PumpAddress>,
+        group: Arc<Group>,
         registry: Arc<Registry>,
         gates: Arc<dyn GateWriter>,
     ) -> Self {
-        let joined = pumps.iter().map(|_| AtomicBool::new(false)).collect();
         Self {
-            joined,
             stall_timeout_ms: config.processing.stall_timeout.as_millis() as i64,
             stopping: AtomicBool::new(false),
-            pumps,
+            group,
             registry,
             gates,
-            group_id: config.kafka.group_id.clone(),
             started_ms: now_ms(),
             budget_bytes: super::settings::in_flight_bytes(config),
             allow_unsigned: config.plugins.allow_unsigned,
@@ -206,10 +199,6 @@ impl ServiceStatus {
     /// Records that the service is stopping.
     pub(super) fn record_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn pumps(&self) -> &[PumpAddress] {
-        &self.pumps
     }
 
     /// Records a snapshot and the result of its application.
@@ -422,25 +411,7 @@ fn unresponsive(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
 impl ServiceStatus {
     /// Whether every pump responds immediately.
     pub(super) fn pumps_answer(&self) -> bool {
-        self.ask_pumps(PROBE_TIMEOUT).1.is_empty()
-    }
-
-    /// The pumps' reports, and the pumps that did not respond; one deadline covers all of them.
-    fn ask_pumps(&self, deadline: Duration) -> (Vec<PumpReport>, Vec<u32>) {
-        let mut unresponsive = Vec::new();
-        let mut reports = Vec::new();
-        let end = Instant::now() + deadline;
-        for (pump, joined) in self.pumps.iter().zip(&self.joined) {
-            match pump.report(end.saturating_duration_since(Instant::now())) {
-                Some(report) => {
-                    // Can become false again: a service without topics counts as joined until it has some.
-                    joined.store(report.joined, Ordering::Relaxed);
-                    reports.push(report);
-                }
-                None => unresponsive.push((reports.len() + unresponsive.len()) as u32),
-            }
-        }
-        (reports, unresponsive)
+        self.group.reports(PROBE_TIMEOUT).1.is_empty()
     }
 
     /// Why no spec of this name can be changed: the control plane is held back, the handler is deleted and drains, or it does not
@@ -474,16 +445,14 @@ impl ServiceStatus {
 
 impl ServiceView for ServiceStatus {
     fn report(&self, deadline: Duration) -> ServiceReport {
-        let (pumps, unresponsive_pumps) = self.ask_pumps(deadline);
-        let not_joined = (0..).zip(&self.joined);
-        let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
+        let (pumps, unresponsive_pumps) = self.group.reports(deadline);
         let stopping = self.stopping.load(Ordering::Relaxed);
         let (facts, declared) = {
             let unread = self.registry.catalogue().problems();
             let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ServiceInfo {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                group_id: self.group_id.clone(),
+                group_id: self.group.id().to_owned(),
                 started_ms: self.started_ms,
                 revision: status.revision,
                 rejections: self.rejections.load(Ordering::Relaxed),
@@ -505,7 +474,7 @@ impl ServiceView for ServiceStatus {
                     .collect(),
                 unresponsive_pumps,
                 allow_unsigned: self.allow_unsigned,
-                not_joined: not_joined.map(|(pump, _)| pump).collect(),
+                not_joined: self.group.not_joined(),
                 // Filled in from the pumps' reports.
                 kafka_unreachable_since_ms: None,
                 stall_timeout_ms: self.stall_timeout_ms,
@@ -527,10 +496,7 @@ impl ServiceView for ServiceStatus {
             topic: topic.into(),
             partition,
         };
-        let mut found = self
-            .pumps
-            .iter()
-            .find_map(|pump| pump.explain(at.clone(), offset, deadline))?;
+        let mut found = self.group.explain(&at, offset, deadline)?;
         // The pump may not know yet that the topic was deleted.
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         for problem in &status.topic_problems {
