@@ -12,7 +12,7 @@ use sluicegate_engine::dispatch::{
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::flow::{Flow, FlowSettings};
 use sluicegate_engine::partition::assignment::NewAssignment;
-use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
 use sluicegate_engine::record::Record;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;
@@ -65,10 +65,14 @@ struct Core {
 fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
     HandlerSettings {
         name: format!("h{}", ix.0).into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 1,
-        pool: Some(pool),
+        targets: vec![Target::only(
+            GenerationId {
+                version: "1.0.0".into(),
+                number: 1,
+                config_digest: 1,
+            },
+            pool,
+        )],
         gate_open: true,
         order: Order::Key,
         retry: RetryPolicy {
@@ -82,8 +86,6 @@ fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
         on_failure: OnFailure::DeadLetter,
         max_in_flight_records: RECORDS as u32,
         max_in_flight_bytes: 1 << 30,
-        keeps_key_state: false,
-        takes_batches: false,
     }
 }
 

@@ -9,7 +9,7 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{Batch, HandlerIx, Inbox, PoolState, WorkerPool};
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::flow::FlowSettings;
-use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;
 
@@ -88,10 +88,14 @@ pub fn flow_settings() -> FlowSettings {
 pub fn handler(pool: Arc<dyn WorkerPool>) -> HandlerSettings {
     HandlerSettings {
         name: "h".into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 1,
-        pool: Some(pool),
+        targets: vec![Target::only(
+            GenerationId {
+                version: "1.0.0".into(),
+                number: 1,
+                config_digest: 1,
+            },
+            pool,
+        )],
         gate_open: true,
         order: Order::Key,
         retry: retry(1, Duration::ZERO),
@@ -99,8 +103,6 @@ pub fn handler(pool: Arc<dyn WorkerPool>) -> HandlerSettings {
         on_failure: OnFailure::Hold,
         max_in_flight_records: 4_096,
         max_in_flight_bytes: 1 << 30,
-        keeps_key_state: false,
-        takes_batches: false,
     }
 }
 

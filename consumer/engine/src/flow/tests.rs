@@ -8,6 +8,7 @@ mod draining;
 mod pace;
 mod rest;
 mod retrying;
+mod targets;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::dispatch::{
 use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::partition::assignment::NewAssignment;
 use crate::partition::commit::{CommitMetadata, CommitTarget};
-use crate::queue::{HandlerSettings, OnFailure, Order};
+use crate::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
@@ -226,13 +227,22 @@ impl Bench {
     }
 }
 
+/// What the handler's only target runs.
+fn generation_of(settings: &mut HandlerSettings) -> &mut GenerationId {
+    Arc::make_mut(&mut settings.targets[0].generation)
+}
+
 fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
     HandlerSettings {
         name: format!("h{}", ix.0).into(),
-        version: "1.0.0".into(),
-        generation: 1,
-        config_digest: 1,
-        pool: Some(pool),
+        targets: vec![Target::only(
+            GenerationId {
+                version: "1.0.0".into(),
+                number: 1,
+                config_digest: 1,
+            },
+            pool,
+        )],
         gate_open: true,
         order: Order::Key,
         retry: RetryPolicy {
@@ -246,8 +256,6 @@ fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
         on_failure: OnFailure::Hold,
         max_in_flight_records: 1_000,
         max_in_flight_bytes: 1 << 20,
-        keeps_key_state: false,
-        takes_batches: false,
     }
 }
 

@@ -1,9 +1,11 @@
 //! A handler's in-flight batches: open (being filled), ready (waiting for a worker), or submitted.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use sluicegate_runtime::CancelFlag;
 
+use super::targets::GenerationId;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 
 /// An in-flight batch.
@@ -19,6 +21,10 @@ pub(crate) struct Flight {
     pub(crate) contended: Vec<u64>,
     /// It has not ended.
     used: bool,
+    /// Its place among the open batches: its target and worker.
+    place: usize,
+    /// What runs it, once it is submitted.
+    generation: Option<Arc<GenerationId>>,
     /// When it was submitted, on the flow's clock.
     pub(crate) submitted_ms: u64,
     /// Cancels it while a worker has it.
@@ -53,6 +59,8 @@ pub(crate) struct Ended {
     pub(crate) recalled: bool,
     /// As [`Flight::stopped`].
     pub(crate) stopped: bool,
+    /// What ran it, if it was submitted.
+    pub(super) ran_by: Option<Arc<GenerationId>>,
 }
 
 /// All in-flight batches of a handler.
@@ -74,7 +82,12 @@ const SPARE_BATCHES: usize = 64;
 impl Flights {
     /// Opens an empty batch. No other batch of the pump may have had this serial: a late one would be taken for this, also
     /// one of a handler that was removed and declared again.
-    pub(crate) fn open(&mut self, handler: HandlerIx, serial: NonZeroU32) -> FlightKey {
+    pub(crate) fn open(
+        &mut self,
+        handler: HandlerIx,
+        place: usize,
+        serial: NonZeroU32,
+    ) -> FlightKey {
         let index = self.spare.pop().unwrap_or_else(|| {
             self.table.push(Flight::default());
             (self.table.len() - 1) as u32
@@ -87,6 +100,7 @@ impl Flights {
         batch.handler = handler;
         batch.flight = key;
         flight.used = true;
+        flight.place = place;
         flight.batch = Some(batch);
         key
     }
@@ -151,10 +165,21 @@ impl Flights {
         dropped
     }
 
+    /// The place of a batch among the open ones.
+    pub(super) fn place(&mut self, key: FlightKey) -> Option<usize> {
+        Some(self.get(key)?.place)
+    }
+
     /// Takes the batch out for submission.
-    pub(crate) fn submit(&mut self, key: FlightKey, now_ms: u64) -> Option<Box<Batch>> {
+    pub(super) fn submit(
+        &mut self,
+        key: FlightKey,
+        generation: &Arc<GenerationId>,
+        now_ms: u64,
+    ) -> Option<Box<Batch>> {
         let flight = self.get(key)?;
         let batch = flight.batch.take()?;
+        flight.generation = Some(generation.clone());
         flight.keys.clone_from(&batch.keys);
         flight.cancel = Some(batch.cancel.clone());
         flight.submitted_ms = now_ms;
@@ -174,6 +199,7 @@ impl Flights {
             contended: std::mem::take(&mut flight.contended),
             recalled: std::mem::take(&mut flight.recalled),
             stopped: std::mem::take(&mut flight.stopped),
+            ran_by: flight.generation.take(),
         };
         let batch = flight.batch.take();
         self.spare.push(key.index);

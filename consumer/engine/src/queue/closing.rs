@@ -14,7 +14,7 @@
 //! discarded when it returns, since its records are settled already and settling again is a fault (G13).
 
 use super::context::Context;
-use super::deferred::ShareState;
+use super::deferred::{Attempt, ShareState};
 use super::{HandlerQueue, OnFailure};
 use crate::dispatch::{EntryKey, FlightKey};
 use crate::record::Record;
@@ -44,8 +44,7 @@ impl HandlerQueue {
     }
 
     fn settled(&self) -> u64 {
-        let counts = &self.counts.now;
-        counts.ack + counts.drop + counts.dead_letter
+        self.counts.settled()
     }
 
     /// Called for a new plan: finds out whether it is switched off or removed and still has records.
@@ -103,10 +102,11 @@ impl HandlerQueue {
         }
         for key in self.waiting(ctx, false) {
             if let Some(share) = self.deferred.get(key).cloned() {
+                let attempt = Attempt::of(key, &share);
                 let reason = share
                     .reason
                     .unwrap_or_else(|| "the handler has failed".into());
-                self.dead_letter(ctx, key, share.lane, share.attempt, share.class, reason);
+                self.dead_letter(ctx, &attempt, share.class, reason);
             }
         }
     }
@@ -146,7 +146,7 @@ impl HandlerQueue {
         if counted == 0 && calls == 0 {
             return stopped;
         }
-        self.counts.now.skipped += counted;
+        self.counts.of(&self.current).skipped += counted;
         tracing::warn!(
             handler = &*self.settings.name,
             removed = self.retiring,
@@ -174,7 +174,7 @@ impl HandlerQueue {
         let keys = std::mem::take(&mut call.keys);
         // No record waits in its lanes: queued records were taken out before.
         let ended = self.end_batch(ctx, flight);
-        self.blocked = false;
+        self.open.unblock();
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);
         for &key in &keys {

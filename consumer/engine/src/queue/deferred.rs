@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rapidhash::fast::RapidHasher;
 
+use super::targets::GenerationId;
 use crate::dispatch::EntryKey;
 use crate::emit::{AckGroup, EmitFailure, Way};
 use crate::source::AssignmentId;
@@ -85,10 +86,37 @@ pub(super) struct Refusal {
     pub(super) emits: Option<(Arc<AckGroup>, u32)>,
     /// Bytes kept.
     pub(super) held_bytes: u64,
-    /// The generation and config with which the handler emitted it.
-    pub(super) made_by: (u64, u64),
     /// The topic under which it is counted.
     pub(super) counted_as: Arc<str>,
+}
+
+/// An attempt of a record: the number, its lane, and what ran it.
+#[derive(Clone)]
+pub(super) struct Attempt {
+    pub(super) key: EntryKey,
+    /// 0 for none.
+    pub(super) lane: u64,
+    /// From 1.
+    pub(super) number: u32,
+    /// The present generation, if it was not run.
+    pub(super) ran_by: Arc<GenerationId>,
+}
+
+impl Attempt {
+    pub(super) fn new(key: EntryKey, lane: u64, number: u32, ran_by: &Arc<GenerationId>) -> Self {
+        let ran_by = ran_by.clone();
+        Self {
+            key,
+            lane,
+            number,
+            ran_by,
+        }
+    }
+
+    /// The current or last attempt of a deferred share.
+    pub(super) fn of(key: EntryKey, share: &Share) -> Self {
+        Self::new(key, share.lane, share.attempt, &share.ran_by)
+    }
 }
 
 /// A handler's deferred share of a record.
@@ -104,6 +132,8 @@ pub(crate) struct Share {
     pub(crate) lane: u64,
     /// The assignment of its record.
     pub(crate) slot: AssignmentId,
+    /// What ran the last attempt: it is counted for that, and what it emitted is that one's.
+    pub(super) ran_by: Arc<GenerationId>,
     /// Why the last attempt failed.
     pub(super) reason: Option<Arc<str>>,
     /// The reason class for the dead letter.

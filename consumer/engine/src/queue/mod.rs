@@ -31,15 +31,18 @@ mod refusals;
 mod report;
 mod settings;
 mod submit;
+mod targets;
 
 use lanes::Lanes;
 pub use settings::{HandlerSettings, OnFailure, Order};
+pub use targets::{BUCKETS, GenerationId, Target};
 
 pub(crate) use report::ReportTime;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 
-use crate::dispatch::{EntryKey, FlightKey, HandlerIx, OwnedPartition, PoolState};
+use crate::dispatch::{EntryKey, FlightKey, HandlerIx, OwnedPartition};
 use crate::record::Record;
 use crate::records::Records;
 use crate::source::AssignmentId;
@@ -51,6 +54,7 @@ use deferred::{DeferredShares, Share};
 use errors::HandlerErrors;
 use log::DeadLetterLog;
 use refusals::Refusals;
+use targets::OpenBatches;
 
 /// The shares of one handler, and what bounds them.
 pub(crate) struct HandlerQueue {
@@ -69,7 +73,7 @@ pub(crate) struct HandlerQueue {
     /// Its batches: being filled, waiting for a worker, or with one.
     batches: Flights,
     /// Batches being filled: one, or one per worker when keys stay with a worker.
-    open: Vec<Option<FlightKey>>,
+    open: OpenBatches,
     /// Full batches that wait for a worker.
     ready: VecDeque<FlightKey>,
     /// Records that wait because its bound is reached, in order.
@@ -87,8 +91,8 @@ pub(crate) struct HandlerQueue {
     in_flight_records: u32,
     /// Bytes in flight.
     in_flight_bytes: u64,
-    /// The pool refused a batch; wait for [`PumpMessage::PoolFree`](crate::dispatch::PumpMessage::PoolFree).
-    blocked: bool,
+    /// What runs new records, or the last that did.
+    current: Arc<GenerationId>,
     /// Consecutive calls that ran none of their records.
     fruitless_calls: u32,
     /// Backing off: nothing is submitted before this time, on the flow's clock.
@@ -123,12 +127,12 @@ impl HandlerQueue {
         let mut this = Self {
             ix,
             order: settings.order,
+            open: OpenBatches::of(&settings.targets),
             settings,
             retiring: false,
             closing: None,
             lanes: Lanes::default(),
             batches: Flights::default(),
-            open: Vec::new(),
             ready: VecDeque::new(),
             backlog: VecDeque::new(),
             due: VecDeque::new(),
@@ -138,7 +142,7 @@ impl HandlerQueue {
             dead_letter_log: DeadLetterLog::default(),
             in_flight_records: 0,
             in_flight_bytes: 0,
-            blocked: false,
+            current: Arc::default(),
             fruitless_calls: 0,
             backoff_until_ms: None,
             dirty: false,
@@ -150,30 +154,24 @@ impl HandlerQueue {
             errors: HandlerErrors::default(),
             announced: Vec::new(),
         };
-        this.size_open();
+        this.follow_targets();
         this
     }
 
     /// Applies new settings; open batches are closed, so that a batch has one set of settings.
     pub(crate) fn replace<R: Record>(&mut self, ctx: &mut Context<R>, settings: HandlerSettings) {
-        if settings.version != self.settings.version {
-            self.counts
-                .count_for(&self.settings.version, &settings.version);
-        }
-        let places = self.open.len();
         self.settings = settings;
+        self.follow_targets();
         self.follow_order(&ctx.records);
         self.errors.succeeded();
         self.retiring = false;
-        self.blocked = false;
         self.fruitless_calls = 0;
         self.backoff_until_ms = None;
-        for flight in std::mem::take(&mut self.open).into_iter().flatten() {
-            self.ready.push_back(flight);
-        }
-        self.size_open();
+        let open = OpenBatches::of(&self.settings.targets);
+        let before = std::mem::replace(&mut self.open, open);
+        self.ready.extend(before.iter());
         self.mark_dirty(ctx);
-        if self.open.len() != places {
+        if !self.open.places_like(&before) {
             self.place_again(ctx);
         }
     }
@@ -190,12 +188,12 @@ impl HandlerQueue {
 
     /// Whether new records reach it.
     pub(crate) fn takes_records(&self) -> bool {
-        self.settings.gate_open && self.settings.pool.is_some()
+        self.settings.gate_open && !self.settings.targets.is_empty()
     }
 
     /// Counts records that its closed gate passes.
     pub(crate) fn count_skipped(&mut self, records: u64) {
-        self.counts.now.skipped += records;
+        self.counts.of(&self.current).skipped += records;
     }
 
     /// The handler is not declared any more.
@@ -230,14 +228,16 @@ impl HandlerQueue {
         self.order != self.settings.order
     }
 
-    fn size_open(&mut self) {
-        let pool = self.settings.pool.as_ref();
-        let workers = pool.map_or(1, |pool| pool.workers().max(1));
-        let places = match self.settings.keeps_key_state {
-            true => workers as usize,
-            false => 1,
-        };
-        self.open.resize(places, None);
+    /// Counts for the generations that new records go to; the present one, of several, is the first.
+    fn follow_targets(&mut self) {
+        if let Some(first) = self.settings.targets.first() {
+            self.current = first.generation.clone();
+        }
+        let others = self.settings.targets.iter().skip(1);
+        let others = others.map(|target| &target.generation.version);
+        for version in others.chain([&self.current.version]) {
+            self.counts.count_for(version);
+        }
     }
 
     /// Whether its bounds admit another record.
@@ -255,10 +255,25 @@ impl HandlerQueue {
             && self.lanes.waiters() == 0
     }
 
+    /// Whether what runs the records of a place takes batches as a whole.
+    fn takes_batches(&self, place: usize) -> bool {
+        let (target, _) = self.open.target_of(place);
+        let target = self.settings.targets.get(target);
+        target.is_some_and(|target| target.takes_batches)
+    }
+
+    /// What would run a record now.
+    fn generation_for<R: Record>(&self, ctx: &Context<R>, key: EntryKey) -> &Arc<GenerationId> {
+        let entry = ctx.records.slab.get(key);
+        let place = entry.map(|entry| self.open.place_of(self.order, entry));
+        let target = place.map(|place| self.open.target_of(place).0);
+        let target = target.and_then(|number| self.settings.targets.get(number));
+        target.map_or(&self.current, |target| &target.generation)
+    }
+
     /// Whether nothing runs its records.
     fn has_failed(&self) -> bool {
-        let pool = self.settings.pool.as_ref();
-        pool.is_none_or(|pool| pool.state() == PoolState::Failed)
+        targets::all_failed(&self.settings.targets)
     }
 
     /// Updates the batch limit from the measured cost of a call.
@@ -287,9 +302,9 @@ impl HandlerQueue {
         }
     }
 
-    /// Its pool may accept batches again.
+    /// One of its pools may accept batches again.
     pub(crate) fn unblock<R: Record>(&mut self, ctx: &mut Context<R>) {
-        if std::mem::take(&mut self.blocked) {
+        if self.open.unblock() {
             self.mark_dirty(ctx);
         }
     }
@@ -408,11 +423,11 @@ impl HandlerQueue {
         ctx.agenda.stopped_calls -= self.batches.keep_stopped(hit);
     }
 
-    /// Makes its pool return the queued batches that were stopped or cancelled. A pool of an earlier generation returned its
+    /// Makes its pools return the queued batches that were stopped or cancelled. A pool of an earlier generation returned its
     /// queue when it was replaced.
     pub(crate) fn recall_queued(&self) {
-        if let Some(pool) = &self.settings.pool {
-            pool.recall();
+        for target in &self.settings.targets {
+            target.pool.recall();
         }
     }
 
@@ -423,7 +438,7 @@ impl HandlerQueue {
         }
     }
 
-    /// Announces the partitions whose records it may receive to its pool; adds those of which it still has records. Returns
+    /// Announces the partitions whose records it may receive to its pools; adds those of which it still has records. Returns
     /// whether there are any of these.
     pub(crate) fn announce<R: Record>(
         &mut self,
@@ -433,8 +448,8 @@ impl HandlerQueue {
         let lingering = self.add_lingering(ctx, &mut owned);
         let partitions: Vec<OwnedPartition> = owned.iter().map(|(_, at)| at.clone()).collect();
         self.announced = owned;
-        if let Some(pool) = &self.settings.pool {
-            pool.own(&ctx.inbox, &partitions);
+        for target in &self.settings.targets {
+            target.pool.own(&ctx.inbox, &partitions);
         }
         lingering
     }

@@ -20,7 +20,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 use super::HandlerQueue;
 use super::backoff::MAX_REQUESTED_DELAY_MS;
 use super::context::Context;
-use super::deferred::{Ending, Share, ShareState};
+use super::deferred::{Attempt, Ending, Share, ShareState};
 use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
 use crate::dispatch::{Batch, EntryKey, FlightKey};
@@ -33,13 +33,6 @@ const PREFETCH: usize = 8;
 
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
-
-/// One record's return from a call.
-struct Returned {
-    key: EntryKey,
-    lane: u64,
-    attempt: u32,
-}
 
 impl HandlerQueue {
     /// Handles a returned batch. Returns whether draining partitions waited for it.
@@ -56,13 +49,14 @@ impl HandlerQueue {
         let ended = self.end_batch(ctx, batch.flight);
         self.in_flight_records -= batch.keys.len() as u32;
         self.in_flight_bytes -= batch.bytes;
-        self.blocked = false;
+        self.open.unblock();
         let is_run = |outcome: &&RawOutcome| outcome.code != outcome_code::NOT_RUN;
         let run = batch.outcomes.iter().filter(is_run).count();
         self.learn_cost(run as u32, batch.elapsed_us);
         if !ended.recalled && !ended.stopped {
             self.back_off_after(ctx, run, batch.elapsed_us);
         }
+        let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
         let quick = batch.emits_pending.is_empty();
         let mut acked = 0;
         let mut settled = SettledRun::default();
@@ -87,7 +81,7 @@ impl HandlerQueue {
                 // Other records may have waited in the lane since before this batch.
                 freed.push(lane);
             }
-            let returned = Returned { key, lane, attempt };
+            let returned = Attempt::new(key, lane, attempt, &ran_by);
             // A cancelled call may request a retry of a record that is still owned: no attempt is counted for it.
             let cancelled = ended.recalled && outcome.code == outcome_code::RETRY;
             if outcome.code == outcome_code::NOT_RUN || cancelled {
@@ -100,7 +94,7 @@ impl HandlerQueue {
         }
         ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
-        self.counts.now.ack += acked;
+        self.counts.of(&ran_by).ack += acked;
         if acked > 0 {
             self.errors.succeeded();
         }
@@ -118,18 +112,19 @@ impl HandlerQueue {
     fn requeue_not_run<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        back: &[Returned],
+        back: &[Attempt],
         freed: &mut Vec<u64>,
     ) {
         let first = freed.len();
-        for &Returned { key, lane, attempt } in back.iter().rev() {
+        for returned in back.iter().rev() {
+            let (key, lane) = (returned.key, returned.lane);
             if ctx.records.is_over(key) {
                 ctx.records.free_if_done(key);
                 continue;
             }
             // The first attempt has a share too if it is made again because its emits were refused.
-            if attempt > 1 || self.deferred.get(key).is_some() {
-                self.park_now(ctx, key, lane, attempt);
+            if returned.number > 1 || self.deferred.get(key).is_some() {
+                self.park_now(ctx, key, lane, returned.number);
             } else if lane == 0 {
                 self.backlog.push_front(key);
             } else {
@@ -153,49 +148,51 @@ impl HandlerQueue {
     ) {
         let known = self.deferred.get(key);
         let reason = known.and_then(|share| share.reason.clone());
+        let ran_by = known.map_or_else(|| self.current.clone(), |share| share.ran_by.clone());
         self.hold(lane);
         let due_ms = ctx.now_ms;
         let state = ShareState::Parked { due_ms };
+        let attempt = Attempt::new(key, lane, attempt - 1, &ran_by);
         let share = Share {
-            attempt: attempt - 1,
             reason,
             class: REASON_EXHAUSTED,
-            ..self.share(ctx, key, lane, state)
+            ..self.share(ctx, &attempt, state)
         };
         self.defer(ctx, key, share);
     }
 
-    /// A share of a record in its first attempt, in a deferred state from now on.
+    /// A share that is in a deferred state from now on, after this attempt.
     pub(super) fn share<R: Record>(
         &self,
         ctx: &Context<R>,
-        key: EntryKey,
-        lane: u64,
+        attempt: &Attempt,
         state: ShareState,
     ) -> Share {
+        let key = attempt.key;
         Share {
-            attempt: 1,
+            attempt: attempt.number,
             state,
             since_ms: ctx.now_ms,
-            lane,
+            lane: attempt.lane,
             slot: ctx.records.slot_of(key),
+            ran_by: attempt.ran_by.clone(),
             reason: None,
             class: REASON_TERMINAL,
             ending: Ending::Ack,
             refusal: None,
-            follows: self.follows(ctx, key, lane),
+            follows: self.follows(ctx, key, attempt.lane),
         }
     }
 
     fn outcome<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        returned: &Returned,
+        returned: &Attempt,
         outcome: RawOutcome,
         emits_pending: bool,
         detail: Option<Arc<str>>,
     ) {
-        let &Returned { key, lane, attempt } = returned;
+        let (key, lane) = (returned.key, returned.lane);
         if matches!(outcome.code, outcome_code::ACK | outcome_code::DROP) {
             self.errors.succeeded();
         }
@@ -207,31 +204,30 @@ impl HandlerQueue {
             self.exclusive = true;
             self.hold(lane);
             let share = Share {
-                attempt,
                 reason: detail,
                 ending,
-                ..self.share(ctx, key, lane, ShareState::Emitting)
+                ..self.share(ctx, returned, ShareState::Emitting)
             };
             self.defer(ctx, key, share);
             return;
         }
         match outcome.code {
             outcome_code::ACK => {
-                self.counts.now.ack += 1;
+                self.counts.of(&returned.ran_by).ack += 1;
                 self.end_deferral(ctx, key);
                 ctx.records.settle_share(key, ctx.now_ms);
             }
             outcome_code::DROP => {
-                self.counts.now.drop += 1;
+                self.counts.of(&returned.ran_by).drop += 1;
                 self.end_deferral(ctx, key);
                 ctx.records.settle_share(key, ctx.now_ms);
             }
             outcome_code::DEAD_LETTER => {
                 let reason = detail.unwrap_or_else(terminal_error);
                 self.errors
-                    .attempt_failed(attempt, reason.clone(), ctx.now_ms);
+                    .attempt_failed(returned.number, reason.clone(), ctx.now_ms);
                 self.hold(lane);
-                self.dead_letter(ctx, key, lane, attempt, REASON_TERMINAL, reason);
+                self.dead_letter(ctx, returned, REASON_TERMINAL, reason);
             }
             outcome_code::RETRY => {
                 let reason = detail.unwrap_or_else(|| "the handler requested a retry".into());
@@ -255,35 +251,33 @@ impl HandlerQueue {
     fn failed_attempt<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        returned: &Returned,
+        returned: &Attempt,
         reason: Arc<str>,
         requested_ms: u64,
     ) {
-        let &Returned { key, lane, attempt } = returned;
         let random = ctx.random.unit();
         self.errors
-            .attempt_failed(attempt, reason.clone(), ctx.now_ms);
+            .attempt_failed(returned.number, reason.clone(), ctx.now_ms);
         let retry = self.settings.retry;
-        self.hold(lane);
-        if attempt >= retry.max_attempts {
-            self.dead_letter(ctx, key, lane, attempt, REASON_EXHAUSTED, reason);
+        self.hold(returned.lane);
+        if returned.number >= retry.max_attempts {
+            self.dead_letter(ctx, returned, REASON_EXHAUSTED, reason);
             return;
         }
         let delay_ms = if requested_ms > 0 {
             requested_ms.min(MAX_REQUESTED_DELAY_MS)
         } else {
-            retry.delay_ms(attempt, random)
+            retry.delay_ms(returned.number, random)
         };
-        self.counts.now.retry += 1;
-        ctx.records.detach(key);
+        self.counts.of(&returned.ran_by).retry += 1;
+        ctx.records.detach(returned.key);
         let due_ms = ctx.now_ms.saturating_add(delay_ms);
         let share = Share {
-            attempt,
             reason: Some(reason),
             class: REASON_EXHAUSTED,
-            ..self.share(ctx, key, lane, ShareState::Parked { due_ms })
+            ..self.share(ctx, returned, ShareState::Parked { due_ms })
         };
-        self.defer(ctx, key, share);
+        self.defer(ctx, returned.key, share);
     }
 
     /// Handles a call timeout; its worker is lost. Its completed outcomes count, the record that it hangs on has
@@ -301,17 +295,16 @@ impl HandlerQueue {
         let seconds = ctx.now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
         let ended = self.end_batch(ctx, flight);
         let mut freed = ended.contended;
-        self.blocked = false;
+        let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
+        self.open.unblock();
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);
         let mut back = Vec::new();
         for (i, &key) in keys.iter().enumerate() {
-            let returned = Returned {
-                key,
-                lane: lane_of_key(&ctx.records.slab, self.order, key),
-                attempt: self.deferred.get(key).map_or(1, |share| share.attempt),
-            };
-            if returned.attempt > 1 {
+            let lane = lane_of_key(&ctx.records.slab, self.order, key);
+            let number = self.deferred.get(key).map_or(1, |share| share.attempt);
+            let returned = Attempt::new(key, lane, number, &ran_by);
+            if returned.number > 1 {
                 freed.push(returned.lane);
             }
             match completed.get(i) {
@@ -327,7 +320,7 @@ impl HandlerQueue {
                         "the call exceeded its timeout and was still hung after {seconds:.1} s"
                     )
                     .into();
-                    self.log_hung(ctx, key, returned.attempt, &reason);
+                    self.log_hung(ctx, key, returned.number, &reason);
                     self.failed_attempt(ctx, &returned, reason, 0);
                 }
                 _ => back.push(returned),
@@ -399,17 +392,21 @@ impl HandlerQueue {
             return Some(known);
         }
         let entry = ctx.records.slab.get(key)?;
-        (self.settings.takes_batches && lane != 0).then(|| entry.offset())
+        let place = self.open.place_of(self.order, entry);
+        (lane != 0 && self.takes_batches(place)).then(|| entry.offset())
     }
 
     /// Dead-letters all queued records of a failed handler. Returns whether there were any.
     pub(super) fn dead_letter_queued<R: Record>(&mut self, ctx: &mut Context<R>) -> bool {
         let queued = self.take_queued(ctx, |_| true);
         for &(key, lane) in &queued {
-            let attempt = self.deferred.get(key).map_or(1, |share| share.attempt);
+            let attempt = match self.deferred.get(key) {
+                Some(share) => Attempt::of(key, share),
+                None => Attempt::new(key, lane, 1, &self.current),
+            };
             self.hold(lane);
             let reason = "the handler has failed".into();
-            self.dead_letter(ctx, key, lane, attempt, REASON_FAILED, reason);
+            self.dead_letter(ctx, &attempt, REASON_FAILED, reason);
         }
         !queued.is_empty()
     }

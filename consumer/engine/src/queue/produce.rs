@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use sluicegate_config::spec::dead_letter_topic;
 
+use super::HandlerQueue;
 use super::context::Context;
-use super::deferred::{Ending, Refusal, Share, ShareState};
+use super::deferred::{Attempt, Ending, Refusal, Share, ShareState};
 use super::refusals::ProduceKind;
-use super::{HandlerQueue, HandlerSettings};
 use crate::dispatch::EntryKey;
 use crate::emit::{AckGroup, EmitFailure, FailureKind, RefusedEmits, Way, send_from};
 use crate::record::Record;
@@ -57,7 +57,7 @@ impl HandlerQueue {
             (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, &share),
             (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, *refused),
             (ShareState::DeadLettering, None) => {
-                self.counts.now.dead_letter += 1;
+                self.counts.of(&share.ran_by).dead_letter += 1;
                 self.log_dead_letter(ctx, key, &share);
                 self.finish_share(ctx, key, &share);
             }
@@ -81,13 +81,12 @@ impl HandlerQueue {
         share: &Share,
     ) {
         match share.ending {
-            Ending::Ack => self.counts.now.ack += 1,
-            Ending::Drop => self.counts.now.drop += 1,
+            Ending::Ack => self.counts.of(&share.ran_by).ack += 1,
+            Ending::Drop => self.counts.of(&share.ran_by).drop += 1,
             Ending::DeadLetter => {
                 self.end_refusal(ctx, share);
                 let reason = share.reason.clone().unwrap_or_else(terminal_error);
-                let (lane, attempt) = (share.lane, share.attempt);
-                self.dead_letter(ctx, key, lane, attempt, REASON_TERMINAL, reason);
+                self.dead_letter(ctx, &Attempt::of(key, share), REASON_TERMINAL, reason);
                 return;
             }
         }
@@ -126,8 +125,8 @@ impl HandlerQueue {
                 "; the handler had dead-lettered the record: {given}"
             ));
         }
-        let (lane, attempt) = (share.lane, share.attempt);
-        self.dead_letter(ctx, key, lane, attempt, REASON_EMIT_REFUSED, reason.into());
+        let attempt = Attempt::of(key, &share);
+        self.dead_letter(ctx, &attempt, REASON_EMIT_REFUSED, reason.into());
     }
 
     /// Holds a record until its refused part is resent.
@@ -171,7 +170,6 @@ impl HandlerQueue {
                 Way::Batched
             },
             held_bytes: emits.as_ref().map_or(0, |(group, _)| group.bytes()),
-            made_by: before.map_or(made_by(&self.settings), |before| before.made_by),
             counted_as: failure.topic.clone(),
             failure,
             emits,
@@ -203,7 +201,7 @@ impl HandlerQueue {
         let Some(refusal) = &share.refusal else {
             return;
         };
-        let outdated = refusal.made_by != made_by(&self.settings);
+        let outdated = share.ran_by != *self.generation_for(ctx, key);
         if outdated && refusal.failure.kind == FailureKind::Target {
             self.run_again(ctx, key, share);
             return;
@@ -258,21 +256,18 @@ impl HandlerQueue {
     pub(super) fn dead_letter<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
-        lane: u64,
-        attempt: u32,
+        attempt: &Attempt,
         class: &'static str,
         reason: Arc<str>,
     ) {
         self.errors.record(reason.clone(), ctx.now_ms);
         let share = Share {
-            attempt,
             reason: Some(reason),
             class,
             ending: Ending::DeadLetter,
-            ..self.share(ctx, key, lane, ShareState::DeadLettering)
+            ..self.share(ctx, attempt, ShareState::DeadLettering)
         };
-        self.send_dead_letter(ctx, key, share);
+        self.send_dead_letter(ctx, attempt.key, share);
     }
 
     /// Sends or resends a record's dead letter.
@@ -284,6 +279,7 @@ impl HandlerQueue {
     ) {
         let way = share.refusal.as_ref().map_or(Way::Batched, |r| r.way);
         let (attempts, class, message) = (share.attempt, share.class, share.reason.clone());
+        let ran_by = share.ran_by.clone();
         let state = ShareState::DeadLettering;
         self.defer(ctx, key, Share { state, ..share });
         let records = &ctx.records;
@@ -300,7 +296,7 @@ impl HandlerQueue {
             timestamp_ms: entry.timestamp_ms(),
             group: &ctx.group,
             handler: &self.settings.name,
-            version: &self.settings.version,
+            version: &ran_by.version,
             attempts,
             reason: class,
             message: message.as_deref().unwrap_or("unknown"),
@@ -336,11 +332,6 @@ impl HandlerQueue {
     pub(crate) fn log_ended_refusals(&mut self, now_ms: u64) {
         self.refusals.log_ended(&self.settings.name, now_ms);
     }
-}
-
-/// What determines a handler's emits: generation and config.
-fn made_by(settings: &HandlerSettings) -> (u64, u64) {
-    (settings.generation, settings.config_digest)
 }
 
 pub(super) fn terminal_error() -> Arc<str> {

@@ -245,7 +245,6 @@ mod tests {
             way: Way::Batched,
             emits: None,
             held_bytes: 10,
-            made_by: (1, 1),
             counted_as: topic.into(),
         }
     }

@@ -28,29 +28,37 @@ impl HandlerQueue {
     /// Reports the handler, a row for each version of its plugin, the present one last.
     pub(crate) fn report(&self, clock: WallClock) -> impl Iterator<Item = HandlerFlowReport> {
         let name = &self.settings.name;
-        let earlier = self.counts.earlier.iter();
-        let earlier = earlier.map(|(version, counts)| HandlerFlowReport {
-            name: name.to_string(),
-            version: version.to_string(),
-            outcomes: *counts,
-            ..HandlerFlowReport::default()
+        let rows = self
+            .counts
+            .iter()
+            .map(|(version, counts)| HandlerFlowReport {
+                name: name.to_string(),
+                version: version.to_string(),
+                outcomes: *counts,
+                ..HandlerFlowReport::default()
+            });
+        let mut rows: Vec<HandlerFlowReport> = rows.collect();
+        let present = rows.pop().unwrap_or_default();
+        rows.push(HandlerFlowReport {
+            version: present.version,
+            outcomes: present.outcomes,
+            ..self.report_now(clock)
         });
-        earlier.chain([self.report_now(clock)])
+        rows.into_iter()
     }
 
     fn report_now(&self, clock: WallClock) -> HandlerFlowReport {
         let waiting = self.backlog.len() + self.lanes.waiters();
         HandlerFlowReport {
             name: self.settings.name.to_string(),
-            version: self.settings.version.to_string(),
             in_flight: u64::from(self.in_flight_records) + u64::from(self.held) + waiting as u64,
             parked: self.deferred.parked(),
-            outcomes: self.counts.now,
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
             problems: self.problems(clock),
             last_error: self.errors.last(clock),
             held_since_ms: self.closing.map(|closing| clock.at(closing.moved_ms)),
+            ..HandlerFlowReport::default()
         }
     }
 
@@ -119,7 +127,7 @@ impl HandlerQueue {
         };
         let in_backlog = self.backlog.contains(&key);
         if in_backlog || self.batches.iter().any(in_batch) {
-            let waits_for = match self.settings.pool.is_some() && self.has_failed() {
+            let waits_for = match !self.settings.targets.is_empty() && self.has_failed() {
                 true => WaitsFor::FailedHandler,
                 false if in_backlog && self.changes_order() => WaitsFor::Order,
                 false => WaitsFor::Worker,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::dispatch::WorkerPool;
+use super::targets::Target;
 use crate::settlement::RetryPolicy;
 
 /// Ordering guarantee of a handler.
@@ -30,14 +30,8 @@ pub enum OnFailure {
 pub struct HandlerSettings {
     /// The spec's name.
     pub name: Arc<str>,
-    /// Its plugin's version.
-    pub version: Arc<str>,
-    /// Number of its generation.
-    pub generation: u64,
-    /// Identifies its config: instances may take a new config without a new generation.
-    pub config_digest: u64,
-    /// Its threads; `None` while its gate has been closed since it was declared.
-    pub pool: Option<Arc<dyn WorkerPool>>,
+    /// What runs its records; none while its gate has been closed since it was declared.
+    pub targets: Vec<Target>,
     /// Whether its gate is open.
     pub gate_open: bool,
     /// Its ordering guarantee.
@@ -52,8 +46,4 @@ pub struct HandlerSettings {
     pub max_in_flight_records: u32,
     /// Maximum number of bytes in flight.
     pub max_in_flight_bytes: u64,
-    /// A key is always handled by the same worker.
-    pub keeps_key_state: bool,
-    /// It handles a batch as a whole: after a failed batch its records are retried one by one.
-    pub takes_batches: bool,
 }

@@ -7,7 +7,9 @@ use super::context::{Agenda, Context};
 use super::lane::{lane_of, lane_of_key};
 use super::lanes::{Claim, NO_FLIGHT};
 use super::{HandlerQueue, MAX_BATCH_BYTES, OnFailure};
-use crate::dispatch::{Batch, EntryKey, FlightKey, PoolState};
+use smallvec::SmallVec;
+
+use crate::dispatch::{Batch, EntryKey, FlightKey};
 use crate::record::Record;
 use crate::records::Records;
 use crate::records::slab::Entry;
@@ -30,9 +32,9 @@ impl HandlerQueue {
 
     /// Adds records to batches, in order, while there is room. Returns their number.
     fn add_some<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
-        match self.open.len() {
-            1 => self.add_run(ctx, keys),
-            _ => self.add_each(ctx, keys),
+        match self.open.is_one() {
+            true => self.add_run(ctx, keys),
+            false => self.add_each(ctx, keys),
         }
     }
 
@@ -69,7 +71,7 @@ impl HandlerQueue {
             };
             if is_full(&batch, self.batch_limit) {
                 self.batches.put_back(flight, batch);
-                flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+                flight = self.open_batch(&mut ctx.agenda, 0);
                 match self.batches.take(flight) {
                     Some(next) => batch = next,
                     // The record stays where it was.
@@ -122,7 +124,8 @@ impl HandlerQueue {
             return;
         };
         let lane = lane_of(self.order, entry);
-        let flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+        let place = self.open.place_of(self.order, entry);
+        let flight = self.open_batch(&mut ctx.agenda, place);
         if lane == 0 || self.claim(lane, key, flight) {
             self.push_record(key, entry, flight, lane, 1);
         }
@@ -139,18 +142,20 @@ impl HandlerQueue {
         let Some(entry) = ctx.records.slab.get_mut(key) else {
             return;
         };
-        if self.settings.takes_batches {
+        let place = self.open.place_of(self.order, entry);
+        let alone = self.takes_batches(place);
+        if alone {
             // A record that failed in a batch is retried alone, so that one bad record does not fail its neighbours
             // again.
             self.close_open();
         }
-        let flight = self.open_batch(&mut ctx.agenda, entry.key_hash);
+        let flight = self.open_batch(&mut ctx.agenda, place);
         if lane != 0 {
             self.lanes.unhold(lane);
             self.lanes.give(lane, flight);
         }
         self.push_record(key, entry, flight, lane, attempt);
-        if self.settings.takes_batches {
+        if alone {
             self.close_open();
         }
         self.mark_dirty(ctx);
@@ -177,16 +182,16 @@ impl HandlerQueue {
         self.dirty = false;
         loop {
             self.fill_from_backlog(ctx);
-            if let Some(pool) = &self.settings.pool
-                && pool.state() == PoolState::Failed
-                && self.settings.on_failure == OnFailure::DeadLetter
+            if self.settings.on_failure == OnFailure::DeadLetter
+                && !self.settings.targets.is_empty()
+                && self.has_failed()
             {
                 if !self.dead_letter_queued(ctx) {
                     return;
                 }
                 continue;
             }
-            if self.blocked || self.backoff_until_ms.is_some() {
+            if self.open.all_blocked() || self.backoff_until_ms.is_some() {
                 return;
             }
             self.close_open();
@@ -205,13 +210,24 @@ impl HandlerQueue {
         }
     }
 
-    /// Submits ready batches until the pool refuses one. Returns whether it accepted any, and the lanes that are free.
+    /// Submits ready batches, those of a target until its pool refuses one. Returns whether it accepted any, and the lanes that are free.
     fn submit_ready<R: Record>(&mut self, ctx: &mut Context<R>) -> (bool, Vec<u64>) {
         let mut submitted = false;
         let mut refused = VecDeque::new();
         let mut freed = Vec::new();
+        let mut full: SmallVec<[usize; 4]> = SmallVec::new();
         while let Some(flight) = self.ready.pop_front() {
-            let Some(batch) = self.batches.submit(flight, ctx.now_ms) else {
+            let Some(place) = self.batches.place(flight) else {
+                continue;
+            };
+            let (number, _) = self.open.target_of(place);
+            let target = self.settings.targets.get(number);
+            let Some(target) = target.filter(|_| !self.open.is_blocked(number)) else {
+                refused.push_back(flight);
+                continue;
+            };
+            let generation = &target.generation;
+            let Some(batch) = self.batches.submit(flight, generation, ctx.now_ms) else {
                 continue;
             };
             if batch.records.is_empty() {
@@ -220,23 +236,23 @@ impl HandlerQueue {
                 freed.append(&mut self.end_batch(ctx, flight).contended);
                 continue;
             }
-            let Some(pool) = &self.settings.pool else {
-                self.batches.put_back(flight, batch);
-                refused.push_back(flight);
-                continue;
-            };
-            match pool.submit(batch, &ctx.inbox) {
+            match target.pool.submit(batch, &ctx.inbox) {
                 Ok(()) => submitted = true,
                 Err(batch) => {
                     self.batches.put_back(flight, batch);
                     refused.push_back(flight);
-                    if !self.settings.keeps_key_state {
+                    // A batch for another worker may be accepted.
+                    match target.keeps_key_state {
+                        true => full.push(number),
+                        false => self.open.block(number),
+                    }
+                    if self.open.all_blocked() {
                         break;
                     }
                 }
             }
         }
-        self.blocked = !refused.is_empty();
+        full.into_iter().for_each(|number| self.open.block(number));
         refused.append(&mut self.ready);
         self.ready = refused;
         (submitted, freed)
@@ -294,8 +310,8 @@ impl HandlerQueue {
         }
     }
 
-    /// Fills unsubmitted batches again, after the number of workers has changed: a batch is for one worker, and a key would
-    /// otherwise be handled by two of them.
+    /// Fills unsubmitted batches again, after targets or the number of workers have changed: a batch is for one of them, and
+    /// a key would otherwise be handled by two.
     pub(super) fn place_again<R: Record>(&mut self, ctx: &mut Context<R>) {
         let mut taken = self.take_queued(ctx, |_| true);
         taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(Entry::offset));
@@ -325,9 +341,9 @@ impl HandlerQueue {
                 true => self.lanes.first(lane),
                 false => self.lanes.next(lane, |flight| batches.is_live(flight)),
             };
-            let Some(key_hash) = first
+            let Some(place) = first
                 .and_then(|key| ctx.records.slab.get(key))
-                .map(|entry| entry.key_hash)
+                .map(|entry| self.open.place_of(self.order, entry))
             else {
                 break;
             };
@@ -335,7 +351,7 @@ impl HandlerQueue {
                 self.runnable.push_back(lane);
                 break;
             }
-            let open = self.open_batch(&mut ctx.agenda, key_hash);
+            let open = self.open_batch(&mut ctx.agenda, place);
             let several = !self.exclusive && self.has_room();
             let batches = &self.batches;
             let is_live = |flight| batches.is_live(flight);
@@ -362,13 +378,9 @@ impl HandlerQueue {
         }
     }
 
-    /// The batch that a record with this key would join; a full one is closed first.
-    fn open_batch(&mut self, agenda: &mut Agenda, key_hash: u64) -> FlightKey {
-        let place = match self.open.len() {
-            1 => 0,
-            places => (key_hash >> 32) as usize % places,
-        };
-        if let Some(flight) = self.open[place] {
+    /// The batch that a record of this place would join; a full one is closed first.
+    fn open_batch(&mut self, agenda: &mut Agenda, place: usize) -> FlightKey {
+        if let Some(flight) = *self.open.at(place) {
             let limit = self.batch_limit;
             let batch = self.batches.batch(flight);
             match batch.map(|batch| is_full(batch, limit)) {
@@ -377,19 +389,19 @@ impl HandlerQueue {
                 None => {}
             }
         }
-        let flight = self.batches.open(self.ix, agenda.next_serial());
-        if self.settings.keeps_key_state
+        let flight = self.batches.open(self.ix, place, agenda.next_serial());
+        if let (_, Some(worker)) = self.open.target_of(place)
             && let Some(batch) = self.batches.batch(flight)
         {
-            batch.worker = Some(place as u32);
+            batch.worker = Some(worker);
         }
-        self.open[place] = Some(flight);
+        *self.open.at(place) = Some(flight);
         flight
     }
 
     /// Moves the open batches that have records to the ready queue.
     fn close_open(&mut self) {
-        for place in &mut self.open {
+        for place in self.open.each_mut() {
             if let Some(flight) = *place
                 && self
                     .batches
@@ -410,8 +422,8 @@ impl HandlerQueue {
     ) -> Vec<(EntryKey, u64)> {
         let mut taken = Vec::new();
         let mut emptied = Vec::new();
-        for flight in self.open.iter().flatten().chain(&self.ready) {
-            let Some(batch) = self.batches.batch(*flight) else {
+        for flight in self.open.iter().chain(self.ready.iter().copied()) {
+            let Some(batch) = self.batches.batch(flight) else {
                 continue;
             };
             let before = taken.len();
@@ -436,7 +448,7 @@ impl HandlerQueue {
                 self.in_flight_records -= 1;
             }
             if kept == 0 && taken.len() > before {
-                emptied.push(*flight);
+                emptied.push(flight);
             }
         }
         let (slab, order) = (&ctx.records.slab, self.order);
@@ -460,7 +472,7 @@ impl HandlerQueue {
 
     /// Ends batches that have lost all their records: they are never submitted, so their lanes would stay occupied.
     fn end_emptied<R: Record>(&mut self, ctx: &mut Context<R>, emptied: &[FlightKey]) {
-        for place in &mut self.open {
+        for place in self.open.each_mut() {
             *place = place.filter(|flight| !emptied.contains(flight));
         }
         self.ready.retain(|flight| !emptied.contains(flight));

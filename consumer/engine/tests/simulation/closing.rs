@@ -20,14 +20,14 @@ struct Closed {
     since_ms: u64,
     /// When it failed; `None` while it is working.
     failed_ms: Option<u64>,
-    pool: Arc<SimPool>,
+    pools: Vec<Arc<SimPool>>,
 }
 
 /// Bookkeeping of handlers that are switched off or removed.
 #[derive(Default)]
 pub struct Closing {
-    /// The latest pool of each handler.
-    pools: BTreeMap<u32, Arc<SimPool>>,
+    /// The latest pools of each handler.
+    pools: BTreeMap<u32, Vec<Arc<SimPool>>>,
     closed: BTreeMap<u32, Closed>,
     /// When the flow last received an event about a handler, and when one last settled a share.
     last_event_ms: HashMap<u32, u64>,
@@ -40,9 +40,10 @@ impl Closing {
     /// A plan is applied; handlers that it lacks are removed.
     pub fn apply(&mut self, handlers: &[SimHandler], now_ms: u64) {
         for handler in handlers {
-            self.pools.insert(handler.ix.0, handler.pool.clone());
+            let pools = handler.pools().cloned();
+            self.pools.insert(handler.ix.0, pools.collect());
         }
-        for (&ix, pool) in &self.pools {
+        for (&ix, pools) in &self.pools {
             if handlers.iter().any(|h| h.ix.0 == ix && h.gate_open) {
                 self.closed.remove(&ix);
                 continue;
@@ -50,9 +51,9 @@ impl Closing {
             let closed = self.closed.entry(ix).or_insert_with(|| Closed {
                 since_ms: now_ms,
                 failed_ms: None,
-                pool: pool.clone(),
+                pools: pools.clone(),
             });
-            closed.pool = pool.clone();
+            closed.pools.clone_from(pools);
         }
         self.see_failures(now_ms);
     }
@@ -75,9 +76,10 @@ impl Closing {
 
     fn see_failures(&mut self, now_ms: u64) {
         for closed in self.closed.values_mut() {
-            match closed.pool.state() {
-                PoolState::Failed => _ = closed.failed_ms.get_or_insert(now_ms),
-                PoolState::Active => closed.failed_ms = None,
+            let mut pools = closed.pools.iter();
+            match pools.all(|pool| pool.state() == PoolState::Failed) {
+                true => _ = closed.failed_ms.get_or_insert(now_ms),
+                false => closed.failed_ms = None,
             }
         }
     }
@@ -210,7 +212,8 @@ impl World {
                 run.stuck = true;
             }
         }
-        closed.values().map(|closed| closed.pool.clone()).collect()
+        let pools = closed.values().flat_map(|closed| &closed.pools);
+        pools.cloned().collect()
     }
 
     /// Stuck calls return after all. `false` when there were none.

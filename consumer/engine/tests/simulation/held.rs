@@ -33,6 +33,7 @@ fn handler(ix: u32, topic: &str) -> SimHandler {
         max_in_flight: 50,
         generation: 1,
         pool: Arc::new(SimPool::new(2)),
+        canary: None,
     }
 }
 

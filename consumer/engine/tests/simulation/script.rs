@@ -9,7 +9,7 @@ use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::engine::EngineSettings;
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::partition::commit::TopicUuid;
-use sluicegate_engine::queue::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::queue::{BUCKETS, GenerationId, HandlerSettings, OnFailure, Order, Target};
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::{StartAt, TopicPartition};
 
@@ -106,6 +106,14 @@ pub struct FaultRates {
     pub stop: u32,
 }
 
+/// A generation that gets some of a handler's keys.
+#[derive(Clone)]
+pub struct Canary {
+    pub generation: u64,
+    pub buckets: u16,
+    pub pool: Arc<SimPool>,
+}
+
 /// A handler as one snapshot has it.
 #[derive(Clone)]
 pub struct SimHandler {
@@ -120,9 +128,17 @@ pub struct SimHandler {
     pub max_in_flight: u32,
     pub generation: u64,
     pub pool: Arc<SimPool>,
+    /// Another target.
+    pub canary: Option<Canary>,
 }
 
 impl SimHandler {
+    /// The pools of its targets.
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<SimPool>> {
+        let canary = self.canary.as_ref().map(|canary| &canary.pool);
+        std::iter::once(&self.pool).chain(canary)
+    }
+
     /// The name derived from its index.
     pub fn name(ix: HandlerIx) -> String {
         format!("h{}", ix.0)
@@ -132,10 +148,7 @@ impl SimHandler {
     pub fn settings(&self) -> HandlerSettings {
         HandlerSettings {
             name: Self::name(self.ix).into(),
-            version: "1.0.0".into(),
-            generation: self.generation,
-            config_digest: 0,
-            pool: Some(self.pool.clone()),
+            targets: self.targets(),
             gate_open: self.gate_open,
             order: self.order,
             retry: RetryPolicy {
@@ -149,9 +162,29 @@ impl SimHandler {
             on_failure: self.on_failure,
             max_in_flight_records: self.max_in_flight,
             max_in_flight_bytes: 1 << 20,
+        }
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let generation = |number| GenerationId {
+            version: "1.0.0".into(),
+            number,
+            config_digest: 0,
+        };
+        let target = |number, pool: &Arc<SimPool>| Target {
             keeps_key_state: self.keeps_key_state,
             takes_batches: self.takes_batches,
-        }
+            ..Target::only(generation(number), pool.clone())
+        };
+        let mut first = target(self.generation, &self.pool);
+        let second = self.canary.as_ref().map(|canary| {
+            first.buckets = BUCKETS - canary.buckets;
+            Target {
+                buckets: canary.buckets,
+                ..target(canary.generation, &canary.pool)
+            }
+        });
+        std::iter::once(first).chain(second).collect()
     }
 }
 
@@ -362,6 +395,16 @@ pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHa
         on_failure: *random.pick(&[OnFailure::Hold, OnFailure::DeadLetter]),
         max_in_flight: *random.pick(&[1, 3, 50]),
         generation,
+        pool: Arc::new(SimPool::new(random.between(1, 3))),
+        canary: None,
+    }
+}
+
+/// Another target, which gets some keys, or none.
+pub fn any_canary(random: &mut Random, generation: u64) -> Canary {
+    Canary {
+        generation,
+        buckets: *random.pick(&[0, BUCKETS / 10, BUCKETS / 2, BUCKETS]),
         pool: Arc::new(SimPool::new(random.between(1, 3))),
     }
 }

@@ -10,6 +10,7 @@ use sluicegate_engine::emit::{Ticket, Way};
 use sluicegate_engine::engine::Engine;
 use sluicegate_engine::event::{Effect, Event};
 use sluicegate_engine::flow::Flow;
+use sluicegate_engine::queue::Order;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::SourceEvent;
 
@@ -19,7 +20,9 @@ use super::group::{CommitUnderWay, Group, Revoke};
 use super::model::{Check, Model};
 use super::pools::{SimPool, SimProducer};
 use super::random::Random;
-use super::script::{FaultRates, Script, SimHandler, any_handler, any_order, recreated};
+use super::script::{
+    FaultRates, Script, SimHandler, any_canary, any_handler, any_order, recreated,
+};
 
 /// The share that a producer message concerns.
 #[derive(Clone, Debug)]
@@ -91,6 +94,8 @@ pub struct World {
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
     pub timed_out: HashMap<FlightKey, Vec<ShareKey>>,
+    /// The pool of each key, by handler, in the present plan.
+    targets_of: HashMap<(u32, Vec<u8>), usize>,
     /// The worker of each key, by pool.
     pub workers_of: HashMap<(usize, Vec<u8>), u32>,
     /// By handler, from its latest settings.
@@ -144,6 +149,7 @@ impl World {
             revision: 0,
             next_handler: 0,
             timed_out: HashMap::new(),
+            targets_of: HashMap::new(),
             workers_of: HashMap::new(),
             max_attempts_of: HashMap::new(),
             closing: Closing::default(),
@@ -202,14 +208,28 @@ impl World {
             });
         }
         self.closing.apply(&self.handlers, self.now_ms);
+        self.targets_of.clear();
         self.engine.apply(index, settings);
         self.see_skips();
     }
 
-    /// A new snapshot: a handler is added or removed, or changes its route, gate or generation.
+    /// Gives keys of a handler to another generation, or takes them back.
+    fn split(&mut self, target: usize) {
+        let wanted = self.random.chance(70);
+        let canary = wanted.then(|| any_canary(&mut self.random, self.revision + 1));
+        self.model.coverage.splits += 1;
+        let handler = &mut self.handlers[target];
+        if let Some(canary) = &canary {
+            let pool = canary.pool.clone();
+            self.pools.push((handler.ix, handler.takes_batches, pool));
+        }
+        handler.canary = canary;
+    }
+
+    /// A new snapshot: a handler is added or removed, or changes its route, gate, generation or second target.
     pub fn swap(&mut self) {
         let target = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
-        match (self.random.below(5), target) {
+        match (self.random.below(6), target) {
             (0, _) | (_, None) => self.add_handler(),
             (1, Some(target)) => {
                 self.handlers.remove(target);
@@ -221,6 +241,7 @@ impl World {
                 let handler = &mut self.handlers[target];
                 handler.gate_open = !handler.gate_open;
             }
+            (4, Some(target)) => self.split(target),
             (_, Some(target)) => {
                 let seats = self.random.between(1, 3);
                 let order = self.random.chance(40).then(|| any_order(&mut self.random));
@@ -280,11 +301,17 @@ impl World {
         self.group.rebalancing = false;
         self.pools.clear();
         self.workers_of.clear();
+        self.targets_of.clear();
         self.closing.crash();
         for handler in &mut self.handlers {
             handler.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
+            if let Some(canary) = &mut handler.canary {
+                canary.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
+            }
+            let (ix, takes_batches) = (handler.ix, handler.takes_batches);
+            let pools = handler.pools().cloned();
             self.pools
-                .push((handler.ix, handler.takes_batches, handler.pool.clone()));
+                .extend(pools.map(|pool| (ix, takes_batches, pool)));
         }
         self.apply();
         self.engine
@@ -403,14 +430,24 @@ impl World {
                     let order = self.engine.flow().order_of(*ix);
                     self.model
                         .submitted(record.epoch, record.offset, ix.0, order)?;
-                    let Some(worker) = batch.worker else {
-                        continue;
-                    };
                     let log = &self.script.logs[self.model.owned[&record.epoch].log];
                     let key = log
                         .record(record.offset)
                         .and_then(|record| record.key.clone());
-                    let place = (Arc::as_ptr(pool) as usize, key.unwrap_or_default());
+                    let pool = Arc::as_ptr(pool) as usize;
+                    if let (Some(key), Some(Order::Key)) = (&key, order) {
+                        let target = (ix.0, key.clone());
+                        if *self.targets_of.entry(target).or_insert(pool) != pool {
+                            return Err(format!(
+                                "h{}: two targets get the key of offset {}",
+                                ix.0, record.offset
+                            ));
+                        }
+                    }
+                    let Some(worker) = batch.worker else {
+                        continue;
+                    };
+                    let place = (pool, key.unwrap_or_default());
                     let before = *self.workers_of.entry(place).or_insert(worker);
                     if before != worker {
                         return Err(format!(

@@ -5,6 +5,26 @@ use super::super::suites::{COMMIT, FLOW, QUEUE, RAW, READING, SIMULATION, STATUS
 
 pub(super) const QUEUES: &[Mutant] = &[
     Mutant {
+        name: "target-blocks-all",
+        what: "a full pool of one target holds the keys of all targets of its handler",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "moved-keys-not-placed-again",
+        what: "queued records stay with the target that had their keys before",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "outcomes-count-for-the-present-version",
+        what: "what a call of another version did counts for the present one",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "key-has-several-targets",
+        what: "records of one key go to several generations",
+        suite: SIMULATION,
+    },
+    Mutant {
         name: "old-panic-hides-errors",
         what: "a panic stays the last error of a handler although records have failed since",
         suite: STATUS,

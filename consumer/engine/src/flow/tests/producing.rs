@@ -259,8 +259,8 @@ fn a_refused_dead_letter_holds_its_lane_whatever_the_reason() {
 
 #[test]
 fn a_record_that_a_newer_generation_may_not_emit_is_rerun_as_the_same_attempt() {
-    refused_by_the_target_then(|settings| settings.generation += 1);
-    refused_by_the_target_then(|settings| settings.config_digest += 1);
+    refused_by_the_target_then(|settings| generation_of(settings).number += 1);
+    refused_by_the_target_then(|settings| generation_of(settings).config_digest += 1);
 }
 
 fn refused_by_the_target_then(change: impl Fn(&mut HandlerSettings)) {
@@ -357,8 +357,8 @@ fn runs_again(records: i64) -> Bench {
     let mut bench = Bench::new(1);
     let generation = |bench: &mut Bench, number| {
         bench.apply(|_, settings| {
-            settings.takes_batches = true;
-            settings.generation = number;
+            settings.targets[0].takes_batches = true;
+            generation_of(settings).number = number;
             true
         });
     };
@@ -401,7 +401,7 @@ fn batches_that_were_not_run_are_in_order_when_another_order_applies() {
     assert_eq!(bench.pools[0].taken.lock().unwrap().len(), 2);
     bench.apply(|_, s| {
         s.order = Order::Key;
-        s.generation = 2;
+        generation_of(s).number = 2;
         true
     });
     // The earlier generation's pool returns its queue, in order.

@@ -9,7 +9,7 @@ fn batches(room: u32) -> Bench {
     let mut bench = Bench::with(1, 1_000_000);
     bench.flow.settings.budget_bytes = 1 << 40;
     bench.apply(|_, settings| {
-        settings.takes_batches = true;
+        settings.targets[0].takes_batches = true;
         settings.max_in_flight_records = room;
         settings.max_in_flight_bytes = 1 << 40;
         true
@@ -107,7 +107,7 @@ fn another_order_applies_once_the_records_under_way_are_over() {
         assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
         bench.apply(|_, settings| {
             settings.order = after;
-            settings.generation = 2;
+            generation_of(settings).number = 2;
             true
         });
         bench.deliver(1..3, |_| Some("a".to_owned()));
@@ -129,8 +129,8 @@ fn a_key_has_one_worker_after_their_number_has_changed() {
     let mut bench = Bench::new(1);
     let workers = |number: u32| {
         move |_: usize, settings: &mut HandlerSettings| {
-            settings.keeps_key_state = true;
-            settings.generation = u64::from(number);
+            settings.targets[0].keeps_key_state = true;
+            generation_of(settings).number = u64::from(number);
             true
         }
     };
@@ -200,7 +200,7 @@ fn records_follow_one_another_also_when_batches_are_not_taken_any_more() {
     assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0, 1, 2]);
     bench.apply(|_, settings| {
         settings.retry.max_attempts = 3;
-        settings.generation = 2;
+        generation_of(settings).number = 2;
         true
     });
     bench.flow.tick(100);
@@ -231,7 +231,7 @@ fn a_counter_belongs_to_the_version_that_ran() {
     let mut bench = Bench::new(1);
     let version = |name: &'static str| {
         move |_: usize, settings: &mut HandlerSettings| {
-            settings.version = name.into();
+            generation_of(settings).version = name.into();
             true
         }
     };
