@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use sluicegate_abi::header_block::{self, Headers};
-use sluicegate_engine::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use sluicegate_engine::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
 use sluicegate_engine::emit::{AckGroup, FailureKind, RefusedEmits, send_from};
 use sluicegate_engine::record::Record;
 use sluicegate_kit::wait::wait_for;
@@ -13,7 +13,7 @@ use super::*;
 use crate::mock::MockKafka;
 use crate::testing::{consume_all, settings};
 
-const ENTRY: EntryKey = EntryKey {
+const ENTRY: RecordId = RecordId {
     index: 4,
     serial: 2,
 };

@@ -169,11 +169,11 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     let plan = service.serve(spec("misbehave", config));
     let mut home = Home::new();
     give(&home, &plan, batch(0, &[0, 2, 1, 0]));
-    let (flight, completed) = home.next("call timeout", |message| match message {
+    let (number, completed) = home.next("call timeout", |message| match message {
         PumpMessage::CallTimedOut {
-            flight, completed, ..
+            batch, completed, ..
         } => Ok((
-            flight.index,
+            batch.index,
             completed
                 .iter()
                 .map(|outcome| outcome.code)
@@ -181,14 +181,10 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
         )),
         other => Err(other),
     });
-    assert_eq!((flight, completed), (0, vec![ACK, ACK]));
+    assert_eq!((number, completed), (0, vec![ACK, ACK]));
     give(&home, &plan, batch(1, &[0]));
-    assert_eq!(home.finished().flight.index, 1, "a new thread serves");
-    assert_eq!(
-        home.finished().flight.index,
-        0,
-        "the old call returned late"
-    );
+    assert_eq!(home.finished().id.index, 1, "a new thread serves");
+    assert_eq!(home.finished().id.index, 0, "the old call returned late");
     assert_eq!(service.registry.report()[0].quarantined, 1);
 }
 

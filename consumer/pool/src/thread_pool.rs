@@ -305,7 +305,7 @@ fn report_timed_out(call: TimedOutCall) {
     call.member.setup.stats.returned(call.records);
     call.reply_to.push(PumpMessage::CallTimedOut {
         handler: call.handler,
-        flight: call.flight,
+        batch: call.batch_id,
         completed: call.completed,
     });
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::view::RecordParts;
-use sluicegate_engine::dispatch::{Batch, EntryKey, FlightKey, Inbox, PumpMessage};
+use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PumpMessage, RecordId};
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::source::Wake;
 use sluicegate_runtime::{
@@ -521,7 +521,7 @@ pub fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A batch with one record per offset.
-pub fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
+pub fn batch(number: u32, offsets: &[i64]) -> Box<Batch> {
     let record = |&offset: &i64| RecordParts {
         offset,
         timestamp_ms: -1,
@@ -529,19 +529,19 @@ pub fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
         attempt: 1,
         ..RecordParts::default()
     };
-    batch_of(flight, offsets.iter().map(record))
+    batch_of(number, offsets.iter().map(record))
 }
 
 /// A batch of these records. They are leaked, because a hung call may read them at any time.
-pub fn batch_of(flight: u32, records: impl IntoIterator<Item = RecordParts>) -> Box<Batch> {
+pub fn batch_of(number: u32, records: impl IntoIterator<Item = RecordParts>) -> Box<Batch> {
     let mut batch = Box::new(Batch::new());
-    batch.flight = FlightKey {
-        index: flight,
+    batch.id = BatchId {
+        index: number,
         serial: 1,
     };
     for (index, parts) in (0..).zip(records) {
         batch.records.push(parts.leaked());
-        batch.keys.push(EntryKey { index, serial: 1 });
+        batch.keys.push(RecordId { index, serial: 1 });
     }
     batch
 }

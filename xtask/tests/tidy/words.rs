@@ -62,6 +62,8 @@ const FORBIDDEN: &[(&str, &str)] = &[
         "CA, host and port, preferred side",
     ),
     (r"\bsilent_pumps\b", "unresponsive_pumps"),
+    (r"\bFlightKey\b|\bNO_FLIGHT\b", "BatchId"),
+    (r"\bEntryKey\b", "RecordId"),
     (
         r"\b(Workshop|Unfit|Tally|Desk|Crossing|Rehearsed|Collision|Follower|EmitGroup|ServiceFacts|PlanIx)\b",
         "the name in the table of docs/adr/0027-terms-of-the-ecosystem.md",

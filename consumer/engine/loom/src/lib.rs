@@ -24,7 +24,7 @@ mod batch;
 mod inbox;
 
 mod dispatch {
-    pub use crate::batch::{Batch, EntryKey, FlightKey, HandlerIx};
+    pub use crate::batch::{Batch, BatchId, HandlerIx, RecordId};
     #[cfg(all(loom, test))]
     pub use crate::inbox::{Inbox, PumpMessage};
 }

@@ -6,7 +6,7 @@ use loom::sync::Notify;
 use loom::thread;
 use sluicegate_runtime::Emit;
 
-use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
 use crate::failure::EmitFailure;
 use crate::group::{AckGroup, EmitCounts};
 use crate::source::Wake;
@@ -20,7 +20,7 @@ impl Wake for Sleep {
     }
 }
 
-const ENTRY: EntryKey = EntryKey {
+const ENTRY: RecordId = RecordId {
     index: 3,
     serial: 9,
 };

@@ -4,7 +4,7 @@
 //! slab owns, and are lent until the batch returns. The pump keeps its own copy of the keys, so that it can settle,
 //! retry or abandon the records of a batch that a hung worker never returns (G14).
 //!
-//! Slab and batch table reuse their indexes; the serial in [`EntryKey`] and [`FlightKey`] makes a late batch
+//! Slab and batch table reuse their indexes; the serial in [`RecordId`] and [`BatchId`] makes a late batch
 //! recognizable. Without it, its outcomes would be taken for those of the index's next user. `cancel` belongs to the
 //! batch and not to an instance, so that it also applies before the call begins (G5); it is renewed with the batch,
 //! because a worker may still hold the flag of an earlier use. Batches travel as boxes and keep their allocations: in a
@@ -18,14 +18,14 @@ pub struct HandlerIx(pub u32);
 
 /// A record in the pump's slab: its index, and a serial that tells it from earlier users of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntryKey {
+pub struct RecordId {
     /// Index in the slab.
     pub index: u32,
     /// Serial number of the user of this index.
     pub serial: u32,
 }
 
-impl EntryKey {
+impl RecordId {
     /// A key that no record has.
     pub const NONE: Self = Self {
         index: u32::MAX,
@@ -33,9 +33,9 @@ impl EntryKey {
     };
 }
 
-/// An in-flight batch: its index in the pump's table of flights, and a serial as in [`EntryKey`].
+/// An in-flight batch: its index in the pump's table of batches, and a serial as in [`RecordId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FlightKey {
+pub struct BatchId {
     /// Index in the table.
     pub index: u32,
     /// Serial number of the user of this index.
@@ -48,7 +48,7 @@ pub struct Batch {
     /// The handler of these records.
     pub handler: HandlerIx,
     /// The pump's key of this batch.
-    pub flight: FlightKey,
+    pub id: BatchId,
     /// Worker that must run it (a handler that keeps state per key); `None` means any.
     pub worker: Option<u32>,
     /// The records, in handling order.
@@ -56,7 +56,7 @@ pub struct Batch {
     /// Set by the pump when a partition of these records is revoked: none of them may be started any more (G5).
     pub cancel: CancelFlag,
     /// The slab keys of the records, one for one.
-    pub keys: Vec<EntryKey>,
+    pub keys: Vec<RecordId>,
     /// The outcomes, one for one.
     pub outcomes: Vec<RawOutcome>,
     /// Texts and emitted records of the call.
@@ -75,7 +75,7 @@ impl Batch {
     pub fn new() -> Self {
         Self {
             handler: HandlerIx(0),
-            flight: FlightKey {
+            id: BatchId {
                 index: 0,
                 serial: 0,
             },

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use sluicegate_runtime::RawOutcome;
 
-use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
+use crate::dispatch::{Batch, BatchId, HandlerIx, RecordId};
 use crate::emit::{Answers, RefusedEmits};
 use crate::source::Wake;
 use crate::sync::Mutex;
@@ -21,7 +21,7 @@ pub enum PumpMessage {
         /// The handler of the batch.
         handler: HandlerIx,
         /// The batch's key.
-        flight: FlightKey,
+        batch: BatchId,
         /// The outcomes that the call had written; the record after them is the one that hangs.
         completed: Vec<RawOutcome>,
     },
@@ -30,7 +30,7 @@ pub enum PumpMessage {
         /// The handler.
         handler: HandlerIx,
         /// The record.
-        entry: EntryKey,
+        entry: RecordId,
         /// The refused emits, if not everything was acknowledged.
         refused: Option<Box<RefusedEmits>>,
     },
@@ -46,7 +46,7 @@ pub struct Inbox {
 }
 
 impl Answers for Inbox {
-    fn produced(&self, handler: HandlerIx, entry: EntryKey, refused: Option<Box<RefusedEmits>>) {
+    fn produced(&self, handler: HandlerIx, entry: RecordId, refused: Option<Box<RefusedEmits>>) {
         self.push(PumpMessage::Produced {
             handler,
             entry,

@@ -18,6 +18,6 @@ pub mod batch;
 pub mod inbox;
 pub mod pool;
 
-pub use batch::{Batch, EntryKey, FlightKey, HandlerIx};
+pub use batch::{Batch, BatchId, HandlerIx, RecordId};
 pub use inbox::{Inbox, PumpMessage};
 pub use pool::{OwnedPartition, PoolState, WorkerPool};

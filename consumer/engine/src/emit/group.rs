@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use sluicegate_runtime::Emit;
 
 use super::failure::EmitFailure;
-use crate::dispatch::{EntryKey, HandlerIx};
+use crate::dispatch::{HandlerIx, RecordId};
 use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Maximum number of topics counted separately per handler; a handler can emit to any number of names.
@@ -97,7 +97,7 @@ impl EmitCounts {
 /// Gets the answers of groups; a pump's inbox.
 pub trait Answers: Send + Sync {
     /// Everything is answered that was sent for a record of a handler in this round; `refused`: not all of it is acknowledged.
-    fn produced(&self, handler: HandlerIx, entry: EntryKey, refused: Option<Box<RefusedEmits>>);
+    fn produced(&self, handler: HandlerIx, entry: RecordId, refused: Option<Box<RefusedEmits>>);
 }
 
 /// All records produced for one record of one handler, kept until all of them are acknowledged. The pump gets one
@@ -108,7 +108,7 @@ pub trait Answers: Send + Sync {
 pub struct AckGroup {
     answers: Arc<dyn Answers>,
     handler: HandlerIx,
-    entry: EntryKey,
+    entry: RecordId,
     records: Vec<Emit>,
     unanswered: AtomicU32,
     refused: Mutex<Option<(u32, EmitFailure)>>,
@@ -131,7 +131,7 @@ impl AckGroup {
     pub fn new(
         answers: Arc<dyn Answers>,
         handler: HandlerIx,
-        entry: EntryKey,
+        entry: RecordId,
         records: Vec<Emit>,
         counts: Option<Arc<EmitCounts>>,
     ) -> Arc<Self> {
@@ -268,7 +268,7 @@ mod tests {
     struct Recorded(Mutex<Vec<Option<Box<RefusedEmits>>>>);
 
     impl Answers for Recorded {
-        fn produced(&self, _: HandlerIx, _: EntryKey, refused: Option<Box<RefusedEmits>>) {
+        fn produced(&self, _: HandlerIx, _: RecordId, refused: Option<Box<RefusedEmits>>) {
             self.0.lock().unwrap().push(refused);
         }
     }
@@ -301,7 +301,7 @@ mod tests {
             expected.map(|(topic, count)| (topic.to_owned(), count))
         );
         let answers = Arc::new(Recorded::default());
-        let key = EntryKey {
+        let key = RecordId {
             index: 0,
             serial: 1,
         };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Flow, TopicCounts};
-use crate::dispatch::{EntryKey, HandlerIx};
+use crate::dispatch::{HandlerIx, RecordId};
 use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
 use crate::queue::HandlerQueue;
@@ -84,7 +84,7 @@ struct Outlet<'f, R: Record> {
     queues: &'f mut [Option<HandlerQueue>],
     ctx: &'f mut Context<R>,
     topics: &'f mut HashMap<Arc<str>, TopicCounts>,
-    keys: &'f mut Vec<EntryKey>,
+    keys: &'f mut Vec<RecordId>,
 }
 
 impl<R: Record> Outlet<'_, R> {

@@ -19,11 +19,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Flow;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::partition::assignment::AssignmentState;
 use crate::record::Record;
 use crate::records::Records;
-use crate::records::slab::Entry;
+use crate::records::slab::RecordEntry;
 use crate::source::AssignmentId;
 
 impl<R: Record> Flow<R> {
@@ -49,7 +49,7 @@ impl<R: Record> Flow<R> {
     /// Ends running calls that contain records of these partitions, each after its current record: a slow handler may
     /// need longer for the rest of its batch than the drain may take.
     fn stop_calls(&mut self, slots: &[AssignmentId]) {
-        let ours = |records: &Records<R>, key: &EntryKey| {
+        let ours = |records: &Records<R>, key: &RecordId| {
             let entry = records.slab.get(*key);
             entry.is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
         };
@@ -86,12 +86,12 @@ impl<R: Record> Flow<R> {
                 *last = entry.offset().max(*last);
             }
         }
-        let beyond = |entry: &Entry<R>| {
+        let beyond = |entry: &RecordEntry<R>| {
             let last = last.get(&entry.slot);
             entry.unsettled > 0 && last.is_some_and(|last| entry.offset() > *last)
         };
         let held = self.ctx.records.slab.iter();
-        let unstarted: Vec<EntryKey> = held
+        let unstarted: Vec<RecordId> = held
             .filter(|(_, entry)| beyond(entry))
             .map(|(key, _)| key)
             .collect();
@@ -188,9 +188,9 @@ impl<R: Record> Flow<R> {
     fn unfinished(
         &self,
         slots: &[AssignmentId],
-        started: &HashSet<EntryKey>,
+        started: &HashSet<RecordId>,
     ) -> (usize, Vec<&str>) {
-        let left = |key: &EntryKey| {
+        let left = |key: &RecordId| {
             self.ctx
                 .records
                 .slab
@@ -213,7 +213,7 @@ impl<R: Record> Flow<R> {
             self.drop_overflow(slot);
             self.ctx.records.partitions[slot].fenced = true;
         }
-        let fenced = |records: &Records<R>, key: &EntryKey| {
+        let fenced = |records: &Records<R>, key: &RecordId| {
             let entry = records.slab.get(*key);
             entry.is_some_and(|entry| records.partitions[entry.slot].fenced)
         };
@@ -227,7 +227,7 @@ impl<R: Record> Flow<R> {
         }
         let records = &self.ctx.records;
         let held = records.slab.iter();
-        let left: Vec<EntryKey> = held
+        let left: Vec<RecordId> = held
             .filter(|(key, entry)| entry.unsettled > 0 && fenced(records, key))
             .map(|(key, _)| key)
             .collect();
@@ -246,7 +246,7 @@ impl<R: Record> Flow<R> {
         if self.ctx.agenda.stopped_calls == 0 {
             return;
         }
-        let drains = |records: &Records<R>, key: &EntryKey| {
+        let drains = |records: &Records<R>, key: &RecordId| {
             let entry = records.slab.get(*key);
             entry.is_some_and(|entry| {
                 entry.unsettled > 0 && records.partitions[entry.slot].is_draining()
@@ -259,8 +259,8 @@ impl<R: Record> Flow<R> {
     }
 
     /// Records that some handler has started: settled by one, waiting for the producer, or with a worker.
-    fn started(&self) -> HashSet<EntryKey> {
-        let mut started: HashSet<EntryKey> = self
+    fn started(&self) -> HashSet<RecordId> {
+        let mut started: HashSet<RecordId> = self
             .ctx
             .records
             .slab
@@ -275,8 +275,8 @@ impl<R: Record> Flow<R> {
     }
 
     /// Removes records from all queues; they are never settled here.
-    fn abandon(&mut self, keys: &[EntryKey]) {
-        let gone: HashSet<EntryKey> = keys.iter().copied().collect();
+    fn abandon(&mut self, keys: &[RecordId]) {
+        let gone: HashSet<RecordId> = keys.iter().copied().collect();
         let mut freed = Vec::new();
         for (place, queue) in self.queues.iter_mut().enumerate() {
             if let Some(queue) = queue {

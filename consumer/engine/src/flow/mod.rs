@@ -37,7 +37,7 @@ mod topic_name;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
 use crate::emit::Emitter;
 use crate::partition::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
@@ -124,7 +124,7 @@ pub struct Flow<R: Record> {
     /// `None` while the record log is off.
     record_log: Option<RecordLog>,
     /// The records of the run that is being routed; kept for its memory.
-    keys: Vec<EntryKey>,
+    keys: Vec<RecordId>,
     /// Records that leave the queue of their partition; kept for its memory.
     queued: Vec<Delivery<R>>,
 }
@@ -366,8 +366,8 @@ impl<R: Record> Flow<R> {
         let stopped = match message {
             PumpMessage::Finished(batch) => queue.finished(ctx, batch),
             PumpMessage::CallTimedOut {
-                flight, completed, ..
-            } => queue.call_timed_out(ctx, flight, &completed),
+                batch, completed, ..
+            } => queue.call_timed_out(ctx, batch, &completed),
             PumpMessage::Produced { entry, refused, .. } => {
                 queue.produced(ctx, entry, refused);
                 false

@@ -14,7 +14,7 @@
 use std::collections::HashSet;
 
 use super::Flow;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::record::Record;
 
 /// How long a record waits, at least, before it is copied out of its fetch buffer; twice that at the most. Longer than
@@ -139,7 +139,7 @@ impl<R: Record> Flow<R> {
     /// Number of records that no worker has and that keep a fetch buffer alive.
     pub fn pinning_records(&self) -> usize {
         let queues = self.queues.iter().flatten();
-        let with_worker: HashSet<EntryKey> = queues.flat_map(|queue| queue.submitted()).collect();
+        let with_worker: HashSet<RecordId> = queues.flat_map(|queue| queue.submitted()).collect();
         let records = &self.ctx.records;
         let held = records.slab.iter().filter(|(key, entry)| {
             !with_worker.contains(key) && entry.lease().is_some_and(Record::pins_client_memory)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Flow;
 use crate::clock::WallClock;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::partition::assignment::{Assignment, AssignmentState};
 use crate::partition::usage::PausedFor;
 use crate::queue::ReportTime;
@@ -102,7 +102,7 @@ impl<R: Record> Flow<R> {
         slot: AssignmentId,
         clock: WallClock,
         end_offset: Option<i64>,
-        at_frontier: Option<EntryKey>,
+        at_frontier: Option<RecordId>,
     ) -> PartitionReport {
         let assignment = self.assignment(slot);
         let frontier = assignment.ledger.frontier();
@@ -246,7 +246,7 @@ impl<R: Record> Flow<R> {
 
     /// The unsettled records at the frontiers of all partitions that have waited for 1 s: in one pass, and none while
     /// everything moves.
-    fn records_at_frontiers(&self) -> HashMap<AssignmentId, EntryKey> {
+    fn records_at_frontiers(&self) -> HashMap<AssignmentId, RecordId> {
         let waits = |(_, assignment): &(AssignmentId, &Assignment<R>)| {
             let waited_ms = self.ctx.now_ms.saturating_sub(assignment.waits_since_ms());
             !assignment.ledger.is_settled() && waited_ms >= HELD_AFTER_MS
@@ -274,7 +274,7 @@ impl<R: Record> Flow<R> {
     }
 
     /// The first handler that has not settled a record.
-    fn first_holder(&self, slot: AssignmentId, key: EntryKey, clock: WallClock) -> Option<HeldBy> {
+    fn first_holder(&self, slot: AssignmentId, key: RecordId, clock: WallClock) -> Option<HeldBy> {
         let time = self.report_time(slot, clock);
         let mut queues = self.queues.iter().flatten();
         queues.find_map(|queue| queue.holds(&self.ctx.records, key, time))

@@ -353,7 +353,7 @@ fn a_hung_call_fails_only_the_record_it_hangs_on() {
     ];
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
-        flight: hung.flight,
+        batch: hung.id,
         completed,
     });
     bench.flow.dispatch();

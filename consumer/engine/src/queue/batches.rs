@@ -6,17 +6,17 @@ use std::sync::Arc;
 use sluicegate_runtime::CancelFlag;
 
 use super::targets::GenerationId;
-use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
+use crate::dispatch::{Batch, BatchId, HandlerIx, RecordId};
 
 /// An in-flight batch.
 #[derive(Default)]
-pub(crate) struct Flight {
+pub(crate) struct InFlightBatch {
     /// [`ENDED`] once it has ended.
     serial: u32,
     /// The batch, until it is submitted.
     pub(crate) batch: Option<Box<Batch>>,
     /// The records that were submitted.
-    pub(crate) keys: Vec<EntryKey>,
+    pub(crate) keys: Vec<RecordId>,
     /// Its lanes in which other records wait.
     pub(crate) contended: Vec<u64>,
     /// It has not ended.
@@ -35,7 +35,7 @@ pub(crate) struct Flight {
     pub(crate) stopped: bool,
 }
 
-impl Flight {
+impl InFlightBatch {
     /// Whether a worker has it.
     pub(crate) fn is_submitted(&self) -> bool {
         self.used && self.batch.is_none()
@@ -55,9 +55,9 @@ impl Flight {
 pub(crate) struct Ended {
     /// Its lanes in which other records wait.
     pub(crate) contended: Vec<u64>,
-    /// As [`Flight::recalled`].
+    /// As [`InFlightBatch::recalled`].
     pub(crate) recalled: bool,
-    /// As [`Flight::stopped`].
+    /// As [`InFlightBatch::stopped`].
     pub(crate) stopped: bool,
     /// What ran it, if it was submitted.
     pub(super) ran_by: Option<Arc<GenerationId>>,
@@ -65,8 +65,8 @@ pub(crate) struct Ended {
 
 /// All in-flight batches of a handler.
 #[derive(Default)]
-pub(crate) struct Flights {
-    table: Vec<Flight>,
+pub(crate) struct BatchTable {
+    table: Vec<InFlightBatch>,
     spare: Vec<u32>,
     // Boxes, because batches travel between threads by pointer.
     #[allow(clippy::vec_box)]
@@ -79,74 +79,69 @@ const ENDED: u32 = 0;
 /// Number of empty batches kept for reuse.
 const SPARE_BATCHES: usize = 64;
 
-impl Flights {
+impl BatchTable {
     /// Opens an empty batch. No other batch of the pump may have had this serial: a late one would be taken for this, also
     /// one of a handler that was removed and declared again.
-    pub(crate) fn open(
-        &mut self,
-        handler: HandlerIx,
-        place: usize,
-        serial: NonZeroU32,
-    ) -> FlightKey {
+    pub(crate) fn open(&mut self, handler: HandlerIx, place: usize, serial: NonZeroU32) -> BatchId {
         let index = self.spare.pop().unwrap_or_else(|| {
-            self.table.push(Flight::default());
+            self.table.push(InFlightBatch::default());
             (self.table.len() - 1) as u32
         });
         let mut batch = self.batches.pop().unwrap_or_default();
-        let flight = &mut self.table[index as usize];
+        let entry = &mut self.table[index as usize];
         let serial = serial.get();
-        flight.serial = serial;
-        let key = FlightKey { index, serial };
+        entry.serial = serial;
+        let key = BatchId { index, serial };
         batch.handler = handler;
-        batch.flight = key;
-        flight.used = true;
-        flight.place = place;
-        flight.batch = Some(batch);
+        batch.id = key;
+        entry.used = true;
+        entry.place = place;
+        entry.batch = Some(batch);
         key
     }
 
     /// Whether this batch is still in flight.
-    pub(crate) fn is_live(&self, key: FlightKey) -> bool {
-        let flight = self.table.get(key.index as usize);
-        flight.is_some_and(|flight| flight.serial == key.serial && flight.used)
+    pub(crate) fn is_live(&self, key: BatchId) -> bool {
+        let entry = self.table.get(key.index as usize);
+        entry.is_some_and(|entry| entry.serial == key.serial && entry.used)
     }
 
     /// The batch's entry, if it is still in flight.
-    pub(crate) fn get(&mut self, key: FlightKey) -> Option<&mut Flight> {
+    pub(crate) fn get(&mut self, key: BatchId) -> Option<&mut InFlightBatch> {
         self.table
             .get_mut(key.index as usize)
-            .filter(|flight| flight.serial == key.serial && flight.used)
+            .filter(|entry| entry.serial == key.serial && entry.used)
     }
 
     /// Its batch, before submission.
-    pub(crate) fn batch(&mut self, key: FlightKey) -> Option<&mut Batch> {
+    pub(crate) fn batch(&mut self, key: BatchId) -> Option<&mut Batch> {
         self.get(key)?.batch.as_deref_mut()
     }
 
     /// Takes an unsubmitted batch out, to fill it; it has to be put back at once.
-    pub(crate) fn take(&mut self, key: FlightKey) -> Option<Box<Batch>> {
+    pub(crate) fn take(&mut self, key: BatchId) -> Option<Box<Batch>> {
         self.get(key)?.batch.take()
     }
 
     /// Puts a batch back that was taken, or that a pool has refused.
-    pub(crate) fn put_back(&mut self, key: FlightKey, batch: Box<Batch>) {
-        if let Some(flight) = self.get(key) {
-            flight.batch = Some(batch);
+    pub(crate) fn put_back(&mut self, key: BatchId, batch: Box<Batch>) {
+        if let Some(entry) = self.get(key) {
+            entry.batch = Some(batch);
         }
     }
 
     /// Starts no further record of the submitted batches that `wanted` selects, wherever they are; their current record
     /// may finish. Returns their number.
-    pub(crate) fn stop(&mut self, wanted: impl Fn(&Flight) -> bool) -> usize {
+    pub(crate) fn stop(&mut self, wanted: impl Fn(&InFlightBatch) -> bool) -> usize {
         let mut stopped = 0;
-        for flight in &mut self.table {
-            let running = flight.is_submitted() && !flight.stopped && !flight.recalled;
+        for entry in &mut self.table {
+            let running = entry.is_submitted() && !entry.stopped && !entry.recalled;
             if running
-                && wanted(flight)
-                && let Some(cancel) = &flight.cancel
+                && wanted(entry)
+                && let Some(cancel) = &entry.cancel
             {
                 cancel.stop();
-                flight.stopped = true;
+                entry.stopped = true;
                 stopped += 1;
             }
         }
@@ -154,11 +149,11 @@ impl Flights {
     }
 
     /// Stops waiting for stopped batches that `wanted` does not select. Returns their number.
-    pub(crate) fn keep_stopped(&mut self, wanted: impl Fn(&Flight) -> bool) -> usize {
+    pub(crate) fn keep_stopped(&mut self, wanted: impl Fn(&InFlightBatch) -> bool) -> usize {
         let mut dropped = 0;
-        for flight in &mut self.table {
-            if flight.stopped && !wanted(flight) {
-                flight.stopped = false;
+        for entry in &mut self.table {
+            if entry.stopped && !wanted(entry) {
+                entry.stopped = false;
                 dropped += 1;
             }
         }
@@ -166,42 +161,42 @@ impl Flights {
     }
 
     /// The place of a batch among the open ones.
-    pub(super) fn place(&mut self, key: FlightKey) -> Option<usize> {
+    pub(super) fn place(&mut self, key: BatchId) -> Option<usize> {
         Some(self.get(key)?.place)
     }
 
     /// Takes the batch out for submission.
     pub(super) fn submit(
         &mut self,
-        key: FlightKey,
+        key: BatchId,
         generation: &Arc<GenerationId>,
         now_ms: u64,
     ) -> Option<Box<Batch>> {
-        let flight = self.get(key)?;
-        let batch = flight.batch.take()?;
-        flight.generation = Some(generation.clone());
-        flight.keys.clone_from(&batch.keys);
-        flight.cancel = Some(batch.cancel.clone());
-        flight.submitted_ms = now_ms;
+        let entry = self.get(key)?;
+        let batch = entry.batch.take()?;
+        entry.generation = Some(generation.clone());
+        entry.keys.clone_from(&batch.keys);
+        entry.cancel = Some(batch.cancel.clone());
+        entry.submitted_ms = now_ms;
         Some(batch)
     }
 
     /// Ends the batch: its lanes are free from now on.
-    pub(crate) fn end(&mut self, key: FlightKey) -> Ended {
-        let Some(flight) = self.get(key) else {
+    pub(crate) fn end(&mut self, key: BatchId) -> Ended {
+        let Some(entry) = self.get(key) else {
             return Ended::default();
         };
-        flight.serial = ENDED;
-        flight.used = false;
-        flight.cancel = None;
-        flight.keys.clear();
+        entry.serial = ENDED;
+        entry.used = false;
+        entry.cancel = None;
+        entry.keys.clear();
         let ended = Ended {
-            contended: std::mem::take(&mut flight.contended),
-            recalled: std::mem::take(&mut flight.recalled),
-            stopped: std::mem::take(&mut flight.stopped),
-            ran_by: flight.generation.take(),
+            contended: std::mem::take(&mut entry.contended),
+            recalled: std::mem::take(&mut entry.recalled),
+            stopped: std::mem::take(&mut entry.stopped),
+            ran_by: entry.generation.take(),
         };
-        let batch = flight.batch.take();
+        let batch = entry.batch.take();
         self.spare.push(key.index);
         if let Some(batch) = batch {
             self.recycle(batch);
@@ -221,28 +216,28 @@ impl Flights {
     pub(crate) fn unsubmitted(&mut self) -> impl Iterator<Item = &mut Batch> {
         self.table
             .iter_mut()
-            .filter_map(|flight| flight.batch.as_deref_mut())
+            .filter_map(|entry| entry.batch.as_deref_mut())
     }
 
     /// All batches that a worker has.
-    pub(crate) fn submitted(&mut self) -> impl Iterator<Item = &mut Flight> {
-        self.table.iter_mut().filter(|flight| flight.is_submitted())
+    pub(crate) fn submitted(&mut self) -> impl Iterator<Item = &mut InFlightBatch> {
+        self.table.iter_mut().filter(|entry| entry.is_submitted())
     }
 
     /// The batches that a worker has, by key.
-    pub(crate) fn submitted_keys(&self) -> Vec<FlightKey> {
+    pub(crate) fn submitted_keys(&self) -> Vec<BatchId> {
         let table = self.table.iter().enumerate();
         table
-            .filter(|(_, flight)| flight.is_submitted())
-            .map(|(index, flight)| FlightKey {
+            .filter(|(_, entry)| entry.is_submitted())
+            .map(|(index, entry)| BatchId {
                 index: index as u32,
-                serial: flight.serial,
+                serial: entry.serial,
             })
             .collect()
     }
 
     /// All in-flight batches.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Flight> {
-        self.table.iter().filter(|flight| flight.used)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlightBatch> {
+        self.table.iter().filter(|entry| entry.used)
     }
 }

@@ -16,7 +16,7 @@
 use super::context::Context;
 use super::deferred::{Attempt, ShareState};
 use super::{HandlerQueue, OnFailure};
-use crate::dispatch::{EntryKey, FlightKey};
+use crate::dispatch::{BatchId, RecordId};
 use crate::record::Record;
 
 /// State of a handler that is switched off or removed and still has records.
@@ -114,7 +114,7 @@ impl HandlerQueue {
     /// Settles as skipped the records that are not in a call, and with `running` also those that are: these calls are
     /// abandoned. Returns whether draining partitions waited for one of them.
     fn skip_unstarted<R: Record>(&mut self, ctx: &mut Context<R>, running: bool) -> bool {
-        let mut skipped: Vec<EntryKey> = Vec::new();
+        let mut skipped: Vec<RecordId> = Vec::new();
         if self.may_have_queued() {
             for (key, _) in self.take_queued(ctx, |_| true) {
                 // A record that ran before has a deferred share; its lane belonged to the batch.
@@ -130,9 +130,9 @@ impl HandlerQueue {
         }
         let (mut calls, mut stopped) = (0, false);
         if running {
-            for flight in self.batches.submitted_keys() {
+            for id in self.batches.submitted_keys() {
                 calls += 1;
-                stopped |= self.abandon_call(ctx, flight, &mut skipped);
+                stopped |= self.abandon_call(ctx, id, &mut skipped);
             }
         }
         if calls > 0 {
@@ -164,16 +164,16 @@ impl HandlerQueue {
     fn abandon_call<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        flight: FlightKey,
-        skipped: &mut Vec<EntryKey>,
+        id: BatchId,
+        skipped: &mut Vec<RecordId>,
     ) -> bool {
-        let Some(call) = self.batches.get(flight) else {
+        let Some(call) = self.batches.get(id) else {
             return false;
         };
         call.recall();
         let keys = std::mem::take(&mut call.keys);
         // No record waits in its lanes: queued records were taken out before.
-        let ended = self.end_batch(ctx, flight);
+        let ended = self.end_batch(ctx, id);
         self.open.unblock();
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);
@@ -191,7 +191,7 @@ impl HandlerQueue {
 
     /// Records that wait for their next attempt, and with `refused` those that wait for the cluster to accept what they
     /// emitted; in offset order.
-    fn waiting<R: Record>(&self, ctx: &Context<R>, refused: bool) -> Vec<EntryKey> {
+    fn waiting<R: Record>(&self, ctx: &Context<R>, refused: bool) -> Vec<RecordId> {
         if self.held == 0 {
             return Vec::new();
         }
@@ -200,7 +200,7 @@ impl HandlerQueue {
             ShareState::EmitsDue { .. } => refused,
             _ => false,
         };
-        let mut waiting: Vec<(i64, EntryKey)> = self
+        let mut waiting: Vec<(i64, RecordId)> = self
             .deferred
             .iter()
             .filter(|(_, share)| waits(share.state))

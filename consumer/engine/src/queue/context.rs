@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::dispatch::{Batch, EntryKey, HandlerIx, Inbox};
+use crate::dispatch::{Batch, HandlerIx, Inbox, RecordId};
 use crate::emit::Emitter;
 use crate::random::Random;
 use crate::record::Record;
@@ -54,7 +54,7 @@ pub(crate) struct Agenda {
     backing_off: BTreeSet<(u64, HandlerIx)>,
     /// Deferred shares by the time at which they are due, those of equal times in the order in which they were added; some
     /// are over or due at another time.
-    due: BinaryHeap<Reverse<(u64, u64, HandlerIx, EntryKey)>>,
+    due: BinaryHeap<Reverse<(u64, u64, HandlerIx, RecordId)>>,
     added: u64,
     /// The serial of the last batch.
     serial: u32,
@@ -98,13 +98,13 @@ impl Agenda {
     }
 
     /// A deferred share is due at `due_ms`.
-    pub(crate) fn add_due(&mut self, ix: HandlerIx, key: EntryKey, due_ms: u64) {
+    pub(crate) fn add_due(&mut self, ix: HandlerIx, key: RecordId, due_ms: u64) {
         self.added += 1;
         self.due.push(Reverse((due_ms, self.added, ix, key)));
     }
 
     /// The next share whose time has come, and that time. It may be over or due at another time by now.
-    pub(crate) fn take_due(&mut self, now_ms: u64) -> Option<(u64, HandlerIx, EntryKey)> {
+    pub(crate) fn take_due(&mut self, now_ms: u64) -> Option<(u64, HandlerIx, RecordId)> {
         let &Reverse((due_ms, _, ix, key)) = self.due.peek()?;
         if due_ms > now_ms {
             return None;

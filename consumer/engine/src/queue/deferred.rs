@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rapidhash::fast::RapidHasher;
 
 use super::targets::GenerationId;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::emit::{AckGroup, EmitFailure, Way};
 use crate::source::AssignmentId;
 
@@ -93,7 +93,7 @@ pub(super) struct Refusal {
 /// An attempt of a record: the number, its lane, and what ran it.
 #[derive(Clone)]
 pub(super) struct Attempt {
-    pub(super) key: EntryKey,
+    pub(super) key: RecordId,
     /// 0 for none.
     pub(super) lane: u64,
     /// From 1.
@@ -103,7 +103,7 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(key: EntryKey, lane: u64, number: u32, ran_by: &Arc<GenerationId>) -> Self {
+    pub(super) fn new(key: RecordId, lane: u64, number: u32, ran_by: &Arc<GenerationId>) -> Self {
         let ran_by = ran_by.clone();
         Self {
             key,
@@ -114,7 +114,7 @@ impl Attempt {
     }
 
     /// The current or last attempt of a deferred share.
-    pub(super) fn of(key: EntryKey, share: &Share) -> Self {
+    pub(super) fn of(key: RecordId, share: &Share) -> Self {
         Self::new(key, share.lane, share.attempt, &share.ran_by)
     }
 }
@@ -153,16 +153,16 @@ type Hasher = BuildHasherDefault<RapidHasher<'static>>;
 /// A handler's deferred shares, by record and, those that follow one another, by lane.
 #[derive(Default)]
 pub(crate) struct DeferredShares {
-    by_key: HashMap<EntryKey, Share, Hasher>,
+    by_key: HashMap<RecordId, Share, Hasher>,
     /// Per lane, the shares that follow one another, by offset.
-    lanes: HashMap<u64, BTreeSet<(i64, EntryKey)>, Hasher>,
+    lanes: HashMap<u64, BTreeSet<(i64, RecordId)>, Hasher>,
     parked: u64,
 }
 
 impl DeferredShares {
     /// The share of a record, if it is deferred.
     #[inline]
-    pub(crate) fn get(&self, key: EntryKey) -> Option<&Share> {
+    pub(crate) fn get(&self, key: RecordId) -> Option<&Share> {
         // Most handlers have none: not even a hash is computed then.
         if self.by_key.is_empty() {
             return None;
@@ -176,7 +176,7 @@ impl DeferredShares {
     }
 
     /// Puts a share in its new state; returns the one before.
-    pub(super) fn insert(&mut self, key: EntryKey, share: Share) -> Replaced {
+    pub(super) fn insert(&mut self, key: RecordId, share: Share) -> Replaced {
         let (lane, follows) = (share.lane, share.follows);
         self.parked += u64::from(share.state.is_parked());
         let before = self.by_key.insert(key, share);
@@ -194,7 +194,7 @@ impl DeferredShares {
     }
 
     /// Removes a share; the next one of its lane may run then.
-    pub(super) fn remove(&mut self, key: EntryKey) -> Replaced {
+    pub(super) fn remove(&mut self, key: RecordId) -> Replaced {
         let before = self.by_key.remove(&key);
         let mut next = None;
         if let Some(share) = &before {
@@ -204,7 +204,7 @@ impl DeferredShares {
         Replaced { before, next }
     }
 
-    fn leave_lane(&mut self, key: EntryKey, share: &Share) -> Option<(EntryKey, u64)> {
+    fn leave_lane(&mut self, key: RecordId, share: &Share) -> Option<(RecordId, u64)> {
         let offset = share.follows?;
         let Entry::Occupied(mut lane) = self.lanes.entry(share.lane) else {
             return None;
@@ -221,7 +221,7 @@ impl DeferredShares {
 
     /// The offset of the deferred record that a share has to follow in its lane, if one is unsettled. It becomes due again
     /// when that one is over.
-    pub(crate) fn predecessor(&self, key: EntryKey, share: &Share) -> Option<i64> {
+    pub(crate) fn predecessor(&self, key: RecordId, share: &Share) -> Option<i64> {
         share.follows?;
         let first = self.lanes.get(&share.lane).and_then(BTreeSet::first);
         first
@@ -230,7 +230,7 @@ impl DeferredShares {
     }
 
     /// All deferred shares.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryKey, &Share)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RecordId, &Share)> {
         self.by_key.iter().map(|(key, share)| (*key, share))
     }
 }
@@ -240,5 +240,5 @@ pub(super) struct Replaced {
     /// The share before.
     pub(super) before: Option<Share>,
     /// The share that is first in its lane now, and when it is due.
-    pub(super) next: Option<(EntryKey, u64)>,
+    pub(super) next: Option<(RecordId, u64)>,
 }

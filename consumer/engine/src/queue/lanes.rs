@@ -18,10 +18,10 @@
 
 use std::collections::VecDeque;
 
-use crate::dispatch::{EntryKey, FlightKey};
+use crate::dispatch::{BatchId, RecordId};
 
 /// A key that no batch has.
-pub(crate) const NO_FLIGHT: FlightKey = FlightKey {
+pub(crate) const NO_BATCH: BatchId = BatchId {
     index: u32::MAX,
     serial: 0,
 };
@@ -33,7 +33,7 @@ struct Lane {
     /// 0 marks an empty slot of the table.
     hash: u64,
     /// The batch that has records of it.
-    flight: FlightKey,
+    batch: BatchId,
     /// Records that are neither in a batch nor settled: parked, or waiting for the producer.
     held: u32,
     /// Index of its waiting list + 1; 0 means none.
@@ -42,7 +42,7 @@ struct Lane {
 
 const EMPTY: Lane = Lane {
     hash: 0,
-    flight: NO_FLIGHT,
+    batch: NO_BATCH,
     held: 0,
     waiting: 0,
 };
@@ -57,8 +57,8 @@ pub(crate) enum Claim {
     /// The record waits in the lane. `first`: no other record waited, so the batch that has the lane must release it to
     /// this record when it ends.
     Waits {
-        /// The batch that has the lane; [`NO_FLIGHT`] if a deferred record holds it.
-        behind: FlightKey,
+        /// The batch that has the lane; [`NO_BATCH`] if a deferred record holds it.
+        behind: BatchId,
         /// No other record waited.
         first: bool,
     },
@@ -69,7 +69,7 @@ pub(crate) enum Claim {
 pub(crate) struct Lanes {
     table: Vec<Lane>,
     used: usize,
-    waiting: Vec<VecDeque<EntryKey>>,
+    waiting: Vec<VecDeque<RecordId>>,
     spare: Vec<u32>,
     waiters: usize,
 }
@@ -86,25 +86,25 @@ impl Lanes {
     pub(crate) fn claim(
         &mut self,
         hash: u64,
-        entry: EntryKey,
-        open: FlightKey,
+        entry: RecordId,
+        open: BatchId,
         several: bool,
-        live: impl Fn(FlightKey) -> bool,
+        live: impl Fn(BatchId) -> bool,
     ) -> Claim {
         debug_assert!(hash != 0, "hash 0 is reserved for records without a lane");
         let index = self.find_or_insert(hash, &live);
         let lane = &mut self.table[index];
-        let taken = lane.flight != NO_FLIGHT && live(lane.flight);
+        let taken = lane.batch != NO_BATCH && live(lane.batch);
         if lane.waiting == 0 && lane.held == 0 {
             if !taken {
-                lane.flight = open;
+                lane.batch = open;
                 return Claim::Free;
             }
-            if several && lane.flight == open {
+            if several && lane.batch == open {
                 return Claim::Same;
             }
         }
-        let behind = if taken { lane.flight } else { NO_FLIGHT };
+        let behind = if taken { lane.batch } else { NO_BATCH };
         let first = lane.waiting == 0;
         self.list(index).push_back(entry);
         self.waiters += 1;
@@ -123,8 +123,8 @@ impl Lanes {
     pub(crate) fn wait_first(
         &mut self,
         hash: u64,
-        entries: &[EntryKey],
-        live: impl Fn(FlightKey) -> bool,
+        entries: &[RecordId],
+        live: impl Fn(BatchId) -> bool,
     ) {
         let index = self.find_or_insert(hash, &live);
         let list = self.list(index);
@@ -135,7 +135,7 @@ impl Lanes {
     }
 
     /// Marks a record of the lane as neither in a batch nor settled: the lane stays closed until [`Lanes::unhold`].
-    pub(crate) fn hold(&mut self, hash: u64, live: impl Fn(FlightKey) -> bool) {
+    pub(crate) fn hold(&mut self, hash: u64, live: impl Fn(BatchId) -> bool) {
         let index = self.find_or_insert(hash, &live);
         self.table[index].held += 1;
     }
@@ -153,16 +153,16 @@ impl Lanes {
     }
 
     /// Assigns the lane to the batch that a held record joins.
-    pub(crate) fn give(&mut self, hash: u64, flight: FlightKey) {
+    pub(crate) fn give(&mut self, hash: u64, batch: BatchId) {
         if let Some(index) = self.find(hash) {
-            self.table[index].flight = flight;
+            self.table[index].batch = batch;
         }
     }
 
     /// The record that has waited longest in the lane, if no batch has and no record holds the lane.
-    pub(crate) fn next(&self, hash: u64, live: impl Fn(FlightKey) -> bool) -> Option<EntryKey> {
+    pub(crate) fn next(&self, hash: u64, live: impl Fn(BatchId) -> bool) -> Option<RecordId> {
         let lane = &self.table[self.find(hash)?];
-        let free = lane.held == 0 && !(lane.flight != NO_FLIGHT && live(lane.flight));
+        let free = lane.held == 0 && !(lane.batch != NO_BATCH && live(lane.batch));
         if free { self.first_waiting(lane) } else { None }
     }
 
@@ -171,17 +171,17 @@ impl Lanes {
     pub(crate) fn advance(
         &mut self,
         hash: u64,
-        open: FlightKey,
+        open: BatchId,
         several: bool,
-        live: impl Fn(FlightKey) -> bool,
-    ) -> Option<EntryKey> {
+        live: impl Fn(BatchId) -> bool,
+    ) -> Option<RecordId> {
         let index = self.find(hash)?;
         let lane = &mut self.table[index];
-        let taken = lane.flight != NO_FLIGHT && live(lane.flight);
-        if lane.held > 0 || lane.waiting == 0 || (taken && !(several && lane.flight == open)) {
+        let taken = lane.batch != NO_BATCH && live(lane.batch);
+        if lane.held > 0 || lane.waiting == 0 || (taken && !(several && lane.batch == open)) {
             return None;
         }
-        lane.flight = open;
+        lane.batch = open;
         let place = lane.waiting - 1;
         let list = &mut self.waiting[place as usize];
         let entry = list.pop_front();
@@ -194,23 +194,23 @@ impl Lanes {
     }
 
     /// The batch that has the lane, if records wait in it.
-    pub(crate) fn waited_for(&self, hash: u64) -> Option<FlightKey> {
+    pub(crate) fn waited_for(&self, hash: u64) -> Option<BatchId> {
         let lane = &self.table[self.find(hash)?];
-        (lane.waiting != 0).then_some(lane.flight)
+        (lane.waiting != 0).then_some(lane.batch)
     }
 
     /// The record that has waited longest in the lane.
-    pub(crate) fn first(&self, hash: u64) -> Option<EntryKey> {
+    pub(crate) fn first(&self, hash: u64) -> Option<RecordId> {
         self.first_waiting(&self.table[self.find(hash)?])
     }
 
-    fn first_waiting(&self, lane: &Lane) -> Option<EntryKey> {
+    fn first_waiting(&self, lane: &Lane) -> Option<RecordId> {
         let place = lane.waiting.checked_sub(1)?;
         self.waiting[place as usize].front().copied()
     }
 
     /// Removes the waiting records for which `keep` is false; used when a partition is revoked.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(EntryKey) -> bool) -> Vec<EntryKey> {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(RecordId) -> bool) -> Vec<RecordId> {
         let mut removed = Vec::new();
         for list in &mut self.waiting {
             list.retain(|&entry| {
@@ -232,11 +232,11 @@ impl Lanes {
     }
 
     /// The waiting records, for reports.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = EntryKey> + '_ {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = RecordId> + '_ {
         self.waiting.iter().flatten().copied()
     }
 
-    fn list(&mut self, index: usize) -> &mut VecDeque<EntryKey> {
+    fn list(&mut self, index: usize) -> &mut VecDeque<RecordId> {
         if self.table[index].waiting == 0 {
             let place = self.spare.pop().unwrap_or_else(|| {
                 self.waiting.push(VecDeque::new());
@@ -259,7 +259,7 @@ impl Lanes {
         }
     }
 
-    fn find_or_insert(&mut self, hash: u64, live: &impl Fn(FlightKey) -> bool) -> usize {
+    fn find_or_insert(&mut self, hash: u64, live: &impl Fn(BatchId) -> bool) -> usize {
         if (self.used + 1) * 4 > self.table.len() * 3 {
             self.rebuild(live);
         }
@@ -280,12 +280,12 @@ impl Lanes {
     }
 
     /// Drops the free lanes and sizes the table for the others.
-    fn rebuild(&mut self, live: &impl Fn(FlightKey) -> bool) {
+    fn rebuild(&mut self, live: &impl Fn(BatchId) -> bool) {
         let in_use = |lane: &Lane| {
             lane.hash != 0
                 && (lane.held > 0
                     || lane.waiting != 0
-                    || (lane.flight != NO_FLIGHT && live(lane.flight)))
+                    || (lane.batch != NO_BATCH && live(lane.batch)))
         };
         let kept: Vec<Lane> = self.table.iter().copied().filter(in_use).collect();
         let size = (kept.len() * 4).next_power_of_two().max(MIN_SLOTS);
@@ -311,46 +311,46 @@ fn first_index(hash: u64) -> usize {
 mod tests {
     use super::*;
 
-    fn entry(index: u32) -> EntryKey {
-        EntryKey { index, serial: 0 }
+    fn entry(index: u32) -> RecordId {
+        RecordId { index, serial: 0 }
     }
 
-    fn flight(index: u32) -> FlightKey {
-        FlightKey { index, serial: 1 }
+    fn batch(index: u32) -> BatchId {
+        BatchId { index, serial: 1 }
     }
 
     #[test]
     fn a_lane_is_free_when_its_batch_has_ended() {
         let mut lanes = Lanes::default();
         assert_eq!(
-            lanes.claim(7, entry(0), flight(1), true, |_| true),
+            lanes.claim(7, entry(0), batch(1), true, |_| true),
             Claim::Free
         );
         assert_eq!(
-            lanes.claim(7, entry(1), flight(1), true, |_| true),
+            lanes.claim(7, entry(1), batch(1), true, |_| true),
             Claim::Same
         );
         assert_eq!(
-            lanes.claim(7, entry(2), flight(2), true, |_| true),
+            lanes.claim(7, entry(2), batch(2), true, |_| true),
             Claim::Waits {
-                behind: flight(1),
+                behind: batch(1),
                 first: true
             }
         );
         assert_eq!(
-            lanes.claim(7, entry(3), flight(1), true, |_| true),
+            lanes.claim(7, entry(3), batch(1), true, |_| true),
             Claim::Waits {
-                behind: flight(1),
+                behind: batch(1),
                 first: false
             },
             "no record overtakes a waiting one"
         );
         assert_eq!(lanes.next(7, |_| true), None);
-        let over = |f: FlightKey| f.index > 2;
+        let over = |f: BatchId| f.index > 2;
         assert_eq!(lanes.next(7, over), Some(entry(2)));
-        let advance = |lanes: &mut Lanes| lanes.advance(7, flight(3), true, over);
+        let advance = |lanes: &mut Lanes| lanes.advance(7, batch(3), true, over);
         assert_eq!(advance(&mut lanes), Some(entry(2)));
-        assert_eq!(lanes.waited_for(7), Some(flight(3)));
+        assert_eq!(lanes.waited_for(7), Some(batch(3)));
         assert_eq!(advance(&mut lanes), Some(entry(3)));
         assert_eq!(advance(&mut lanes), None);
         assert_eq!((lanes.waiters(), lanes.waited_for(7)), (0, None));
@@ -360,17 +360,17 @@ mod tests {
     fn a_held_lane_stays_closed_and_keeps_its_order() {
         let mut lanes = Lanes::default();
         assert_eq!(
-            lanes.claim(9, entry(0), flight(1), true, |_| true),
+            lanes.claim(9, entry(0), batch(1), true, |_| true),
             Claim::Free
         );
         lanes.hold(9, |_| false);
-        lanes.claim(9, entry(3), flight(2), true, |_| false);
+        lanes.claim(9, entry(3), batch(2), true, |_| false);
         lanes.wait_first(9, &[entry(1), entry(2)], |_| false);
         assert_eq!(lanes.next(9, |_| false), None);
-        assert_eq!(lanes.advance(9, flight(2), true, |_| false), None);
+        assert_eq!(lanes.advance(9, batch(2), true, |_| false), None);
         lanes.unhold(9);
         let order: Vec<_> =
-            std::iter::from_fn(|| lanes.advance(9, flight(2), true, |_| false)).collect();
+            std::iter::from_fn(|| lanes.advance(9, batch(2), true, |_| false)).collect();
         assert_eq!(order, vec![entry(1), entry(2), entry(3)]);
     }
 
@@ -378,22 +378,22 @@ mod tests {
     fn a_batch_gets_one_record_per_lane_if_requested() {
         let mut lanes = Lanes::default();
         assert_eq!(
-            lanes.claim(5, entry(0), flight(1), false, |_| true),
+            lanes.claim(5, entry(0), batch(1), false, |_| true),
             Claim::Free
         );
         for (waiting, first) in [(1, true), (2, false)] {
             assert_eq!(
-                lanes.claim(5, entry(waiting), flight(1), false, |_| true),
+                lanes.claim(5, entry(waiting), batch(1), false, |_| true),
                 Claim::Waits {
-                    behind: flight(1),
+                    behind: batch(1),
                     first
                 }
             );
         }
-        let over = |f: FlightKey| f.index > 1;
-        assert_eq!(lanes.advance(5, flight(2), false, over), Some(entry(1)));
-        assert_eq!(lanes.advance(5, flight(2), false, over), None);
-        assert_eq!(lanes.waited_for(5), Some(flight(2)));
+        let over = |f: BatchId| f.index > 1;
+        assert_eq!(lanes.advance(5, batch(2), false, over), Some(entry(1)));
+        assert_eq!(lanes.advance(5, batch(2), false, over), None);
+        assert_eq!(lanes.waited_for(5), Some(batch(2)));
     }
 
     #[test]
@@ -401,10 +401,10 @@ mod tests {
         let mut lanes = Lanes::default();
         for hash in 1..1_000_000u64 {
             let current = (hash / 256) as u32;
-            let live = |f: FlightKey| f.index + 4 > current;
+            let live = |f: BatchId| f.index + 4 > current;
             let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
             assert_eq!(
-                lanes.claim(spread, entry(0), flight(current), true, live),
+                lanes.claim(spread, entry(0), batch(current), true, live),
                 Claim::Free
             );
         }

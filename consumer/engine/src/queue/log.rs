@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::HandlerQueue;
 use super::context::Context;
 use super::deferred::Share;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::record::Record;
 use crate::source::TopicPartition;
 
@@ -69,7 +69,7 @@ impl HandlerQueue {
     pub(super) fn log_hung<R: Record>(
         &self,
         ctx: &Context<R>,
-        key: EntryKey,
+        key: RecordId,
         attempt: u32,
         reason: &str,
     ) {
@@ -91,7 +91,7 @@ impl HandlerQueue {
     pub(super) fn log_dead_letter<R: Record>(
         &mut self,
         ctx: &Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: &Share,
     ) {
         let Some(records) = self.dead_letter_log.count(share.class, ctx.now_ms) else {
@@ -114,7 +114,7 @@ impl HandlerQueue {
 }
 
 /// Position of a record, while it exists.
-fn place_of<R: Record>(ctx: &Context<R>, key: EntryKey) -> Option<(&TopicPartition, i64)> {
+fn place_of<R: Record>(ctx: &Context<R>, key: RecordId) -> Option<(&TopicPartition, i64)> {
     let entry = ctx.records.slab.get(key)?;
     Some((&ctx.records.partitions[entry.slot].at, entry.offset()))
 }

@@ -42,11 +42,11 @@ pub(crate) use report::ReportTime;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::dispatch::{EntryKey, FlightKey, HandlerIx, OwnedPartition};
+use crate::dispatch::{BatchId, HandlerIx, OwnedPartition, RecordId};
 use crate::record::Record;
 use crate::records::Records;
 use crate::source::AssignmentId;
-use batches::{Flight, Flights};
+use batches::{BatchTable, InFlightBatch};
 use closing::Closing;
 use context::Context;
 use counts::VersionCounts;
@@ -71,15 +71,15 @@ pub(crate) struct HandlerQueue {
     /// Its lanes.
     lanes: Lanes,
     /// Its batches: being filled, waiting for a worker, or with one.
-    batches: Flights,
+    batches: BatchTable,
     /// Batches being filled: one, or one per worker when keys stay with a worker.
     open: OpenBatches,
     /// Full batches that wait for a worker.
-    ready: VecDeque<FlightKey>,
+    ready: VecDeque<BatchId>,
     /// Records that wait because its bound is reached, in order.
-    backlog: VecDeque<EntryKey>,
+    backlog: VecDeque<RecordId>,
     /// Parked records whose time has come while there was no room; some may be over.
-    due: VecDeque<EntryKey>,
+    due: VecDeque<RecordId>,
     /// Free lanes with waiting records for which there was no room.
     runnable: VecDeque<u64>,
     /// Shares that are parked or wait for the producer.
@@ -132,7 +132,7 @@ impl HandlerQueue {
             retiring: false,
             closing: None,
             lanes: Lanes::default(),
-            batches: Flights::default(),
+            batches: BatchTable::default(),
             ready: VecDeque::new(),
             backlog: VecDeque::new(),
             due: VecDeque::new(),
@@ -215,7 +215,7 @@ impl HandlerQueue {
         if self.in_flight_records == 0 && self.held == 0 && self.lanes.waiters() == 0 {
             self.order = self.settings.order;
             // Records without a lane that calls did not run came back in any order.
-            let place = |key: &EntryKey| {
+            let place = |key: &RecordId| {
                 let entry = records.slab.get(*key);
                 entry.map(|entry| (entry.slot, entry.offset()))
             };
@@ -263,7 +263,7 @@ impl HandlerQueue {
     }
 
     /// What would run a record now.
-    fn generation_for<R: Record>(&self, ctx: &Context<R>, key: EntryKey) -> &Arc<GenerationId> {
+    fn generation_for<R: Record>(&self, ctx: &Context<R>, key: RecordId) -> &Arc<GenerationId> {
         let entry = ctx.records.slab.get(key);
         let place = entry.map(|entry| self.open.place_of(self.order, entry));
         let target = place.map(|place| self.open.target_of(place).0);
@@ -310,7 +310,7 @@ impl HandlerQueue {
     }
 
     /// Puts a share in a deferred state, in which it stays until that is changed or the share is over.
-    fn defer<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+    fn defer<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         let slot = share.slot;
         if let Some(due_ms) = share.state.due_ms() {
             ctx.agenda.add_due(self.ix, key, due_ms);
@@ -328,7 +328,7 @@ impl HandlerQueue {
     }
 
     /// Ends the deferral of a share: it is over, or is run for the first time again.
-    fn end_deferral<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) -> Option<Share> {
+    fn end_deferral<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId) -> Option<Share> {
         let replaced = self.deferred.remove(key);
         let share = replaced.before?;
         if share.state.is_parked() {
@@ -345,11 +345,11 @@ impl HandlerQueue {
     pub(crate) fn abandon<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        gone: &HashSet<EntryKey>,
+        gone: &HashSet<RecordId>,
     ) -> Vec<u64> {
         self.take_queued(ctx, |key| gone.contains(&key));
         let mine = self.deferred.iter().map(|(key, _)| key);
-        let mut mine: Vec<EntryKey> = mine.filter(|key| gone.contains(key)).collect();
+        let mut mine: Vec<RecordId> = mine.filter(|key| gone.contains(key)).collect();
         mine.sort_unstable();
         let mut freed = Vec::new();
         for key in mine {
@@ -364,7 +364,7 @@ impl HandlerQueue {
     }
 
     /// Records that it has started: with a worker, or waiting for the producer. A parked record has had no effect yet.
-    pub(crate) fn started(&self) -> impl Iterator<Item = EntryKey> {
+    pub(crate) fn started(&self) -> impl Iterator<Item = RecordId> {
         let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
         let deferred = self.deferred.iter();
         let deferred = deferred.filter(|(_, share)| !share.state.is_parked());
@@ -374,7 +374,7 @@ impl HandlerQueue {
     }
 
     /// Whether one of the records that `wanted` selects is with a worker, parked, or with the producer.
-    pub(crate) fn has_unfinished(&self, wanted: impl Fn(&EntryKey) -> bool) -> bool {
+    pub(crate) fn has_unfinished(&self, wanted: impl Fn(&RecordId) -> bool) -> bool {
         let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
         let mut keys = submitted.flat_map(|batch| &batch.keys);
         keys.any(&wanted) || self.deferred.iter().any(|(key, _)| wanted(&key))
@@ -384,10 +384,10 @@ impl HandlerQueue {
     pub(crate) fn stop_calls<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+        wanted: impl Fn(&Records<R>, &RecordId) -> bool,
     ) {
         let records = &ctx.records;
-        let hit = |batch: &Flight| batch.keys.iter().any(|key| wanted(records, key));
+        let hit = |batch: &InFlightBatch| batch.keys.iter().any(|key| wanted(records, key));
         let stopped = self.batches.stop(hit);
         ctx.agenda.stopped_calls += stopped;
         if stopped > 0 {
@@ -399,7 +399,7 @@ impl HandlerQueue {
     pub(crate) fn cancel_calls<R: Record>(
         &mut self,
         ctx: &Context<R>,
-        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+        wanted: impl Fn(&Records<R>, &RecordId) -> bool,
     ) -> bool {
         let mut any = false;
         for batch in self.batches.submitted() {
@@ -416,10 +416,10 @@ impl HandlerQueue {
     pub(crate) fn keep_stopped<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        wanted: impl Fn(&Records<R>, &EntryKey) -> bool,
+        wanted: impl Fn(&Records<R>, &RecordId) -> bool,
     ) {
         let records = &ctx.records;
-        let hit = |batch: &Flight| batch.keys.iter().any(|key| wanted(records, key));
+        let hit = |batch: &InFlightBatch| batch.keys.iter().any(|key| wanted(records, key));
         ctx.agenda.stopped_calls -= self.batches.keep_stopped(hit);
     }
 
@@ -507,7 +507,7 @@ impl HandlerQueue {
     }
 
     /// The records that a worker has.
-    pub(crate) fn submitted(&self) -> impl Iterator<Item = EntryKey> {
+    pub(crate) fn submitted(&self) -> impl Iterator<Item = RecordId> {
         let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
         submitted.flat_map(|batch| batch.keys.iter().copied())
     }

@@ -23,7 +23,7 @@ use super::context::Context;
 use super::deferred::{Attempt, Ending, Share, ShareState};
 use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
-use crate::dispatch::{Batch, EntryKey, FlightKey};
+use crate::dispatch::{Batch, BatchId, RecordId};
 use crate::record::Record;
 use crate::records::SettledRun;
 
@@ -41,12 +41,12 @@ impl HandlerQueue {
         ctx: &mut Context<R>,
         mut batch: Box<Batch>,
     ) -> bool {
-        if !self.batches.is_live(batch.flight) {
+        if !self.batches.is_live(batch.id) {
             let batch = ctx.return_late(batch);
             self.batches.recycle(batch);
             return false;
         }
-        let ended = self.end_batch(ctx, batch.flight);
+        let ended = self.end_batch(ctx, batch.id);
         self.in_flight_records -= batch.keys.len() as u32;
         self.in_flight_bytes -= batch.bytes;
         self.open.unblock();
@@ -129,7 +129,7 @@ impl HandlerQueue {
                 self.backlog.push_front(key);
             } else {
                 let batches = &self.batches;
-                let is_live = |flight| batches.is_live(flight);
+                let is_live = |id| batches.is_live(id);
                 self.lanes.wait_first(lane, &[key], is_live);
                 freed.push(lane);
             }
@@ -142,7 +142,7 @@ impl HandlerQueue {
     pub(super) fn park_now<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         lane: u64,
         attempt: u32,
     ) {
@@ -285,15 +285,15 @@ impl HandlerQueue {
     pub(crate) fn call_timed_out<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        flight: FlightKey,
+        id: BatchId,
         completed: &[RawOutcome],
     ) -> bool {
-        let Some(hung) = self.batches.get(flight) else {
+        let Some(hung) = self.batches.get(id) else {
             return false;
         };
         let keys = std::mem::take(&mut hung.keys);
         let seconds = ctx.now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
-        let ended = self.end_batch(ctx, flight);
+        let ended = self.end_batch(ctx, id);
         let mut freed = ended.contended;
         let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
         self.open.unblock();
@@ -336,7 +336,7 @@ impl HandlerQueue {
 
     /// Runs a share whose time has come, if it is still due at that time: its next attempt, or a resend of what the producer
     /// refused.
-    pub(crate) fn run_due<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, due_ms: u64) {
+    pub(crate) fn run_due<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, due_ms: u64) {
         let share = self.deferred.get(key);
         let is_due = |share: &&Share| share.state.due_ms() == Some(due_ms);
         let Some(share) = share.filter(is_due).cloned() else {
@@ -351,7 +351,7 @@ impl HandlerQueue {
     }
 
     /// Starts the next attempt of a parked record whose time has come, or queues it until the handler has room.
-    fn run_parked<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+    fn run_parked<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         if self.deferred.predecessor(key, &share).is_some() {
             return;
         }
@@ -387,7 +387,7 @@ impl HandlerQueue {
 
     /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
     /// batch handler. It has to until it is over, also if a new generation does not take batches any more.
-    fn follows<R: Record>(&self, ctx: &Context<R>, key: EntryKey, lane: u64) -> Option<i64> {
+    fn follows<R: Record>(&self, ctx: &Context<R>, key: RecordId, lane: u64) -> Option<i64> {
         if let Some(known) = self.deferred.get(key).and_then(|share| share.follows) {
             return Some(known);
         }
@@ -416,7 +416,7 @@ impl HandlerQueue {
         self.held += 1;
         if lane != 0 {
             let batches = &self.batches;
-            self.lanes.hold(lane, |flight| batches.is_live(flight));
+            self.lanes.hold(lane, |id| batches.is_live(id));
         }
     }
 

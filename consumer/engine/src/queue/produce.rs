@@ -23,7 +23,7 @@ use super::HandlerQueue;
 use super::context::Context;
 use super::deferred::{Attempt, Ending, Refusal, Share, ShareState};
 use super::refusals::ProduceKind;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::emit::{AckGroup, EmitFailure, FailureKind, RefusedEmits, Way, send_from};
 use crate::record::Record;
 use crate::settlement::{RetryPolicy, dead_letter};
@@ -47,7 +47,7 @@ impl HandlerQueue {
     pub(crate) fn produced<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         refused: Option<Box<RefusedEmits>>,
     ) {
         let Some(share) = self.deferred.get(key).cloned() else {
@@ -77,7 +77,7 @@ impl HandlerQueue {
     fn emits_acknowledged<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: &Share,
     ) {
         match share.ending {
@@ -94,7 +94,7 @@ impl HandlerQueue {
     }
 
     /// Settles a share that waited for the producer.
-    fn finish_share<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: &Share) {
+    fn finish_share<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: &Share) {
         self.end_refusal(ctx, share);
         self.end_deferral(ctx, key);
         ctx.records.settle_share(key, ctx.now_ms);
@@ -105,7 +105,7 @@ impl HandlerQueue {
     fn emits_refused<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: Share,
         refused: RefusedEmits,
     ) {
@@ -133,7 +133,7 @@ impl HandlerQueue {
     fn schedule_resend<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: Share,
         failure: EmitFailure,
         emits: Option<(Arc<AckGroup>, u32)>,
@@ -195,7 +195,7 @@ impl HandlerQueue {
     pub(super) fn send_emits_again<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: Share,
     ) {
         let Some(refusal) = &share.refusal else {
@@ -217,7 +217,7 @@ impl HandlerQueue {
         group.seal();
     }
 
-    fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey, share: Share) {
+    fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         self.end_refusal(ctx, &share);
         let (lane, attempt) = (share.lane, share.attempt);
         if self.deferred.predecessor(key, &share).is_some() {
@@ -274,7 +274,7 @@ impl HandlerQueue {
     pub(super) fn send_dead_letter<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         share: Share,
     ) {
         let way = share.refusal.as_ref().map_or(Way::Batched, |r| r.way);
@@ -321,7 +321,7 @@ impl HandlerQueue {
     pub(super) fn end_share<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
     ) -> Option<Share> {
         let share = self.end_deferral(ctx, key)?;
         self.end_refusal(ctx, &share);

@@ -1,12 +1,12 @@
 //! What a handler's queue reports: its counters, its problems, and what each of its shares waits for (G8).
 
 use super::HandlerQueue;
-use super::batches::Flight;
+use super::batches::InFlightBatch;
 use super::deferred::{Share, ShareState};
 use super::lane::{lane_of, lane_of_key};
 use super::refusals::ProduceKind;
 use crate::clock::WallClock;
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::record::Record;
 use crate::records::Records;
 use crate::status::{
@@ -92,7 +92,7 @@ impl HandlerQueue {
     pub(crate) fn holds<R: Record>(
         &self,
         records: &Records<R>,
-        key: EntryKey,
+        key: RecordId,
         time: ReportTime,
     ) -> Option<HeldBy> {
         let offset = records.slab.get(key)?.offset();
@@ -117,12 +117,12 @@ impl HandlerQueue {
             return Some(held(attempt, share.since_ms, waits_for));
         }
         let attempt = share.map_or(1, |share| share.attempt);
-        let has = |flight: &&Flight| flight.is_submitted() && flight.keys.contains(&key);
+        let has = |entry: &&InFlightBatch| entry.is_submitted() && entry.keys.contains(&key);
         if let Some(call) = self.batches.iter().find(has) {
             return Some(held(attempt, call.submitted_ms, WaitsFor::Handler));
         }
-        let in_batch = |flight: &Flight| {
-            let batch = flight.batch.as_ref();
+        let in_batch = |entry: &InFlightBatch| {
+            let batch = entry.batch.as_ref();
             batch.is_some_and(|batch| batch.keys.contains(&key))
         };
         let in_backlog = self.backlog.contains(&key);
@@ -142,7 +142,7 @@ impl HandlerQueue {
     }
 
     /// The oldest unsettled record of the same lane.
-    fn lane_holder<R: Record>(&self, records: &Records<R>, key: EntryKey) -> Option<i64> {
+    fn lane_holder<R: Record>(&self, records: &Records<R>, key: RecordId) -> Option<i64> {
         let lane = lane_of_key(&records.slab, self.order, key);
         let held = records.slab.iter();
         held.filter(|(_, entry)| entry.unsettled > 0 && lane_of(self.order, entry) == lane)

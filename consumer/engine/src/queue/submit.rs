@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use super::batches::Ended;
 use super::context::{Agenda, Context};
 use super::lane::{lane_of, lane_of_key};
-use super::lanes::{Claim, NO_FLIGHT};
+use super::lanes::{Claim, NO_BATCH};
 use super::{HandlerQueue, MAX_BATCH_BYTES, OnFailure};
 use smallvec::SmallVec;
 
-use crate::dispatch::{Batch, EntryKey, FlightKey};
+use crate::dispatch::{Batch, BatchId, RecordId};
 use crate::record::Record;
 use crate::records::Records;
-use crate::records::slab::Entry;
+use crate::records::slab::RecordEntry;
 
 /// Lanes whose places are read at once.
 const TOUCHED: usize = 8;
@@ -21,7 +21,7 @@ const BACKLOG_CHUNK: usize = 64;
 
 impl HandlerQueue {
     /// Queues records, in order.
-    pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) {
+    pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[RecordId]) {
         let taken = match self.backlog.is_empty() && !self.changes_order() {
             true => self.add_some(ctx, keys),
             false => 0,
@@ -31,7 +31,7 @@ impl HandlerQueue {
     }
 
     /// Adds records to batches, in order, while there is room. Returns their number.
-    fn add_some<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+    fn add_some<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[RecordId]) -> usize {
         match self.open.is_one() {
             true => self.add_run(ctx, keys),
             false => self.add_each(ctx, keys),
@@ -39,7 +39,7 @@ impl HandlerQueue {
     }
 
     /// Adds records to the batches of the workers that have their keys, while there is room. Returns their number.
-    fn add_each<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+    fn add_each<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[RecordId]) -> usize {
         let mut taken = 0;
         while self.has_room()
             && let Some(&key) = keys.get(taken)
@@ -52,10 +52,10 @@ impl HandlerQueue {
 
     /// Adds records to the open batch, while there is room: as [`Self::add_to_batch`] for each, with the batch in hand.
     /// Returns their number.
-    fn add_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[EntryKey]) -> usize {
+    fn add_run<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[RecordId]) -> usize {
         let mut taken = 0;
-        let mut flight = self.open_batch(&mut ctx.agenda, 0);
-        let Some(mut batch) = self.batches.take(flight) else {
+        let mut id = self.open_batch(&mut ctx.agenda, 0);
+        let Some(mut batch) = self.batches.take(id) else {
             return taken;
         };
         for (place, &key) in keys.iter().enumerate() {
@@ -70,16 +70,16 @@ impl HandlerQueue {
                 continue;
             };
             if is_full(&batch, self.batch_limit) {
-                self.batches.put_back(flight, batch);
-                flight = self.open_batch(&mut ctx.agenda, 0);
-                match self.batches.take(flight) {
+                self.batches.put_back(id, batch);
+                id = self.open_batch(&mut ctx.agenda, 0);
+                match self.batches.take(id) {
                     Some(next) => batch = next,
                     // The record stays where it was.
                     None => return taken - 1,
                 }
             }
             let lane = lane_of(self.order, entry);
-            if lane != 0 && !self.claim(lane, key, flight) {
+            if lane != 0 && !self.claim(lane, key, id) {
                 continue;
             }
             if let Some(charge) = push_into(&mut batch, key, entry, lane, 1) {
@@ -87,47 +87,45 @@ impl HandlerQueue {
                 self.in_flight_bytes += charge;
             }
         }
-        self.batches.put_back(flight, batch);
+        self.batches.put_back(id, batch);
         taken
     }
 
     /// Reads the places of lanes that are claimed next: each is likely a miss in the cache, and these overlap.
-    fn touch_lanes<R: Record>(&self, records: &Records<R>, keys: &[EntryKey]) {
+    fn touch_lanes<R: Record>(&self, records: &Records<R>, keys: &[RecordId]) {
         let lanes = keys.iter().filter_map(|key| records.slab.get(*key));
         let lanes = lanes.map(|entry| self.lanes.touch(lane_of(self.order, entry)));
         std::hint::black_box(lanes.fold(0, |all, one| all ^ one));
     }
 
-    /// Claims a lane for a record that would join `flight`; `false`: it waits in the lane.
+    /// Claims a lane for a record that would join `id`; `false`: it waits in the lane.
     #[inline]
-    fn claim(&mut self, lane: u64, key: EntryKey, flight: FlightKey) -> bool {
+    fn claim(&mut self, lane: u64, key: RecordId, id: BatchId) -> bool {
         let batches = &self.batches;
         let is_live = |other| batches.is_live(other);
-        let claim = self
-            .lanes
-            .claim(lane, key, flight, !self.exclusive, is_live);
+        let claim = self.lanes.claim(lane, key, id, !self.exclusive, is_live);
         let Claim::Waits { behind, first } = claim else {
             return true;
         };
         if first
-            && behind != NO_FLIGHT
-            && let Some(flight) = self.batches.get(behind)
+            && behind != NO_BATCH
+            && let Some(entry) = self.batches.get(behind)
         {
-            flight.contended.push(lane);
+            entry.contended.push(lane);
         }
         false
     }
 
     /// Claims the record's lane: adds it to the open batch if the lane is free, else queues it in the lane.
-    fn add_to_batch<R: Record>(&mut self, ctx: &mut Context<R>, key: EntryKey) {
+    fn add_to_batch<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId) {
         let Some(entry) = ctx.records.slab.get_mut(key) else {
             return;
         };
         let lane = lane_of(self.order, entry);
         let place = self.open.place_of(self.order, entry);
-        let flight = self.open_batch(&mut ctx.agenda, place);
-        if lane == 0 || self.claim(lane, key, flight) {
-            self.push_record(key, entry, flight, lane, 1);
+        let id = self.open_batch(&mut ctx.agenda, place);
+        if lane == 0 || self.claim(lane, key, id) {
+            self.push_record(key, entry, id, lane, 1);
         }
     }
 
@@ -135,7 +133,7 @@ impl HandlerQueue {
     pub(super) fn requeue<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        key: EntryKey,
+        key: RecordId,
         lane: u64,
         attempt: u32,
     ) {
@@ -149,12 +147,12 @@ impl HandlerQueue {
             // again.
             self.close_open();
         }
-        let flight = self.open_batch(&mut ctx.agenda, place);
+        let id = self.open_batch(&mut ctx.agenda, place);
         if lane != 0 {
             self.lanes.unhold(lane);
-            self.lanes.give(lane, flight);
+            self.lanes.give(lane, id);
         }
-        self.push_record(key, entry, flight, lane, attempt);
+        self.push_record(key, entry, id, lane, attempt);
         if alone {
             self.close_open();
         }
@@ -163,13 +161,13 @@ impl HandlerQueue {
 
     fn push_record<R: Record>(
         &mut self,
-        key: EntryKey,
-        entry: &mut Entry<R>,
-        flight: FlightKey,
+        key: RecordId,
+        entry: &mut RecordEntry<R>,
+        id: BatchId,
         lane: u64,
         attempt: u32,
     ) {
-        if let Some(batch) = self.batches.batch(flight)
+        if let Some(batch) = self.batches.batch(id)
             && let Some(charge) = push_into(batch, key, entry, lane, attempt)
         {
             self.in_flight_records += 1;
@@ -216,31 +214,31 @@ impl HandlerQueue {
         let mut refused = VecDeque::new();
         let mut freed = Vec::new();
         let mut full: SmallVec<[usize; 4]> = SmallVec::new();
-        while let Some(flight) = self.ready.pop_front() {
-            let Some(place) = self.batches.place(flight) else {
+        while let Some(id) = self.ready.pop_front() {
+            let Some(place) = self.batches.place(id) else {
                 continue;
             };
             let (number, _) = self.open.target_of(place);
             let target = self.settings.targets.get(number);
             let Some(target) = target.filter(|_| !self.open.is_blocked(number)) else {
-                refused.push_back(flight);
+                refused.push_back(id);
                 continue;
             };
             let generation = &target.generation;
-            let Some(batch) = self.batches.submit(flight, generation, ctx.now_ms) else {
+            let Some(batch) = self.batches.submit(id, generation, ctx.now_ms) else {
                 continue;
             };
             if batch.records.is_empty() {
                 // Its records were taken out when their partition was revoked.
                 self.batches.recycle(batch);
-                freed.append(&mut self.end_batch(ctx, flight).contended);
+                freed.append(&mut self.end_batch(ctx, id).contended);
                 continue;
             }
             match target.pool.submit(batch, &ctx.inbox) {
                 Ok(()) => submitted = true,
                 Err(batch) => {
-                    self.batches.put_back(flight, batch);
-                    refused.push_back(flight);
+                    self.batches.put_back(id, batch);
+                    refused.push_back(id);
                     // A batch for another worker may be accepted.
                     match target.keeps_key_state {
                         true => full.push(number),
@@ -259,29 +257,25 @@ impl HandlerQueue {
     }
 
     /// Ends a batch, and counts it if draining partitions wait for it.
-    pub(super) fn end_batch<R: Record>(
-        &mut self,
-        ctx: &mut Context<R>,
-        flight: FlightKey,
-    ) -> Ended {
-        let ended = self.batches.end(flight);
+    pub(super) fn end_batch<R: Record>(&mut self, ctx: &mut Context<R>, id: BatchId) -> Ended {
+        let ended = self.batches.end(id);
         ctx.agenda.stopped_calls -= usize::from(ended.stopped);
         ended
     }
 
     /// Sets aside the ready batches that wait for stopped calls.
-    fn withhold<R: Record>(&mut self, ctx: &Context<R>) -> VecDeque<FlightKey> {
+    fn withhold<R: Record>(&mut self, ctx: &Context<R>) -> VecDeque<BatchId> {
         let mut withheld = VecDeque::new();
         if ctx.agenda.stopped_calls == 0 {
             return withheld;
         }
         let batches = &mut self.batches;
-        self.ready.retain(|&flight| {
+        self.ready.retain(|&id| {
             let waits = batches
-                .batch(flight)
+                .batch(id)
                 .is_some_and(|batch| waits_for_stopped_calls(&ctx.records, &batch.keys));
             if waits {
-                withheld.push_back(flight);
+                withheld.push_back(id);
             }
             !waits
         });
@@ -296,7 +290,7 @@ impl HandlerQueue {
             self.release_lane(ctx, lane);
         }
         self.follow_order(&ctx.records);
-        let mut chunk = [EntryKey::NONE; BACKLOG_CHUNK];
+        let mut chunk = [RecordId::NONE; BACKLOG_CHUNK];
         while !self.backlog.is_empty() && self.has_room() && !self.changes_order() {
             // Copied out, because the queue changes while they are added.
             let count = self.backlog.len().min(BACKLOG_CHUNK);
@@ -314,7 +308,7 @@ impl HandlerQueue {
     /// a key would otherwise be handled by two.
     pub(super) fn place_again<R: Record>(&mut self, ctx: &mut Context<R>) {
         let mut taken = self.take_queued(ctx, |_| true);
-        taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(Entry::offset));
+        taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(RecordEntry::offset));
         let again = |queue: &Self, key| queue.deferred.get(key).map(|share| share.attempt);
         // They hold their lanes before others claim these.
         for &(key, lane) in &taken {
@@ -339,7 +333,7 @@ impl HandlerQueue {
             let batches = &self.batches;
             let first = match placed {
                 true => self.lanes.first(lane),
-                false => self.lanes.next(lane, |flight| batches.is_live(flight)),
+                false => self.lanes.next(lane, |id| batches.is_live(id)),
             };
             let Some(place) = first
                 .and_then(|key| ctx.records.slab.get(key))
@@ -354,7 +348,7 @@ impl HandlerQueue {
             let open = self.open_batch(&mut ctx.agenda, place);
             let several = !self.exclusive && self.has_room();
             let batches = &self.batches;
-            let is_live = |flight| batches.is_live(flight);
+            let is_live = |id| batches.is_live(id);
             let Some(key) = self.lanes.advance(lane, open, several, is_live) else {
                 break;
             };
@@ -371,44 +365,44 @@ impl HandlerQueue {
 
     /// The batch that has a lane in which records wait releases it when it ends.
     pub(super) fn mark_contended(&mut self, lane: u64) {
-        if let Some(flight) = self.lanes.waited_for(lane)
-            && let Some(flight) = self.batches.get(flight)
+        if let Some(id) = self.lanes.waited_for(lane)
+            && let Some(entry) = self.batches.get(id)
         {
-            flight.contended.push(lane);
+            entry.contended.push(lane);
         }
     }
 
     /// The batch that a record of this place would join; a full one is closed first.
-    fn open_batch(&mut self, agenda: &mut Agenda, place: usize) -> FlightKey {
-        if let Some(flight) = *self.open.at(place) {
+    fn open_batch(&mut self, agenda: &mut Agenda, place: usize) -> BatchId {
+        if let Some(id) = *self.open.at(place) {
             let limit = self.batch_limit;
-            let batch = self.batches.batch(flight);
+            let batch = self.batches.batch(id);
             match batch.map(|batch| is_full(batch, limit)) {
-                Some(false) => return flight,
-                Some(true) => self.ready.push_back(flight),
+                Some(false) => return id,
+                Some(true) => self.ready.push_back(id),
                 None => {}
             }
         }
-        let flight = self.batches.open(self.ix, place, agenda.next_serial());
+        let id = self.batches.open(self.ix, place, agenda.next_serial());
         if let (_, Some(worker)) = self.open.target_of(place)
-            && let Some(batch) = self.batches.batch(flight)
+            && let Some(batch) = self.batches.batch(id)
         {
             batch.worker = Some(worker);
         }
-        *self.open.at(place) = Some(flight);
-        flight
+        *self.open.at(place) = Some(id);
+        id
     }
 
     /// Moves the open batches that have records to the ready queue.
     fn close_open(&mut self) {
         for place in self.open.each_mut() {
-            if let Some(flight) = *place
+            if let Some(id) = *place
                 && self
                     .batches
-                    .batch(flight)
+                    .batch(id)
                     .is_none_or(|batch| !batch.records.is_empty())
             {
-                self.ready.push_back(flight);
+                self.ready.push_back(id);
                 *place = None;
             }
         }
@@ -418,12 +412,12 @@ impl HandlerQueue {
     pub(super) fn take_queued<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
-        wanted: impl Fn(EntryKey) -> bool,
-    ) -> Vec<(EntryKey, u64)> {
+        wanted: impl Fn(RecordId) -> bool,
+    ) -> Vec<(RecordId, u64)> {
         let mut taken = Vec::new();
         let mut emptied = Vec::new();
-        for flight in self.open.iter().chain(self.ready.iter().copied()) {
-            let Some(batch) = self.batches.batch(flight) else {
+        for id in self.open.iter().chain(self.ready.iter().copied()) {
+            let Some(batch) = self.batches.batch(id) else {
                 continue;
             };
             let before = taken.len();
@@ -448,7 +442,7 @@ impl HandlerQueue {
                 self.in_flight_records -= 1;
             }
             if kept == 0 && taken.len() > before {
-                emptied.push(flight);
+                emptied.push(id);
             }
         }
         let (slab, order) = (&ctx.records.slab, self.order);
@@ -471,14 +465,14 @@ impl HandlerQueue {
     }
 
     /// Ends batches that have lost all their records: they are never submitted, so their lanes would stay occupied.
-    fn end_emptied<R: Record>(&mut self, ctx: &mut Context<R>, emptied: &[FlightKey]) {
+    fn end_emptied<R: Record>(&mut self, ctx: &mut Context<R>, emptied: &[BatchId]) {
         for place in self.open.each_mut() {
-            *place = place.filter(|flight| !emptied.contains(flight));
+            *place = place.filter(|id| !emptied.contains(id));
         }
-        self.ready.retain(|flight| !emptied.contains(flight));
+        self.ready.retain(|id| !emptied.contains(id));
         let mut freed = Vec::new();
-        for &flight in emptied {
-            freed.append(&mut self.end_batch(ctx, flight).contended);
+        for &id in emptied {
+            freed.append(&mut self.end_batch(ctx, id).contended);
         }
         for lane in freed {
             self.release_lane(ctx, lane);
@@ -488,7 +482,7 @@ impl HandlerQueue {
 
 /// Whether a batch must not be dispatched yet: while stopped calls are running, it is unknown which records of a draining
 /// partition they have started, which must then be finished in all handlers.
-fn waits_for_stopped_calls<R: Record>(records: &Records<R>, keys: &[EntryKey]) -> bool {
+fn waits_for_stopped_calls<R: Record>(records: &Records<R>, keys: &[RecordId]) -> bool {
     keys.iter().any(|key| {
         records
             .slab
@@ -507,8 +501,8 @@ fn is_full(batch: &Batch, limit: u32) -> bool {
 #[inline]
 fn push_into<R: Record>(
     batch: &mut Batch,
-    key: EntryKey,
-    entry: &mut Entry<R>,
+    key: RecordId,
+    entry: &mut RecordEntry<R>,
     lane: u64,
     attempt: u32,
 ) -> Option<u64> {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::Order;
-use crate::dispatch::{FlightKey, PoolState, WorkerPool};
+use crate::dispatch::{BatchId, PoolState, WorkerPool};
 use crate::record::Record;
-use crate::records::slab::Entry;
+use crate::records::slab::RecordEntry;
 
 /// Number of key buckets that the targets of a handler share: a target can have a thousandth of the keys.
 pub const BUCKETS: u16 = 1_024;
@@ -75,7 +75,7 @@ struct Place {
 /// The batches being filled, by target and worker.
 pub(super) struct OpenBatches {
     places: SmallVec<[Place; 1]>,
-    open: SmallVec<[Option<FlightKey>; 1]>,
+    open: SmallVec<[Option<BatchId>; 1]>,
     /// Targets whose pools have refused a batch, until they have room again.
     blocked: SmallVec<[bool; 1]>,
 }
@@ -120,14 +120,14 @@ impl OpenBatches {
 
     /// The place of the batch that a record joins.
     #[inline]
-    pub(super) fn place_of<R: Record>(&self, order: Order, entry: &Entry<R>) -> usize {
+    pub(super) fn place_of<R: Record>(&self, order: Order, entry: &RecordEntry<R>) -> usize {
         match self.is_one() {
             true => 0,
             false => self.place_among(order, entry),
         }
     }
 
-    fn place_among<R: Record>(&self, order: Order, entry: &Entry<R>) -> usize {
+    fn place_among<R: Record>(&self, order: Order, entry: &RecordEntry<R>) -> usize {
         let bucket = bucket_of(order, entry);
         let first = self.places.iter().find(|place| bucket < place.end_bucket);
         let Some(place) = first.or(self.places.last()) else {
@@ -148,17 +148,17 @@ impl OpenBatches {
 
     /// The open batch of a place.
     #[inline]
-    pub(super) fn at(&mut self, place: usize) -> &mut Option<FlightKey> {
+    pub(super) fn at(&mut self, place: usize) -> &mut Option<BatchId> {
         &mut self.open[place]
     }
 
     /// The open batches.
-    pub(super) fn iter(&self) -> impl Iterator<Item = FlightKey> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = BatchId> + '_ {
         self.open.iter().copied().flatten()
     }
 
     /// The places, with their open batches.
-    pub(super) fn each_mut(&mut self) -> impl Iterator<Item = &mut Option<FlightKey>> {
+    pub(super) fn each_mut(&mut self) -> impl Iterator<Item = &mut Option<BatchId>> {
         self.open.iter_mut()
     }
 
@@ -190,7 +190,7 @@ impl OpenBatches {
 
 /// The bucket of a record: that of its key, so that a key has one target in all partitions. Without a key, records are
 /// spread by offset; in the order of partitions, a partition has one target.
-fn bucket_of<R: Record>(order: Order, entry: &Entry<R>) -> u16 {
+fn bucket_of<R: Record>(order: Order, entry: &RecordEntry<R>) -> u16 {
     let hash = match order {
         Order::Partition => u64::from(entry.slot.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         _ if entry.key_hash != 0 => entry.key_hash,

@@ -14,12 +14,12 @@ use rapidhash::v3::rapidhash_v3;
 use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::partition::assignment::AssignmentState;
 use crate::partition::table::Partitions;
 use crate::record::Record;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
-use slab::{Entry, NewEntry, Slab};
+use slab::{NewRecord, RecordEntry, Slab};
 
 /// All records in flight, and all partitions.
 pub(crate) struct Records<R: Record> {
@@ -69,7 +69,7 @@ pub(crate) const OVERHEAD: usize = 304 + 96;
 impl<R: Record> Records<R> {
     /// Adds a record that `handlers` handlers have to settle, and charges it.
     #[inline]
-    pub(crate) fn insert(&mut self, delivery: Delivery<R>, handlers: u16) -> EntryKey {
+    pub(crate) fn insert(&mut self, delivery: Delivery<R>, handlers: u16) -> RecordId {
         let assignment = &mut self.partitions[delivery.slot];
         let place = assignment.place_of(delivery.offset, delivery.timestamp_ms);
         let lease = delivery.lease;
@@ -80,7 +80,7 @@ impl<R: Record> Records<R> {
         assignment.entries += 1;
         assignment.unsettled += 1;
         assignment.usage.entry_bytes += u64::from(charge);
-        self.slab.insert(NewEntry {
+        self.slab.insert(NewRecord {
             record,
             slot: delivery.slot,
             key_hash,
@@ -90,7 +90,7 @@ impl<R: Record> Records<R> {
     }
 
     /// Settles a record for one handler; the last handler settles its offset.
-    pub(crate) fn settle_share(&mut self, key: EntryKey, now_ms: u64) {
+    pub(crate) fn settle_share(&mut self, key: RecordId, now_ms: u64) {
         let Some(entry) = self.slab.get_mut(key) else {
             return;
         };
@@ -122,7 +122,7 @@ impl<R: Record> Records<R> {
     pub(crate) fn return_settled(
         &mut self,
         run: &mut SettledRun,
-        key: EntryKey,
+        key: RecordId,
         view: RawRecord,
         now_ms: u64,
     ) {
@@ -179,12 +179,12 @@ impl<R: Record> Records<R> {
     }
 
     /// Whether nothing more is expected of a record: it is settled, or its partition was revoked (G5).
-    pub(crate) fn is_over(&self, key: EntryKey) -> bool {
+    pub(crate) fn is_over(&self, key: RecordId) -> bool {
         self.slab.get(key).is_none_or(|entry| entry.unsettled == 0)
     }
 
     /// Frees a record that all handlers have settled and no batch points to.
-    pub(crate) fn free_if_done(&mut self, key: EntryKey) {
+    pub(crate) fn free_if_done(&mut self, key: RecordId) {
         let Some(entry) = self.slab.get_mut(key) else {
             return;
         };
@@ -212,21 +212,21 @@ impl<R: Record> Records<R> {
     }
 
     /// Returns what was lent to a batch.
-    pub(crate) fn return_record(&mut self, key: EntryKey, record: RawRecord) {
+    pub(crate) fn return_record(&mut self, key: RecordId, record: RawRecord) {
         if let Some(entry) = self.slab.get_mut(key) {
             entry.return_record(record);
         }
     }
 
     /// Copies a record that will wait, so that it does not keep a whole fetch buffer alive.
-    pub(crate) fn detach(&mut self, key: EntryKey) {
+    pub(crate) fn detach(&mut self, key: RecordId) {
         if let Some(entry) = self.slab.get_mut(key) {
             entry.detach();
         }
     }
 
     /// The assignment of a record.
-    pub(crate) fn slot_of(&self, key: EntryKey) -> AssignmentId {
+    pub(crate) fn slot_of(&self, key: RecordId) -> AssignmentId {
         let entry = self.slab.get(key);
         entry.map_or(AssignmentId(u32::MAX), |entry| entry.slot)
     }
@@ -241,13 +241,13 @@ impl<R: Record> Records<R> {
     }
 
     /// Bytes charged for these records.
-    pub(crate) fn charge_of(&self, keys: &[EntryKey]) -> u64 {
+    pub(crate) fn charge_of(&self, keys: &[RecordId]) -> u64 {
         let entries = keys.iter().filter_map(|key| self.slab.get(*key));
         entries.map(|entry| u64::from(entry.charge)).sum()
     }
 
     /// Drops records that their partition leaves to its next owner: no handler settles them here.
-    pub(crate) fn abandon(&mut self, keys: &[EntryKey]) {
+    pub(crate) fn abandon(&mut self, keys: &[RecordId]) {
         for &key in keys {
             if let Some(entry) = self.slab.get_mut(key)
                 && std::mem::take(&mut entry.unsettled) > 0
@@ -262,7 +262,7 @@ impl<R: Record> Records<R> {
     pub(crate) fn entries_of(
         &self,
         slot: AssignmentId,
-    ) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
+    ) -> impl Iterator<Item = (RecordId, &RecordEntry<R>)> {
         self.slab
             .iter()
             .filter(move |(_, entry)| entry.slot == slot)

@@ -3,13 +3,13 @@
 use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
-use crate::dispatch::EntryKey;
+use crate::dispatch::RecordId;
 use crate::record::Record;
 use crate::source::AssignmentId;
 
 /// An in-flight record.
 #[derive(Debug)]
-pub(crate) struct Entry<R: Record> {
+pub(crate) struct RecordEntry<R: Record> {
     /// Its bytes, lent to the batches that contain it. The view that handlers get is built once, while the bytes are in
     /// the cache: later steps find everything here, and touch the client's memory again only to free it.
     record: Option<Lent<R>>,
@@ -30,7 +30,7 @@ pub(crate) struct Entry<R: Record> {
     seen: bool,
 }
 
-impl<R: Record> Entry<R> {
+impl<R: Record> RecordEntry<R> {
     /// Kafka offset.
     pub(crate) fn offset(&self) -> i64 {
         self.record.as_ref().map_or(-1, Lent::offset)
@@ -81,7 +81,7 @@ const MOST_PLACES: usize = 4 * 1024;
 
 /// All entries of a pump.
 pub(crate) struct Slab<R: Record> {
-    entries: Vec<Entry<R>>,
+    entries: Vec<RecordEntry<R>>,
     spare: Vec<u32>,
     live: usize,
     /// New records are copied out of the client's memory.
@@ -108,9 +108,9 @@ impl<R: Record> Slab<R> {
     /// Adds a record.
     // Inlined, so that the entry is built where it is kept and not copied there.
     #[inline(always)]
-    pub(crate) fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
+    pub(crate) fn insert(&mut self, new: NewRecord<R>) -> RecordId {
         self.live += 1;
-        let NewEntry {
+        let NewRecord {
             mut record,
             slot,
             key_hash,
@@ -130,12 +130,12 @@ impl<R: Record> Slab<R> {
             entry.wanted = handlers;
             entry.stranded = false;
             entry.seen = false;
-            return EntryKey {
+            return RecordId {
                 index,
                 serial: entry.serial,
             };
         }
-        self.entries.push(Entry {
+        self.entries.push(RecordEntry {
             record: Some(record),
             slot,
             key_hash,
@@ -146,35 +146,39 @@ impl<R: Record> Slab<R> {
             serial: 1,
             seen: false,
         });
-        EntryKey {
+        RecordId {
             index: (self.entries.len() - 1) as u32,
             serial: 1,
         }
     }
 
     /// The entry, if it still exists.
-    pub(crate) fn get(&self, key: EntryKey) -> Option<&Entry<R>> {
+    pub(crate) fn get(&self, key: RecordId) -> Option<&RecordEntry<R>> {
         self.entries
             .get(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// The entry, if it still exists.
-    pub(crate) fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry<R>> {
+    pub(crate) fn get_mut(&mut self, key: RecordId) -> Option<&mut RecordEntry<R>> {
         self.entries
             .get_mut(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// Prefetches the client's memory of a record, which [`Slab::remove`] will touch.
-    pub(crate) fn prefetch(&self, key: EntryKey) {
-        if let Some(lease) = self.entries.get(key.index as usize).and_then(Entry::lease) {
+    pub(crate) fn prefetch(&self, key: RecordId) {
+        if let Some(lease) = self
+            .entries
+            .get(key.index as usize)
+            .and_then(RecordEntry::lease)
+        {
             lease.prefetch();
         }
     }
 
     /// Frees the entry and its bytes.
-    pub(crate) fn remove(&mut self, key: EntryKey) {
+    pub(crate) fn remove(&mut self, key: RecordId) {
         let entry = &mut self.entries[key.index as usize];
         debug_assert!(
             entry.serial == key.serial && entry.record.is_some(),
@@ -201,7 +205,9 @@ impl<R: Record> Slab<R> {
         let by_places = self.entries.len().div_ceil(MOST_PLACES);
         let step = by_places.max(self.live / SAMPLE).max(1);
         let sampled = self.entries.iter().skip(first % step).step_by(step);
-        let shares = sampled.filter_map(Entry::lease).map(Record::pinned_bytes);
+        let shares = sampled
+            .filter_map(RecordEntry::lease)
+            .map(Record::pinned_bytes);
         (shares.sum::<usize>() * step) as u64
     }
 
@@ -228,7 +234,7 @@ impl<R: Record> Slab<R> {
     }
 
     /// Whether a record was here at the last [`Self::detach_waiting`], and keeps client memory alive.
-    pub(crate) fn is_to_detach(&self, key: EntryKey) -> bool {
+    pub(crate) fn is_to_detach(&self, key: RecordId) -> bool {
         let entry = self.get(key);
         entry.is_some_and(|entry| {
             entry.seen && entry.lease().is_some_and(Record::pins_client_memory)
@@ -237,7 +243,7 @@ impl<R: Record> Slab<R> {
 
     /// Copies a record that an unsubmitted batch has, if it was here at the last [`Self::detach_waiting`]. Takes and returns its
     /// view.
-    pub(crate) fn detach_queued(&mut self, key: EntryKey, view: RawRecord) -> RawRecord {
+    pub(crate) fn detach_queued(&mut self, key: RecordId, view: RawRecord) -> RawRecord {
         let is_to_detach = self.is_to_detach(key);
         let Some(entry) = self.get_mut(key).filter(|_| is_to_detach) else {
             return view;
@@ -249,19 +255,19 @@ impl<R: Record> Slab<R> {
     }
 
     /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.
-    pub(crate) fn lent(&self) -> impl Iterator<Item = &Entry<R>> {
+    pub(crate) fn lent(&self) -> impl Iterator<Item = &RecordEntry<R>> {
         self.entries.iter().filter(|entry| entry.is_lent())
     }
 
     /// Every live entry.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RecordId, &RecordEntry<R>)> {
         self.entries
             .iter()
             .enumerate()
             .filter(|(_, entry)| entry.record.is_some())
             .map(|(index, entry)| {
                 (
-                    EntryKey {
+                    RecordId {
                         index: index as u32,
                         serial: entry.serial,
                     },
@@ -273,7 +279,7 @@ impl<R: Record> Slab<R> {
 
 /// Initial values of an entry.
 #[derive(Debug)]
-pub(crate) struct NewEntry<R: Record> {
+pub(crate) struct NewRecord<R: Record> {
     /// Its bytes.
     pub(crate) record: Lent<R>,
     /// The assignment that delivered it.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sluicegate_engine::clock::WallClock;
-use sluicegate_engine::dispatch::{FlightKey, HandlerIx, PoolState, PumpMessage, WorkerPool};
+use sluicegate_engine::dispatch::{BatchId, HandlerIx, PoolState, PumpMessage, WorkerPool};
 
 use super::model::{Check, Share, Stage};
 use super::pools::SimPool;
@@ -249,13 +249,13 @@ impl World {
             let mut records = batch.records.iter();
             batch.handler.0 == key.handler
                 && records.any(|record| record.epoch == key.epoch && record.offset == key.offset)
-                && !self.is_abandoned(batch.flight)
+                && !self.is_abandoned(batch.id)
         })
     }
 
     /// Whether the flow has received the call's timeout.
-    fn is_abandoned(&self, hung: FlightKey) -> bool {
-        let reports_it = |message: &Message| matches!(&message.message, PumpMessage::CallTimedOut { flight, .. } if *flight == hung);
+    fn is_abandoned(&self, hung: BatchId) -> bool {
+        let reports_it = |message: &Message| matches!(&message.message, PumpMessage::CallTimedOut { batch, .. } if *batch == hung);
         self.timed_out.contains_key(&hung) && !self.messages.iter().any(reports_it)
     }
 }

@@ -165,10 +165,10 @@ impl World {
             offset: record.offset,
             handler,
         });
-        self.timed_out.insert(run.batch.flight, shares.collect());
+        self.timed_out.insert(run.batch.id, shares.collect());
         let message = PumpMessage::CallTimedOut {
             handler: run.batch.handler,
-            flight: run.batch.flight,
+            batch: run.batch.id,
             completed: run.outcomes.clone(),
         };
         self.messages.push_back(Message {
@@ -321,9 +321,9 @@ impl World {
                 format!("received h{} finished {all:?}", batch.handler.0)
             }
             PumpMessage::CallTimedOut {
-                flight, completed, ..
+                batch, completed, ..
             } => {
-                let of = self.timed_out.get(flight);
+                let of = self.timed_out.get(batch);
                 format!("received timeout of {of:?} after {}", completed.len())
             }
             PumpMessage::Produced { refused, .. } => {
@@ -333,8 +333,8 @@ impl World {
             _ => "received pool free".into(),
         });
         match (&message, share) {
-            // The model has already accounted for a flight that timed out.
-            (PumpMessage::Finished(batch), _) if self.timed_out.remove(&batch.flight).is_none() => {
+            // The model has already accounted for a batch that timed out.
+            (PumpMessage::Finished(batch), _) if self.timed_out.remove(&batch.id).is_none() => {
                 for (i, record) in batch.records.iter().enumerate() {
                     let pending = batch.emits_pending.get(i) == Some(&true);
                     let share = ShareKey {
@@ -352,11 +352,11 @@ impl World {
             }
             (
                 PumpMessage::CallTimedOut {
-                    flight, completed, ..
+                    batch, completed, ..
                 },
                 _,
             ) => {
-                self.count_timeout(*flight, completed);
+                self.count_timeout(*batch, completed);
             }
             (PumpMessage::Produced { refused, .. }, Some(share)) => {
                 let kind = refused.as_ref().map(|refused| refused.failure.kind);
@@ -410,10 +410,10 @@ impl World {
 
     fn count_timeout(
         &mut self,
-        flight: sluicegate_engine::dispatch::FlightKey,
+        batch: sluicegate_engine::dispatch::BatchId,
         completed: &[RawOutcome],
     ) {
-        let shares = self.timed_out.get(&flight).cloned().unwrap_or_default();
+        let shares = self.timed_out.get(&batch).cloned().unwrap_or_default();
         for (i, share) in shares.into_iter().enumerate() {
             let outcome = match completed.get(i) {
                 // Its emits are lost with the call, so it runs again.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sluicegate_abi::RawOutcome;
 use sluicegate_abi::lend::OwnedRecord;
-use sluicegate_engine::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
+use sluicegate_engine::dispatch::{Batch, BatchId, HandlerIx, Inbox, PumpMessage};
 use sluicegate_engine::emit::{Ticket, Way};
 use sluicegate_engine::engine::Engine;
 use sluicegate_engine::event::{Effect, Event};
@@ -93,7 +93,7 @@ pub struct World {
     pub revision: u64,
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
-    pub timed_out: HashMap<FlightKey, Vec<ShareKey>>,
+    pub timed_out: HashMap<BatchId, Vec<ShareKey>>,
     /// The pool of each key, by handler, in the present plan.
     targets_of: HashMap<(u32, Vec<u8>), usize>,
     /// The worker of each key, by pool.

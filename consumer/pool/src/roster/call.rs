@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{FlightKey, HandlerIx, Inbox};
+use sluicegate_engine::dispatch::{BatchId, HandlerIx, Inbox};
 use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
 
 use crate::member::PoolMember;
@@ -18,7 +18,7 @@ pub(crate) struct Call {
     pub(super) member: Arc<PoolMember>,
     reply_to: Arc<Inbox>,
     handler: HandlerIx,
-    flight: FlightKey,
+    batch_id: BatchId,
     records: u64,
     monitor: Arc<dyn CallMonitor>,
     cancel: CancelFlag,
@@ -35,7 +35,7 @@ pub(crate) struct TimedOutCall {
     pub(crate) member: Arc<PoolMember>,
     pub(crate) reply_to: Arc<Inbox>,
     pub(crate) handler: HandlerIx,
-    pub(crate) flight: FlightKey,
+    pub(crate) batch_id: BatchId,
     /// Number of records of the batch.
     pub(crate) records: u64,
     /// Outcomes of the records before the one that hangs.
@@ -57,7 +57,7 @@ impl Call {
             member: Arc::clone(&item.member),
             reply_to: Arc::clone(&item.reply_to),
             handler: item.batch.handler,
-            flight: item.batch.flight,
+            batch_id: item.batch.id,
             records: item.batch.records.len() as u64,
             monitor,
             cancel: item.batch.cancel.clone(),
@@ -125,7 +125,7 @@ impl Call {
             member: self.member,
             reply_to: self.reply_to,
             handler: self.handler,
-            flight: self.flight,
+            batch_id: self.batch_id,
             records: self.records,
             completed,
         }

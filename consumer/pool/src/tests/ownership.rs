@@ -60,8 +60,8 @@ fn a_later_or_rebuilt_instance_is_notified_before_its_first_call() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let (pool, mut home) = (harness.pool(1), Home::new());
     pool.own(&home.inbox, &[owned(0, 1)]);
-    for (flight, offset) in [(0, 1), (1, 2)] {
-        assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
+    for (number, offset) in [(0, 1), (1, 2)] {
+        assert!(pool.submit(batch(number, &[offset]), &home.inbox).is_ok());
         home.finished();
     }
     let once = ["assigned t/0 1", "called with 1"];

@@ -115,7 +115,7 @@ fn a_batch_is_returned_with_its_outcomes_and_counted() {
     let (pool, mut home) = (harness.pool(2), Home::new());
     assert!(pool.submit(batch(7, &[1, 2, 3]), &home.inbox).is_ok());
     let back = home.finished();
-    assert_eq!(back.flight.index, 7);
+    assert_eq!(back.id.index, 7);
     assert_eq!(codes(&back), [ACK, outcome_code::DROP, outcome_code::RETRY]);
     assert!(back.emits_pending.is_empty());
     let counts = harness.stats.counts();
@@ -128,25 +128,25 @@ fn a_batch_is_returned_with_its_outcomes_and_counted() {
 fn one_batch_waits_behind_each_running_one_and_room_is_notified() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
     let (pool, mut home) = (harness.pool(2), Home::new());
-    for flight in 0..4 {
-        assert!(pool.submit(batch(flight, &[1]), &home.inbox).is_ok());
+    for number in 0..4 {
+        assert!(pool.submit(batch(number, &[1]), &home.inbox).is_ok());
     }
     let refused = pool.submit(batch(4, &[1]), &home.inbox).unwrap_err();
-    assert_eq!(refused.flight.index, 4);
+    assert_eq!(refused.id.index, 4);
     harness.script.open("go");
     home.pool_free();
     assert!(pool.submit(refused, &home.inbox).is_ok());
-    let mut flights: Vec<_> = (0..5).map(|_| home.finished().flight.index).collect();
-    flights.sort_unstable();
-    assert_eq!(flights, [0, 1, 2, 3, 4]);
+    let mut numbers: Vec<_> = (0..5).map(|_| home.finished().id.index).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 1, 2, 3, 4]);
 }
 
 #[test]
 fn a_batch_bound_to_a_worker_runs_on_no_other() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
     let (pool, mut home) = (harness.pool(2), Home::new());
-    let bound = |flight, offset| {
-        let mut batch = batch(flight, &[offset]);
+    let bound = |number, offset| {
+        let mut batch = batch(number, &[offset]);
         batch.worker = Some(1);
         batch
     };
@@ -154,10 +154,10 @@ fn a_batch_bound_to_a_worker_runs_on_no_other() {
     assert!(pool.submit(bound(1, 2), &home.inbox).is_ok());
     assert!(pool.submit(bound(2, 3), &home.inbox).is_err());
     assert!(pool.submit(batch(3, &[4]), &home.inbox).is_ok());
-    assert_eq!(home.finished().flight.index, 3, "the other worker is free");
+    assert_eq!(home.finished().id.index, 3, "the other worker is free");
     harness.script.open("go");
-    assert_eq!(home.finished().flight.index, 0);
-    assert_eq!(home.finished().flight.index, 1);
+    assert_eq!(home.finished().id.index, 0);
+    assert_eq!(home.finished().id.index, 1);
     home.pool_free();
 }
 
@@ -193,8 +193,8 @@ fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers
     let mut setup = harness.setup("one");
     setup.restart.max_restarts = 3;
     let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
-    for flight in 0..4 {
-        give(&pool, &mut home, batch(flight, &[1]));
+    for number in 0..4 {
+        give(&pool, &mut home, batch(number, &[1]));
         assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
     }
     assert_eq!(pool.state(), PoolState::Failed);
@@ -221,8 +221,8 @@ fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
     home.finished();
     assert_eq!(pool.state(), PoolState::Failed);
     home.forget_room();
-    for flight in 1..4 {
-        assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
+    for number in 1..4 {
+        assert!(pool.submit(batch(number, &[2]), &home.inbox).is_err());
         threads.check(Instant::now());
         assert!(!home.forget_room(), "without room, nothing is reported");
     }
@@ -234,8 +234,8 @@ fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
 fn a_poison_record_among_good_ones_never_trips() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let (pool, mut home) = (harness.pool(1), Home::new());
-    for flight in 0..50 {
-        give(&pool, &mut home, batch(flight, &[0, 1]));
+    for number in 0..50 {
+        give(&pool, &mut home, batch(number, &[0, 1]));
         assert_eq!(codes(&home.finished()), [ACK, outcome_code::PANICKED]);
     }
     assert_eq!(pool.state(), PoolState::Active);
@@ -247,8 +247,8 @@ fn a_failed_creation_returns_its_batch_unprocessed() {
     let harness = PoolHarness::new(&[]);
     harness.script.failing_creations.store(2, Ordering::SeqCst);
     let (pool, mut home) = (harness.pool(1), Home::new());
-    for flight in 0..2 {
-        give(&pool, &mut home, batch(flight, &[1, 2]));
+    for number in 0..2 {
+        give(&pool, &mut home, batch(number, &[1, 2]));
         assert_eq!(codes(&home.finished()), [NOT_RUN, NOT_RUN]);
     }
     give(&pool, &mut home, batch(2, &[1]));

@@ -49,7 +49,7 @@ fn queued_batches_are_returned_while_workers_hang_and_running_ones_stop_between_
     pool.recall();
     pool.own(&home.inbox, &[]);
     let back = home.finished();
-    assert_eq!((back.flight.index, codes(&back)), (1, vec![NOT_RUN]));
+    assert_eq!((back.id.index, codes(&back)), (1, vec![NOT_RUN]));
     home.pool_free();
     assert_eq!(
         harness.stats.counts().in_flight,
@@ -58,7 +58,7 @@ fn queued_batches_are_returned_while_workers_hang_and_running_ones_stop_between_
     );
     harness.script.open("go");
     let back = home.finished();
-    assert_eq!((back.flight.index, codes(&back)), (0, vec![ACK, NOT_RUN]));
+    assert_eq!((back.id.index, codes(&back)), (0, vec![ACK, NOT_RUN]));
     until("it is notified", || {
         relock(&harness.script.notifications).len() == 3
     });

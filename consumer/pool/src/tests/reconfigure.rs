@@ -22,8 +22,8 @@ fn configs(harness: &PoolHarness) -> Vec<String> {
 fn two_instances() -> (PoolHarness, Arc<HandlerPool>, Home) {
     let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
     let (pool, mut home) = (harness.pool(2), Home::new());
-    for (flight, offset) in [(0, 1), (1, 2)] {
-        assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
+    for (number, offset) in [(0, 1), (1, 2)] {
+        assert!(pool.submit(batch(number, &[offset]), &home.inbox).is_ok());
     }
     home.finished();
     (harness, pool, home)
@@ -68,7 +68,7 @@ fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_
     let harness = PoolHarness::new(&[]);
     let (pool, mut home) = (harness.pool(1), Home::new());
     pool.probe(true, TIMEOUT).unwrap();
-    for (flight, (config, why)) in [
+    for (number, (config, why)) in [
         ("spend", "scripted panic"),
         ("unhealthy", "health check failed"),
     ]
@@ -81,7 +81,7 @@ fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_
             "{refused:?}"
         );
         assert_eq!(harness.script.living(), 0);
-        let work = batch(flight as u32, &[1]);
+        let work = batch(number as u32, &[1]);
         assert!(pool.submit(work, &home.inbox).is_ok());
         home.finished();
         assert_eq!(configs(&harness).last().unwrap(), "built with {}");

@@ -102,8 +102,8 @@ fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
     let here = threads.join_first(setup);
     let gone = threads.join(harness.setup("gone")).ok().unwrap();
     let (mut home, elsewhere) = (Home::new(), Home::new());
-    for flight in 0..2 {
-        assert!(here.submit(batch(flight, &[1]), &home.inbox).is_ok());
+    for number in 0..2 {
+        assert!(here.submit(batch(number, &[1]), &home.inbox).is_ok());
     }
     assert!(gone.submit(batch(9, &[1]), &elsewhere.inbox).is_err());
     let mut waiting = here.submit(batch(2, &[2]), &home.inbox).unwrap_err();
@@ -112,8 +112,8 @@ fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
         home.pool_free();
         waiting = refused;
     }
-    for flight in 0..3 {
-        assert_eq!(home.finished().flight.index, flight);
+    for number in 0..3 {
+        assert_eq!(home.finished().id.index, number);
     }
 }
 

@@ -29,14 +29,14 @@ fn pool(harness: &PoolHarness, workers: u32) -> (Arc<ThreadPool>, Arc<HandlerPoo
     (threads, pool)
 }
 
-/// The flight that timed out, and the outcome codes of its finished records.
+/// The batch that timed out, and the outcome codes of its finished records.
 fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
     home.next("timed-out call", |message| match message {
         PumpMessage::CallTimedOut {
-            flight, completed, ..
+            batch, completed, ..
         } => {
             let codes = completed.iter().map(|outcome| outcome.code).collect();
-            Ok((flight.index, codes))
+            Ok((batch.index, codes))
         }
         other => Err(other),
     })
@@ -55,14 +55,14 @@ fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
     );
     assert!(started.elapsed() >= Duration::from_millis(100));
     let next = home.finished();
-    assert_eq!(next.flight.index, 1, "a new worker took the next batch");
+    assert_eq!(next.id.index, 1, "a new worker took the next batch");
     assert_eq!(codes(&next), [ACK]);
     let counts = harness.stats.counts();
     assert_eq!((counts.quarantined, counts.in_flight), (1, 0));
 
     harness.script.open("never");
     let late = home.finished();
-    assert_eq!((late.flight.index, late.records.len()), (0, 4));
+    assert_eq!((late.id.index, late.records.len()), (0, 4));
     assert!(late.cancel.is_set());
     assert_eq!(
         codes(&late),
@@ -174,17 +174,17 @@ fn other_workers_and_batches_of_a_hanging_handler_continue() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
     let ((_threads, pool), mut home) = (pool(&harness, 2), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    for flight in 1..20 {
-        let mut next = batch(flight, &[2]);
+    for number in 1..20 {
+        let mut next = batch(number, &[2]);
         while let Err(refused) = pool.submit(next, &home.inbox) {
             home.pool_free();
             next = refused;
         }
-        assert_eq!(home.finished().flight.index, flight);
+        assert_eq!(home.finished().id.index, number);
     }
     assert_eq!(timed_out_call(&mut home).0, 0);
     harness.script.open("never");
-    assert_eq!(home.finished().flight.index, 0);
+    assert_eq!(home.finished().id.index, 0);
 }
 
 #[test]
@@ -192,10 +192,10 @@ fn too_many_hung_calls_trip_only_their_own_handler() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
     let ((threads, bad), mut home) = (pool(&harness, 1), Home::new());
     let good = threads.join(short(&harness, "two")).ok().unwrap();
-    for flight in 0..4 {
+    for number in 0..4 {
         assert_eq!(bad.state(), PoolState::Active);
-        assert!(bad.submit(batch(flight, &[1]), &home.inbox).is_ok());
-        assert_eq!(timed_out_call(&mut home).0, flight);
+        assert!(bad.submit(batch(number, &[1]), &home.inbox).is_ok());
+        assert_eq!(timed_out_call(&mut home).0, number);
     }
     assert_eq!(bad.state(), PoolState::Failed);
     let why = bad.failure().unwrap();
@@ -205,14 +205,14 @@ fn too_many_hung_calls_trip_only_their_own_handler() {
     assert!(bad.submit(batch(9, &[2]), &home.inbox).is_err());
     assert_eq!(good.state(), PoolState::Active);
     assert!(good.submit(batch(5, &[2]), &home.inbox).is_ok());
-    assert_eq!(home.finished().flight.index, 5);
+    assert_eq!(home.finished().id.index, 5);
 
     let watch = bad.release_watch();
     drop(bad);
     let release = watch.wait(Instant::now() + Duration::from_secs(20));
     assert_eq!(release, Release::Quarantined, "its threads still hang");
     harness.script.open("never");
-    let mut late: Vec<_> = (0..4).map(|_| home.finished().flight.index).collect();
+    let mut late: Vec<_> = (0..4).map(|_| home.finished().id.index).collect();
     late.sort_unstable();
     assert_eq!(late, [0, 1, 2, 3]);
 }

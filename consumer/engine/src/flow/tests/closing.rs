@@ -130,7 +130,7 @@ fn a_late_batch_of_a_removed_handler_is_not_taken_for_one_of_its_successor() {
     bench.apply(|_, _| true);
     bench.deliver(10..20, |offset| Some(offset.to_string()));
     let current = std::mem::take(&mut *bench.pools[0].taken.lock().unwrap());
-    assert_ne!(hung.flight, current[0].flight);
+    assert_ne!(hung.id, current[0].id);
     bench.pools[0].taken.lock().unwrap().push(hung);
     bench.finish(0, |_| ACK);
     assert_eq!(bench.frontier(), 10, "its outcomes are discarded");

@@ -95,11 +95,11 @@ fn a_call_that_hangs_after_its_drain_blocks_no_later_drain() {
 fn a_call_that_times_out_after_its_partition_was_released_parks_nothing() {
     let mut bench = Bench::new(1);
     bench.deliver(0..3, |_| None);
-    let flight = bench.pools[0].taken.lock().unwrap()[0].flight;
+    let batch = bench.pools[0].taken.lock().unwrap()[0].id;
     bench.flow.release(&[bench.slot]);
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
-        flight,
+        batch,
         completed: Vec::new(),
     });
     bench.flow.tick(3_600_000);

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{Batch, FlightKey, Inbox};
+use sluicegate_engine::dispatch::{Batch, BatchId, Inbox};
 use sluicegate_kit::plugin_doubles::{Producer, Script, ScriptedPlugin};
 use sluicegate_runtime::{CallMonitor, CallProgress, RawOutcome, outcome_code};
 
@@ -60,7 +60,7 @@ fn setup(name: &str, max_restarts: u32) -> HandlerSetup {
 /// A batch without records: the roster reads only its number, its worker and its flag.
 fn batch(number: u32, worker: Option<u32>) -> Box<Batch> {
     let mut batch = Box::new(Batch::new());
-    batch.flight = FlightKey {
+    batch.id = BatchId {
         index: number,
         serial: 1,
     };
@@ -169,7 +169,7 @@ impl Table {
             Next::Park(None) => "park".to_owned(),
             Next::Park(Some(until)) => format!("park for {:?}", until - self.now),
             Next::Task(task) => match task {
-                Task::Call(item) => format!("call {}", item.batch.flight.index),
+                Task::Call(item) => format!("call {}", item.batch.id.index),
                 Task::Create(member, config) => {
                     format!("create {} with {}", member.setup.name, config.json)
                 }
@@ -263,11 +263,11 @@ fn words(effect: Effect) -> String {
         Effect::Spawn(worker) => format!("spawn {}/{}", worker.slot, worker.thread_epoch),
         Effect::Wake(slot) => format!("wake {slot}"),
         Effect::Cancel(_) => "cancel".to_owned(),
-        Effect::NotRun(item) => format!("not run {}", item.batch.flight.index),
+        Effect::NotRun(item) => format!("not run {}", item.batch.id.index),
         Effect::TimedOut(call) => {
             format!(
                 "timed out {} after {}",
-                call.flight.index,
+                call.batch_id.index,
                 call.completed.len()
             )
         }

@@ -22,7 +22,7 @@ fn greedy(members: u32, rounds: usize) -> Vec<u32> {
             let Phase::Creating { member, item, .. } = &table.roster.slots[0].phase else {
                 panic!("nothing is created");
             };
-            order.push(item.as_ref().unwrap().batch.flight.index);
+            order.push(item.as_ref().unwrap().batch.id.index);
             let member = Arc::clone(member);
             assert_eq!(table.created(worker, &member), "call");
         } else {

@@ -42,7 +42,7 @@ impl Model {
                 }
             }
             Effect::NotRun(item) => {
-                let known = &mut self.items[item.batch.flight.index as usize];
+                let known = &mut self.items[item.batch.id.index as usize];
                 assert_eq!(
                     known.at,
                     At::Queued,
@@ -51,7 +51,7 @@ impl Model {
                 known.at = At::Returned;
             }
             Effect::TimedOut(call) => {
-                let known = &mut self.items[call.flight.index as usize];
+                let known = &mut self.items[call.batch_id.index as usize];
                 let At::Running(worker) = known.at else {
                     panic!("timed out, and {:?}", known.at);
                 };

@@ -99,7 +99,7 @@ impl Model {
 
     /// The call of a batch starts.
     pub(super) fn starts(&mut self, id: WorkerId, thread: &Thread, item: &WorkItem) {
-        let known = &mut self.items[item.batch.flight.index as usize];
+        let known = &mut self.items[item.batch.id.index as usize];
         assert_eq!(known.at, At::Queued, "a batch runs once");
         known.at = At::Running(id);
         assert!(
@@ -109,9 +109,7 @@ impl Model {
         if let Some(worker) = known.worker {
             assert_eq!(worker as usize % self.workers, id.slot, "its worker");
         }
-        thread
-            .monitor
-            .at(Some((u64::from(item.batch.flight.index), 0)));
+        thread.monitor.at(Some((u64::from(item.batch.id.index), 0)));
     }
 
     pub(super) fn end_call(&mut self, id: WorkerId, thread: &mut Thread, item: WorkItem) -> bool {
@@ -120,14 +118,14 @@ impl Model {
             let progress = self.random.below(100) as u32;
             thread
                 .monitor
-                .at(Some((u64::from(item.batch.flight.index), progress)));
+                .at(Some((u64::from(item.batch.id.index), progress)));
             thread.doing = Doing::Call(item);
             return true;
         }
         thread.monitor.at(None);
         let poisoned = self.random.chance(20).then_some("panicked");
         let made_progress = self.random.chance(50);
-        let number = item.batch.flight.index as usize;
+        let number = item.batch.id.index as usize;
         let report = Report::CallEnded {
             member: &item.member,
             poisoned,
