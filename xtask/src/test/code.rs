@@ -78,7 +78,7 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
 
 /// Seeds of the long simulation: ten million steps, about 210 per seed.
 const LONG_SEEDS: &str = "48000";
-/// Ten million steps take about 20 minutes.
+/// Ten million steps take about two minutes.
 const SIMULATION_LIMIT: Duration = Duration::from_hours(2);
 
 /// The simulator of the engine, ten million steps long.

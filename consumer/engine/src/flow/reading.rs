@@ -53,10 +53,11 @@ impl<R: Record> Flow<R> {
         self.ctx.records.partitions[slot].is_read()
     }
 
-    /// Whether nothing of a partition is in flight: it may restart from any offset.
+    /// Whether nothing of a partition is in flight: it may restart from any offset. Records whose memory an abandoned call
+    /// still has are settled, and do not count.
     pub fn is_unused(&self, slot: AssignmentId) -> bool {
         let assignment = &self.ctx.records.partitions[slot];
-        assignment.entries == 0 && assignment.overflow.is_empty() && assignment.ledger.is_settled()
+        assignment.overflow.is_empty() && assignment.ledger.is_settled()
     }
 
     /// Restarts a partition from `to` under the same epoch, skipping `gone` offsets. The new start is committed,

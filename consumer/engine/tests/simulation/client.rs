@@ -263,6 +263,8 @@ impl World {
             let error = SourceError::Retryable("the broker is away".to_owned());
             return self.tell(Event::Sought(start.slot, Err(error)));
         }
+        // Queued records may have been admitted, and settled, in the same step.
+        self.see_admissions()?;
         let owned = self
             .model
             .owned

@@ -173,9 +173,10 @@ impl World {
         for key in self.open_shares(handler) {
             let owned = &self.model.owned[&key.epoch];
             let share = &owned.records[&key.offset].shares[&handler];
-            let produces = share.stage == Stage::Producing && !share.refused;
-            let with_producer = produces || share.dead_lettered;
-            let kept = overdue || (failed && !self.is_called(&key));
+            let produces = share.stage == Stage::Producing;
+            let with_producer = (produces && !share.refused) || share.dead_lettered;
+            // What the producer refused is produced again until the drain timeout, whether or not the handler has failed.
+            let kept = overdue || (failed && !produces && !self.is_called(&key));
             if kept && !with_producer && !owned.draining {
                 return Err(format!(
                     "{key:?} is {:?} and still held by a handler that is off and has failed or hangs (G8)",

@@ -222,6 +222,9 @@ impl World {
             leader_epoch: 0,
             lease: OwnedRecord::new(record.key.as_deref(), Some(&record.value), &record.headers),
         }];
+        let (slot, offset) = (owned.slot, record.offset);
+        self.model
+            .trace(|| format!("epoch {epoch}, {slot:?}: offset {offset} is delivered"));
         self.tell(Event::Records(&mut records))
     }
 

@@ -391,7 +391,7 @@ impl World {
         self.see_given(false)
     }
 
-    fn see_admissions(&mut self) -> Check {
+    pub fn see_admissions(&mut self) -> Check {
         let mut admitted = Vec::new();
         for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
             let assignment = self.flow().assignment(owned.slot);

@@ -5,6 +5,11 @@ use super::super::suites::{COMMIT, FLOW, QUEUE, RAW, READING, SIMULATION, STATUS
 
 pub(super) const QUEUES: &[Mutant] = &[
     Mutant {
+        name: "abandoned-call-holds-restart",
+        what: "a partition whose offset is out of range waits for a call that was abandoned",
+        suite: FLOW,
+    },
+    Mutant {
         name: "target-blocks-all",
         what: "a full pool of one target holds the keys of all targets of its handler",
         suite: FLOW,

@@ -119,6 +119,29 @@ fn hung_calls_are_abandoned_after_the_drain_timeout_and_their_outcomes_discarded
 }
 
 #[test]
+fn an_abandoned_call_does_not_keep_its_partition_from_another_offset() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |offset| Some(offset.to_string()));
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    assert!(!bench.flow.is_unused(bench.slot));
+    bench.apply(|_, _| false);
+    bench.flow.tick(5_100);
+    assert!(bench.flow.held_records() > 0, "the call has their memory");
+    assert!(bench.flow.is_unused(bench.slot));
+    bench.flow.restart(bench.slot, 5, 0, true);
+    bench.apply(|_, _| true);
+    bench.deliver(5..8, |offset| Some(offset.to_string()));
+    let current = std::mem::take(&mut *bench.pools[0].taken.lock().unwrap());
+    bench.pools[0].taken.lock().unwrap().push(hung);
+    bench.finish(0, |_| ACK);
+    assert_eq!(bench.frontier(), 5, "its outcomes are discarded");
+    *bench.pools[0].taken.lock().unwrap() = current;
+    assert_eq!(bench.finish(0, |_| ACK), [5, 6, 7]);
+    assert_eq!((bench.frontier(), bench.flow.held_records()), (8, 0));
+    assert!(bench.flow.fault().is_none());
+}
+
+#[test]
 fn a_late_batch_of_a_removed_handler_is_not_taken_for_one_of_its_successor() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |offset| Some(offset.to_string()));
