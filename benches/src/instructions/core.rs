@@ -70,6 +70,7 @@ fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
                 version: "1.0.0".into(),
                 number: 1,
                 config_digest: 1,
+                takes_batches: false,
             },
             pool,
         )],

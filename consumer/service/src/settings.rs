@@ -114,10 +114,10 @@ fn target_of(plan: &HandlerPlan) -> Option<Target> {
         version: plan.version.clone(),
         number: plan.generation,
         config_digest: digest(plan.spec.config.expose().to_string().as_bytes()),
+        takes_batches: plan.takes_batches,
     };
     Some(Target {
         keeps_key_state: plan.keeps_key_state,
-        takes_batches: plan.takes_batches,
         ..Target::only(generation, plan.pool.clone()?)
     })
 }

@@ -93,6 +93,7 @@ pub fn handler(pool: Arc<dyn WorkerPool>) -> HandlerSettings {
                 version: "1.0.0".into(),
                 number: 1,
                 config_digest: 1,
+                takes_batches: false,
             },
             pool,
         )],

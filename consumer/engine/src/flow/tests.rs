@@ -240,6 +240,7 @@ fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
                 version: "1.0.0".into(),
                 number: 1,
                 config_digest: 1,
+                takes_batches: false,
             },
             pool,
         )],

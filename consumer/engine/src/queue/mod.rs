@@ -160,10 +160,16 @@ impl HandlerQueue {
 
     /// Applies new settings; open batches are closed, so that a batch has one set of settings.
     pub(crate) fn replace<R: Record>(&mut self, ctx: &mut Context<R>, settings: HandlerSettings) {
+        let ran = |settings: &HandlerSettings| -> Vec<Arc<GenerationId>> {
+            let targets = settings.targets.iter();
+            targets.map(|target| target.generation.clone()).collect()
+        };
+        if ran(&settings) != ran(&self.settings) {
+            self.errors.succeeded();
+        }
         self.settings = settings;
         self.follow_targets();
         self.follow_order(&ctx.records);
-        self.errors.succeeded();
         self.retiring = false;
         self.fruitless_calls = 0;
         self.backoff_until_ms = None;
@@ -259,7 +265,7 @@ impl HandlerQueue {
     fn takes_batches(&self, place: usize) -> bool {
         let (target, _) = self.open.target_of(place);
         let target = self.settings.targets.get(target);
-        target.is_some_and(|target| target.takes_batches)
+        target.is_some_and(|target| target.generation.takes_batches)
     }
 
     /// What would run a record now.

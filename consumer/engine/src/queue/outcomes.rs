@@ -180,7 +180,7 @@ impl HandlerQueue {
             class: REASON_TERMINAL,
             ending: Ending::Ack,
             refusal: None,
-            follows: self.follows(ctx, key, attempt.lane),
+            follows: self.follows(ctx, attempt),
         }
     }
 
@@ -224,8 +224,7 @@ impl HandlerQueue {
             }
             outcome_code::DEAD_LETTER => {
                 let reason = detail.unwrap_or_else(terminal_error);
-                self.errors
-                    .attempt_failed(returned.number, reason.clone(), ctx.now_ms);
+                self.errors.attempt_failed(reason.clone(), ctx.now_ms);
                 self.hold(lane);
                 self.dead_letter(ctx, returned, REASON_TERMINAL, reason);
             }
@@ -256,8 +255,7 @@ impl HandlerQueue {
         requested_ms: u64,
     ) {
         let random = ctx.random.unit();
-        self.errors
-            .attempt_failed(returned.number, reason.clone(), ctx.now_ms);
+        self.errors.attempt_failed(reason.clone(), ctx.now_ms);
         let retry = self.settings.retry;
         self.hold(returned.lane);
         if returned.number >= retry.max_attempts {
@@ -387,13 +385,13 @@ impl HandlerQueue {
 
     /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
     /// batch handler. It has to until it is over, also if a new generation does not take batches any more.
-    fn follows<R: Record>(&self, ctx: &Context<R>, key: RecordId, lane: u64) -> Option<i64> {
-        if let Some(known) = self.deferred.get(key).and_then(|share| share.follows) {
+    fn follows<R: Record>(&self, ctx: &Context<R>, attempt: &Attempt) -> Option<i64> {
+        let known = self.deferred.get(attempt.key);
+        if let Some(known) = known.and_then(|share| share.follows) {
             return Some(known);
         }
-        let entry = ctx.records.slab.get(key)?;
-        let place = self.open.place_of(self.order, entry);
-        (lane != 0 && self.takes_batches(place)).then(|| entry.offset())
+        let entry = ctx.records.slab.get(attempt.key)?;
+        (attempt.lane != 0 && attempt.ran_by.takes_batches).then(|| entry.offset())
     }
 
     /// Dead-letters all queued records of a failed handler. Returns whether there were any.

@@ -26,7 +26,11 @@ pub(crate) struct ReportTime {
 
 impl HandlerQueue {
     /// Reports the handler, a row for each version of its plugin, the present one last.
-    pub(crate) fn report(&self, clock: WallClock) -> impl Iterator<Item = HandlerFlowReport> {
+    pub(crate) fn report(
+        &self,
+        clock: WallClock,
+        now_ms: u64,
+    ) -> impl Iterator<Item = HandlerFlowReport> {
         let name = &self.settings.name;
         let rows = self
             .counts
@@ -42,12 +46,12 @@ impl HandlerQueue {
         rows.push(HandlerFlowReport {
             version: present.version,
             outcomes: present.outcomes,
-            ..self.report_now(clock)
+            ..self.report_now(clock, now_ms)
         });
         rows.into_iter()
     }
 
-    fn report_now(&self, clock: WallClock) -> HandlerFlowReport {
+    fn report_now(&self, clock: WallClock, now_ms: u64) -> HandlerFlowReport {
         let waiting = self.backlog.len() + self.lanes.waiters();
         HandlerFlowReport {
             name: self.settings.name.to_string(),
@@ -55,7 +59,7 @@ impl HandlerQueue {
             parked: self.deferred.parked(),
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
-            problems: self.problems(clock),
+            problems: self.problems(clock, now_ms),
             last_error: self.errors.last(clock),
             held_since_ms: self.closing.map(|closing| clock.at(closing.moved_ms)),
             ..HandlerFlowReport::default()
@@ -63,8 +67,8 @@ impl HandlerQueue {
     }
 
     /// That every attempt fails, and what keeps records of the handler from being produced, by topic.
-    fn problems(&self, clock: WallClock) -> Vec<ServiceProblem> {
-        let failing = self.errors.problem(&self.settings.name, clock);
+    fn problems(&self, clock: WallClock, now_ms: u64) -> Vec<ServiceProblem> {
+        let failing = self.errors.problem(&self.settings.name, clock, now_ms);
         let held = self.refusals.held();
         let refused = held.map(|held| {
             let (kind, what) = match held.what {

@@ -192,7 +192,7 @@ impl HandlerQueue {
             if self.open.all_blocked() || self.backoff_until_ms.is_some() {
                 return;
             }
-            self.close_open();
+            self.close_unblocked();
             let mut withheld = self.withhold(ctx);
             let (submitted, freed) = self.submit_ready(ctx);
             self.ready.append(&mut withheld);
@@ -391,6 +391,23 @@ impl HandlerQueue {
         }
         *self.open.at(place) = Some(id);
         id
+    }
+
+    /// Moves the open batches that have records to the ready queue, those of blocked targets excepted: they fill up.
+    fn close_unblocked(&mut self) {
+        for place in 0..self.open.places() {
+            let (target, _) = self.open.target_of(place);
+            if !self.open.is_blocked(target)
+                && let Some(id) = *self.open.at(place)
+                && self
+                    .batches
+                    .batch(id)
+                    .is_none_or(|batch| !batch.records.is_empty())
+            {
+                self.ready.push_back(id);
+                *self.open.at(place) = None;
+            }
+        }
     }
 
     /// Moves the open batches that have records to the ready queue.

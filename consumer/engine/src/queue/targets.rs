@@ -29,6 +29,8 @@ pub struct GenerationId {
     pub number: u64,
     /// Identifies its config.
     pub config_digest: u64,
+    /// It handles a batch as a whole: after a failed batch its records are retried one by one.
+    pub takes_batches: bool,
 }
 
 /// A generation that runs some of a handler's records.
@@ -42,8 +44,6 @@ pub struct Target {
     pub buckets: u16,
     /// A key is always handled by the same worker.
     pub keeps_key_state: bool,
-    /// It handles a batch as a whole: after a failed batch its records are retried one by one.
-    pub takes_batches: bool,
 }
 
 impl Target {
@@ -54,7 +54,6 @@ impl Target {
             pool,
             buckets: BUCKETS,
             keeps_key_state: false,
-            takes_batches: false,
         }
     }
 }
@@ -144,6 +143,11 @@ impl OpenBatches {
         let target = self.places.iter().rposition(begins).unwrap_or(0);
         let worker = self.places.get(target).filter(|one| one.by_worker);
         (target, worker.map(|one| place - one.first))
+    }
+
+    /// Number of places.
+    pub(super) fn places(&self) -> usize {
+        self.open.len()
     }
 
     /// The open batch of a place.

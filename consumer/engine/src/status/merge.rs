@@ -110,7 +110,8 @@ impl HandlerReport {
     fn own_problem(&self, now_ms: i64) -> Option<ServiceProblem> {
         let name = &self.name;
         let problem = |kind, what: String, remedy: String| {
-            let cause = self.reason.clone().or_else(|| self.last_error.clone());
+            // Not the last error: its text may contain a record's value, and problems are logged.
+            let cause = self.reason.clone();
             ServiceProblem {
                 kind,
                 what,

@@ -170,10 +170,10 @@ impl SimHandler {
             version: "1.0.0".into(),
             number,
             config_digest: 0,
+            takes_batches: self.takes_batches,
         };
         let target = |number, pool: &Arc<SimPool>| Target {
             keeps_key_state: self.keeps_key_state,
-            takes_batches: self.takes_batches,
             ..Target::only(generation(number), pool.clone())
         };
         let mut first = target(self.generation, &self.pool);

@@ -357,7 +357,7 @@ fn runs_again(records: i64) -> Bench {
     let mut bench = Bench::new(1);
     let generation = |bench: &mut Bench, number| {
         bench.apply(|_, settings| {
-            settings.targets[0].takes_batches = true;
+            generation_of(settings).takes_batches = true;
             generation_of(settings).number = number;
             true
         });

@@ -9,7 +9,7 @@ fn batches(room: u32) -> Bench {
     let mut bench = Bench::with(1, 1_000_000);
     bench.flow.settings.budget_bytes = 1 << 40;
     bench.apply(|_, settings| {
-        settings.targets[0].takes_batches = true;
+        generation_of(settings).takes_batches = true;
         settings.max_in_flight_records = room;
         settings.max_in_flight_bytes = 1 << 40;
         true
@@ -191,6 +191,27 @@ fn another_order_applies_also_when_the_last_record_has_no_lane() {
         "no other record has to arrive"
     );
     assert_eq!(bench.frontier(), 3);
+}
+
+#[test]
+fn records_of_a_call_follow_one_another_also_when_their_generation_was_replaced() {
+    let mut bench = batches(1_000);
+    bench.deliver(0..8, |_| Some("a".to_owned()));
+    bench.apply(|_, settings| {
+        generation_of(settings).number = 2;
+        settings.retry.max_attempts = 5;
+        settings.retry.jitter = 0.9;
+        true
+    });
+    let all: Vec<i64> = (0..8).collect();
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), all);
+    let mut ran = Vec::new();
+    for now_ms in 1..400 {
+        bench.flow.tick(now_ms);
+        bench.flow.dispatch();
+        ran.extend(bench.finish(0, |_| ACK));
+    }
+    assert_eq!(ran, all);
 }
 
 #[test]

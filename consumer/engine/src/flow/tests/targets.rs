@@ -32,6 +32,7 @@ fn give(bench: &mut Bench, buckets: u16, change: impl Fn(&mut HandlerSettings)) 
                 version: "2.0.0".into(),
                 number: 2,
                 config_digest: 1,
+                takes_batches: false,
             };
             settings.targets.push(Target {
                 buckets,
