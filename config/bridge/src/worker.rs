@@ -61,7 +61,7 @@ pub(super) struct Worker {
     /// When it first saw each pending write, by `clock`.
     sightings: Sightings,
     clock: Instant,
-    /// The record of the pair; `None` until both stores are verified, and while that is in doubt.
+    /// The record of the pair; `None` until both stores are verified, and while that is uncertain.
     pair: Option<PairRecord>,
     /// The id of the pair and the marks from which missing keys count, when both stores were last verified.
     joined: Option<(Option<String>, Pair<u64>)>,

@@ -2,7 +2,7 @@
 //!
 //! Numbers in `consumer` such as "rule 1" are the five rules under which reading batches from an application queue is
 //! correct: 1 forward before every assign, start offset in the list; 2 after a partition's error entry seek back once
-//! instead of trusting a jump; 3 drop redeliveries; 4 serve events until their queue is empty; 5 drop partition lists
+//! instead of trusting a gap; 3 drop redeliveries; 4 serve events until their queue is empty; 5 drop partition lists
 //! before the client.
 
 mod abandoned;

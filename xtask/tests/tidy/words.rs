@@ -65,6 +65,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"\bFlightKey\b|\bNO_FLIGHT\b", "BatchId"),
     (r"\bEntryKey\b", "RecordId"),
     (
+        r"\bplace_again\b|\bkeep_in_hand\b|\bincarnations?\b",
+        "requeue, defer, id",
+    ),
+    (
         r"\b(Workshop|Unfit|Tally|Desk|Crossing|Rehearsed|Collision|Follower|EmitGroup|ServiceFacts|PlanIx)\b",
         "the name in the table of docs/adr/0027-terms-of-the-ecosystem.md",
     ),

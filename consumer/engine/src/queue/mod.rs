@@ -178,7 +178,7 @@ impl HandlerQueue {
         self.ready.extend(before.iter());
         self.mark_dirty(ctx);
         if !self.open.places_like(&before) {
-            self.place_again(ctx);
+            self.requeue_unsubmitted(ctx);
         }
     }
 

@@ -306,7 +306,7 @@ impl HandlerQueue {
 
     /// Fills unsubmitted batches again, after targets or the number of workers have changed: a batch is for one of them, and
     /// a key would otherwise be handled by two.
-    pub(super) fn place_again<R: Record>(&mut self, ctx: &mut Context<R>) {
+    pub(super) fn requeue_unsubmitted<R: Record>(&mut self, ctx: &mut Context<R>) {
         let mut taken = self.take_queued(ctx, |_| true);
         taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(RecordEntry::offset));
         let again = |queue: &Self, key| queue.deferred.get(key).map(|share| share.attempt);

@@ -10,7 +10,7 @@ use super::model::{Check, Model, Owned};
 use super::script::Log;
 
 impl Model {
-    /// Checks the start of an assignment: at the commit of the same topic incarnation, skipping only settled records, and
+    /// Checks the start of an assignment: at the commit of the same topic id, skipping only settled records, and
     /// with a token above that of every owner that has started a record.
     pub fn check_assign(&self, new: &NewAssignment, log: usize, logs: &[Log]) -> Check {
         let what = format!("assignment of {} at {}", new.at, new.start);

@@ -90,7 +90,7 @@ impl World {
         if self.random.chance(self.faults.crash) {
             self.crash();
         }
-        // Effects so far belong to the current topic incarnations.
+        // Effects so far belong to the current topic ids.
         self.observe()?;
         let log = self.random.below(self.script.logs.len());
         if self.random.chance(self.faults.recreate) {
@@ -292,7 +292,7 @@ impl World {
             && self.commit.is_none()
     }
 
-    /// The committed offset in this incarnation of the topic.
+    /// The committed offset of the topic with this id.
     fn committed_in(&self, log: &Log) -> i64 {
         let committed = self.model.committed.get(&log.at);
         let own = committed.filter(|committed| committed.topic_id == log.topic_id);

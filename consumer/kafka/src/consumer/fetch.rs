@@ -223,7 +223,7 @@ impl Connection<Callbacks> {
         match detector.judge(topic, message.partition(), message.offset()) {
             Verdict::Deliver(..) => {}
             Verdict::Drop | Verdict::SeekBack(..) => {
-                // The jump stays suspect: the queue's next record triggers the seek.
+                // The gap stays suspect: the queue's next record triggers the seek.
                 detector.suspect(slot, Instant::now());
                 return None;
             }

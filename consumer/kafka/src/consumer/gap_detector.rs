@@ -246,7 +246,7 @@ impl GapDetector {
                 return Verdict::SeekBack(slot, next);
             }
             if offset < next {
-                // Rule 3: a redelivery. The ledger drops and counts it; it says nothing about the suspect jump.
+                // Rule 3: a redelivery. The ledger drops and counts it; it says nothing about the suspect gap.
                 return Verdict::Deliver(slot, false);
             }
         }
@@ -371,7 +371,7 @@ impl GapDetector {
     }
 
     /// Suspect partitions that have delivered nothing for `SUSPECT_TIMEOUT`, each with the offset to seek back to. Each
-    /// is returned once; a later jump is still suspect, because a seek soon after an assign can be lost.
+    /// is returned once; a later gap is still suspect, because a seek soon after an assign can be lost.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<(AssignmentId, i64)> {
         if !self.any_suspect {
             return Vec::new();

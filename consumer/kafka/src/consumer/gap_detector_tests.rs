@@ -32,7 +32,7 @@ fn a_jump_after_an_error_entry_is_sought_back_once_and_then_trusted() {
         "the rest of the batch is older than the seek"
     );
     detector.begin_batch();
-    assert!(deliver(&mut detector, 12), "the jump was real");
+    assert!(deliver(&mut detector, 12), "the gap was real");
 }
 
 #[test]
