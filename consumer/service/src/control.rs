@@ -73,14 +73,6 @@ pub(super) struct Controller {
     member: Option<Member>,
 }
 
-/// Result of sending a plan to the pumps.
-struct PlanDelivery {
-    /// Every pump has applied its routes, handlers and gates.
-    applied: bool,
-    /// Every pump has subscribed to its topics.
-    subscribed: bool,
-}
-
 /// The cluster's topics, their watch, and the pumps' subscription.
 struct Topics {
     /// Lists the topics at the start; then owned by the watch.
@@ -254,12 +246,12 @@ impl Controller {
         let delivery = self
             .group
             .apply(plan, &index, &topics, record_log, self.pump_timeout);
-        let delivery = self.told(&delivery);
+        self.tell(&delivery);
         if delivery.applied {
             self.view.record_active_plan(plan);
         }
         self.record_delivery(&delivery);
-        if delivery.applied && delivery.subscribed {
+        if delivery.applied && delivery.refused.is_none() {
             self.active = ActivePlan {
                 revision: applied.settled,
                 preparing: applied.preparing.clone(),
@@ -269,9 +261,9 @@ impl Controller {
     }
 
     /// Records what has to be sent to the pumps again.
-    fn record_delivery(&mut self, delivery: &PlanDelivery) {
+    fn record_delivery(&mut self, delivery: &Delivery) {
         self.unanswered = !delivery.applied;
-        self.refused_topics = !delivery.subscribed;
+        self.refused_topics = delivery.refused.is_some();
     }
 
     /// Handles a report of the topic watch: the subscription may have changed.
@@ -299,7 +291,7 @@ impl Controller {
         }
         let topics = self.topics.names();
         let delivery = self.group.subscribe(&topics, self.pump_timeout);
-        let delivery = self.told(&delivery);
+        self.tell(&delivery);
         // A pump that has not confirmed a plan still has to.
         let unanswered = self.unanswered;
         self.record_delivery(&delivery);
@@ -307,7 +299,7 @@ impl Controller {
     }
 
     /// Records and logs what the pumps have answered.
-    fn told(&self, delivery: &Delivery) -> PlanDelivery {
+    fn tell(&self, delivery: &Delivery) {
         if let Some(error) = &delivery.refused
             && !self.refused_topics
         {
@@ -319,10 +311,6 @@ impl Controller {
         let refused = delivery.refused.as_ref().map(ToString::to_string);
         if refused.is_some() || delivery.applied {
             self.view.record_subscription(refused.as_deref());
-        }
-        PlanDelivery {
-            applied: delivery.applied,
-            subscribed: refused.is_none(),
         }
     }
 

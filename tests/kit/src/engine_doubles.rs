@@ -88,15 +88,7 @@ pub fn flow_settings() -> FlowSettings {
 pub fn handler(pool: Arc<dyn WorkerPool>) -> HandlerSettings {
     HandlerSettings {
         name: "h".into(),
-        targets: vec![Target::only(
-            GenerationId {
-                version: "1.0.0".into(),
-                number: 1,
-                config_digest: 1,
-                takes_batches: false,
-            },
-            pool,
-        )],
+        targets: vec![Target::only(GenerationId::new("1.0.0", 1), pool)],
         gate_open: true,
         order: Order::Key,
         retry: retry(1, Duration::ZERO),

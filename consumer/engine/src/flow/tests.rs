@@ -235,15 +235,7 @@ fn generation_of(settings: &mut HandlerSettings) -> &mut GenerationId {
 fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
     HandlerSettings {
         name: format!("h{}", ix.0).into(),
-        targets: vec![Target::only(
-            GenerationId {
-                version: "1.0.0".into(),
-                number: 1,
-                config_digest: 1,
-                takes_batches: false,
-            },
-            pool,
-        )],
+        targets: vec![Target::only(GenerationId::new("1.0.0", 1), pool)],
         gate_open: true,
         order: Order::Key,
         retry: RetryPolicy {

@@ -145,7 +145,7 @@ impl HandlerQueue {
         if alone {
             // A record that failed in a batch is retried alone, so that one bad record does not fail its neighbours
             // again.
-            self.close_open();
+            self.close_open(true);
         }
         let id = self.open_batch(&mut ctx.agenda, place);
         if lane != 0 {
@@ -154,7 +154,7 @@ impl HandlerQueue {
         }
         self.push_record(key, entry, id, lane, attempt);
         if alone {
-            self.close_open();
+            self.close_open(true);
         }
         self.mark_dirty(ctx);
     }
@@ -192,7 +192,7 @@ impl HandlerQueue {
             if self.open.all_blocked() || self.backoff_until_ms.is_some() {
                 return;
             }
-            self.close_unblocked();
+            self.close_open(false);
             let mut withheld = self.withhold(ctx);
             let (submitted, freed) = self.submit_ready(ctx);
             self.ready.append(&mut withheld);
@@ -393,11 +393,11 @@ impl HandlerQueue {
         id
     }
 
-    /// Moves the open batches that have records to the ready queue, those of blocked targets excepted: they fill up.
-    fn close_unblocked(&mut self) {
+    /// Moves the open batches that have records to the ready queue, those of blocked targets only with `blocked`: they fill up.
+    fn close_open(&mut self, blocked: bool) {
         for place in 0..self.open.places() {
             let (target, _) = self.open.target_of(place);
-            if !self.open.is_blocked(target)
+            if (blocked || !self.open.is_blocked(target))
                 && let Some(id) = *self.open.at(place)
                 && self
                     .batches
@@ -406,21 +406,6 @@ impl HandlerQueue {
             {
                 self.ready.push_back(id);
                 *self.open.at(place) = None;
-            }
-        }
-    }
-
-    /// Moves the open batches that have records to the ready queue.
-    fn close_open(&mut self) {
-        for place in self.open.each_mut() {
-            if let Some(id) = *place
-                && self
-                    .batches
-                    .batch(id)
-                    .is_none_or(|batch| !batch.records.is_empty())
-            {
-                self.ready.push_back(id);
-                *place = None;
             }
         }
     }

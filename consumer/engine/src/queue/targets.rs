@@ -33,6 +33,17 @@ pub struct GenerationId {
     pub takes_batches: bool,
 }
 
+impl GenerationId {
+    /// A generation that takes record by record, with a config of no particular digest.
+    pub fn new(version: &str, number: u64) -> Self {
+        Self {
+            version: version.into(),
+            number,
+            ..Self::default()
+        }
+    }
+}
+
 /// A generation that runs some of a handler's records.
 #[derive(Clone)]
 pub struct Target {

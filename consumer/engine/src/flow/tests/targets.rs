@@ -28,12 +28,7 @@ fn give(bench: &mut Bench, buckets: u16, change: impl Fn(&mut HandlerSettings)) 
         }
         settings.targets[0].buckets = BUCKETS - buckets;
         if buckets > 0 {
-            let generation = GenerationId {
-                version: "2.0.0".into(),
-                number: 2,
-                config_digest: 1,
-                takes_batches: false,
-            };
+            let generation = GenerationId::new("2.0.0", 2);
             settings.targets.push(Target {
                 buckets,
                 ..Target::only(generation, pool.clone())
@@ -67,7 +62,7 @@ fn finish_all(bench: &mut Bench) {
 
 #[test]
 fn a_key_has_one_target_and_each_target_gets_its_share_of_them() {
-    for (order, of) in [(Order::Key, "keys"), (Order::Unordered, "keys")] {
+    for order in [Order::Key, Order::Unordered] {
         let mut bench = bench();
         give(&mut bench, BUCKETS / 2, |settings| settings.order = order);
         bench.deliver(0..4 * KEYS, key);
@@ -80,9 +75,9 @@ fn a_key_has_one_target_and_each_target_gets_its_share_of_them() {
             bench.finish(1, |_| ACK);
         }
         assert_eq!(bench.frontier(), 4 * KEYS);
-        assert!(pools.values().all(|pools| pools.len() == 1), "{of}");
+        assert!(pools.values().all(|pools| pools.len() == 1), "{order:?}");
         let second = pools.values().filter(|pools| pools.contains(&1)).count();
-        assert!((16..=48).contains(&second), "{second} of {KEYS} {of}");
+        assert!((16..=48).contains(&second), "{second} of {KEYS} keys");
     }
 }
 
