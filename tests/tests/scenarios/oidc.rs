@@ -10,7 +10,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -28,13 +28,17 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 const RECORDS: u64 = 200;
 const DEADLINE: Duration = Duration::from_secs(60);
 const SECRET: &str = "open-sesame-open";
-/// Lifetime of a token; it is renewed after 80 % of it.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(5);
+/// Lifetime of a short-lived token; it is renewed after 80 % of it.
+const SHORT_LIFETIME: Duration = Duration::from_secs(5);
+/// Lifetime of the tokens with which the service stops.
+const LONG_LIFETIME: Duration = Duration::from_secs(600);
 
 /// A token endpoint over TLS: `POST` with the client's id and secret.
 struct Endpoint {
     url: String,
     given: Arc<AtomicUsize>,
+    /// Seconds that a token is valid.
+    lifetime: Arc<AtomicU64>,
 }
 
 impl Endpoint {
@@ -43,16 +47,38 @@ impl Endpoint {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let given = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&given);
+        let lifetime = Arc::new(AtomicU64::new(SHORT_LIFETIME.as_secs()));
+        let (count, valid) = (Arc::clone(&given), Arc::clone(&lifetime));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (tls, count) = (Arc::clone(&tls), Arc::clone(&count));
+                let seconds = valid.load(Ordering::SeqCst);
                 // Does not wait for clients that disconnect.
-                std::thread::spawn(move || answer(stream, tls, &count));
+                std::thread::spawn(move || answer(stream, tls, &count, seconds));
             }
         });
         let url = format!("https://localhost:{port}/token");
-        Self { url, given }
+        Self {
+            url,
+            given,
+            lifetime,
+        }
+    }
+
+    /// Waits until every connection of the consumer and the producer has a long-lived token: in the moment in which one is
+    /// authenticated anew, the broker may close the connection on which the service leaves its group.
+    fn settle(&self) {
+        self.lifetime
+            .store(LONG_LIFETIME.as_secs(), Ordering::SeqCst);
+        let before = self.given.load(Ordering::SeqCst);
+        wait_for("long-lived tokens", DEADLINE, || {
+            match self.given.load(Ordering::SeqCst) - before {
+                0 | 1 => Err("not both clients have one".to_owned()),
+                _ => Ok(()),
+            }
+        });
+        // The broker ends the sessions of short-lived tokens with these.
+        std::thread::sleep(SHORT_LIFETIME);
     }
 }
 
@@ -72,7 +98,12 @@ fn server_config(certificates: &Certificates) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Option<()> {
+fn answer(
+    stream: TcpStream,
+    tls: Arc<ServerConfig>,
+    given: &AtomicUsize,
+    seconds: u64,
+) -> Option<()> {
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
     let connection = ServerConnection::new(tls).ok()?;
     let mut reader = BufReader::new(StreamOwned::new(connection, stream));
@@ -105,7 +136,7 @@ fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Opt
                 "200 OK",
                 format!(
                     "{{\"access_token\": \"{}\", \"token_type\": \"Bearer\"}}",
-                    token()
+                    token(seconds)
                 ),
             )
         }
@@ -121,8 +152,8 @@ fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Opt
     stream.flush().ok()
 }
 
-/// An unsigned token, which the test's broker accepts.
-fn token() -> String {
+/// An unsigned token that is valid for some seconds, which the test's broker accepts.
+fn token(seconds: u64) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("a clock")
@@ -130,7 +161,7 @@ fn token() -> String {
     let part = |text: String| URL_SAFE_NO_PAD.encode(text);
     let claims = format!(
         "{{\"sub\": \"service\", \"iat\": {now}, \"exp\": {}}}",
-        now + TOKEN_LIFETIME.as_secs()
+        now + seconds
     );
     format!(
         "{}.{}.",
@@ -201,6 +232,7 @@ fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_reported() {
     produce();
     service.wait_outcomes("copy", "ack", 2 * RECORDS, DEADLINE);
     client.wait_committed("bearer", "guarded", DEADLINE);
+    endpoint.settle();
     assert!(service.stop(DEADLINE).success());
     assert_eq!(client.count("copied"), 2 * RECORDS);
     assert!(
