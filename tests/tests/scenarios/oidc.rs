@@ -66,7 +66,7 @@ impl Endpoint {
     }
 
     /// Waits until every connection of the consumer and the producer has a long-lived token: in the moment in which one is
-    /// authenticated anew, the broker may close the connection on which the service leaves its group.
+    /// authenticated again, the broker may close the connection on which the service leaves its group.
     fn settle(&self) {
         self.lifetime
             .store(LONG_LIFETIME.as_secs(), Ordering::SeqCst);

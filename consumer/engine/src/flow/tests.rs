@@ -217,6 +217,13 @@ impl Bench {
         ran
     }
 
+    /// What the record at an offset waits for; the one at the frontier if none is given.
+    fn waits_for(&self, offset: Option<i64>) -> crate::status::WaitsFor {
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
+        let why = self.flow.explain(&at(), offset, clock);
+        why.expect("it is assigned").held_by.remove(0).waits_for
+    }
+
     fn outcomes(&self) -> crate::status::OutcomeCounts {
         let clock = crate::clock::WallClock { epoch_ms: 0 };
         self.flow.report(clock, |_| None).handlers[0].outcomes

@@ -124,7 +124,7 @@ impl HandlerQueue {
         }
         for key in self.waiting(ctx, running) {
             if let Some(share) = self.end_share(ctx, key) {
-                self.unhold(ctx, share.lane);
+                self.unhold(share.lane);
                 skipped.push(key);
             }
         }

@@ -229,6 +229,27 @@ impl DeferredShares {
             .map(|(offset, _)| *offset)
     }
 
+    /// Moves all shares to other lanes, in which they follow one another; `place` is the lane and offset of a record. Returns
+    /// each with its lane and when it is due, in the order of records.
+    pub(super) fn move_to_lanes(
+        &mut self,
+        place: impl Fn(RecordId) -> (u64, i64),
+    ) -> Vec<(RecordId, u64, Option<u64>)> {
+        self.lanes.clear();
+        let mut moved = Vec::with_capacity(self.by_key.len());
+        for (&key, share) in &mut self.by_key {
+            let (lane, offset) = place(key);
+            share.lane = lane;
+            share.follows = (lane != 0).then_some(offset);
+            if lane != 0 {
+                self.lanes.entry(lane).or_default().insert((offset, key));
+            }
+            moved.push((key, lane, share.state.due_ms()));
+        }
+        moved.sort_unstable_by_key(|(key, ..)| place(*key).1);
+        moved
+    }
+
     /// All deferred shares.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (RecordId, &Share)> {
         self.by_key.iter().map(|(key, share)| (*key, share))

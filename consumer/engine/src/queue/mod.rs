@@ -9,6 +9,7 @@
 //!      │  └─► not run ─► back to the head of its lane                           (`outcomes`)
 //!      └─► a call that runs nothing ─► back-off                                 (`backoff`)
 //!  switched off, and not finished by its handler ─► skipped                     (`closing`)
+//!  another order ─► calls end ─► deferred shares move to other lanes            (`order`)
 //! ```
 //!
 //! A share is a record × handler. Where it is follows from who has it (backlog, lane, batch, `deferred`); its state is
@@ -25,6 +26,7 @@ mod errors;
 mod lane;
 mod lanes;
 mod log;
+mod order;
 mod outcomes;
 mod produce;
 mod refusals;
@@ -66,7 +68,7 @@ pub(crate) struct HandlerQueue {
     retiring: bool,
     /// Set while it is switched off or removed and still has records.
     closing: Option<Closing>,
-    /// The order of the records that have left the backlog; the settings' order applies once these are over (G4).
+    /// The order of the records that have left the backlog; the settings' order applies once the calls under way have ended.
     order: Order,
     /// Its lanes.
     lanes: Lanes,
@@ -169,7 +171,6 @@ impl HandlerQueue {
         }
         self.settings = settings;
         self.follow_targets();
-        self.follow_order(&ctx.records);
         self.retiring = false;
         self.fruitless_calls = 0;
         self.backoff_until_ms = None;
@@ -177,7 +178,7 @@ impl HandlerQueue {
         let before = std::mem::replace(&mut self.open, open);
         self.ready.extend(before.iter());
         self.mark_dirty(ctx);
-        if !self.open.places_like(&before) {
+        if self.changes_order() || !self.open.places_like(&before) {
             self.requeue_unsubmitted(ctx);
         }
     }
@@ -210,28 +211,6 @@ impl HandlerQueue {
     /// Whether it can be removed.
     pub(crate) fn is_over(&self) -> bool {
         self.retiring && self.is_idle()
-    }
-
-    /// Applies another order once no record is left that was started under the one before: lanes of two orders do not
-    /// exclude each other, so a record of the new one could overtake.
-    fn follow_order<R: Record>(&mut self, records: &Records<R>) {
-        if !self.changes_order() {
-            return;
-        }
-        if self.in_flight_records == 0 && self.held == 0 && self.lanes.waiters() == 0 {
-            self.order = self.settings.order;
-            // Records without a lane that calls did not run came back in any order.
-            let place = |key: &RecordId| {
-                let entry = records.slab.get(*key);
-                entry.map(|entry| (entry.slot, entry.offset()))
-            };
-            self.backlog.make_contiguous().sort_by_key(place);
-        }
-    }
-
-    /// Whether records under way have another order than the next ones.
-    fn changes_order(&self) -> bool {
-        self.order != self.settings.order
     }
 
     /// Counts for the generations that new records go to; the present one, of several, is the first.
@@ -362,7 +341,7 @@ impl HandlerQueue {
             if let Some(share) = self.end_share(ctx, key)
                 && share.state != deferred::ShareState::Running
             {
-                self.unhold(ctx, share.lane);
+                self.unhold(share.lane);
                 freed.push(share.lane);
             }
         }

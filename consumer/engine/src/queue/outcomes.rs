@@ -348,12 +348,12 @@ impl HandlerQueue {
         }
     }
 
-    /// Starts the next attempt of a parked record whose time has come, or queues it until the handler has room.
+    /// Starts the next attempt of a parked record whose time has come, or queues it until the handler has room and its order.
     fn run_parked<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         if self.deferred.predecessor(key, &share).is_some() {
             return;
         }
-        if !self.has_room() {
+        if !self.has_room() || self.changes_order() {
             self.due.push_back(key);
             return;
         }
@@ -365,7 +365,7 @@ impl HandlerQueue {
             ..share
         };
         self.defer(ctx, key, share);
-        self.held_less(ctx);
+        self.held -= 1;
         self.requeue(ctx, key, lane, attempt);
     }
 
@@ -419,17 +419,11 @@ impl HandlerQueue {
     }
 
     /// A deferred share is over.
-    pub(super) fn unhold<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
-        self.held_less(ctx);
+    pub(super) fn unhold(&mut self, lane: u64) {
+        self.held -= 1;
         if lane != 0 {
             self.lanes.unhold(lane);
         }
-    }
-
-    pub(super) fn held_less<R: Record>(&mut self, ctx: &mut Context<R>) {
-        self.held -= 1;
-        // The last one may be what the next records wait for: an order that changes.
-        self.mark_dirty(ctx);
     }
 }
 

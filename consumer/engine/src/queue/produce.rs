@@ -98,7 +98,7 @@ impl HandlerQueue {
         self.end_refusal(ctx, share);
         self.end_deferral(ctx, key);
         ctx.records.settle_share(key, ctx.now_ms);
-        self.unhold(ctx, share.lane);
+        self.unhold(share.lane);
         self.release_lane(ctx, share.lane);
     }
 
@@ -220,8 +220,8 @@ impl HandlerQueue {
     fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         self.end_refusal(ctx, &share);
         let (lane, attempt) = (share.lane, share.attempt);
-        if self.deferred.predecessor(key, &share).is_some() {
-            // It is due again when that one is over; with the same attempt, since none was made.
+        if self.changes_order() || self.deferred.predecessor(key, &share).is_some() {
+            // It is due again when the order has changed or that one is over; with the same attempt, since none was made.
             let due_ms = ctx.now_ms;
             let share = Share {
                 attempt: attempt - 1,
@@ -233,7 +233,7 @@ impl HandlerQueue {
             self.defer(ctx, key, share);
             return;
         }
-        self.held_less(ctx);
+        self.held -= 1;
         if attempt == 1 && share.follows.is_none() {
             self.end_deferral(ctx, key);
         } else {

@@ -115,6 +115,7 @@ impl HandlerQueue {
                 matches!(share.state, ShareState::Parked { due_ms } if due_ms <= time.now_ms);
             let waits_for = match self.deferred.predecessor(key, share) {
                 Some(behind) if is_due => WaitsFor::Lane { behind },
+                None if is_due && self.changes_order() => WaitsFor::Order,
                 None if is_due => WaitsFor::Worker,
                 _ => waits_for,
             };

@@ -283,15 +283,18 @@ impl HandlerQueue {
     }
 
     fn fill_from_backlog<R: Record>(&mut self, ctx: &mut Context<R>) {
+        self.follow_order(ctx);
+        if self.changes_order() {
+            return;
+        }
         self.run_queued_due(ctx);
         while self.has_room()
             && let Some(lane) = self.runnable.pop_front()
         {
             self.release_lane(ctx, lane);
         }
-        self.follow_order(&ctx.records);
         let mut chunk = [RecordId::NONE; BACKLOG_CHUNK];
-        while !self.backlog.is_empty() && self.has_room() && !self.changes_order() {
+        while !self.backlog.is_empty() && self.has_room() {
             // Copied out, because the queue changes while they are added.
             let count = self.backlog.len().min(BACKLOG_CHUNK);
             let first = self.backlog.iter().copied();
@@ -304,8 +307,8 @@ impl HandlerQueue {
         }
     }
 
-    /// Fills unsubmitted batches again, after targets or the number of workers have changed: a batch is for one of them, and
-    /// a key would otherwise be handled by two.
+    /// Fills unsubmitted batches again, after targets, the number of workers or the order have changed: a batch is for one of
+    /// them, and a key would otherwise be handled by two.
     pub(super) fn requeue_unsubmitted<R: Record>(&mut self, ctx: &mut Context<R>) {
         let mut taken = self.take_queued(ctx, |_| true);
         taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(RecordEntry::offset));
@@ -326,6 +329,11 @@ impl HandlerQueue {
     /// Adds the records waiting in a lane to a batch, if no batch has and no record holds the lane.
     pub(crate) fn release_lane<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
         if lane == 0 {
+            return;
+        }
+        if self.changes_order() {
+            self.runnable.push_back(lane);
+            self.mark_dirty(ctx);
             return;
         }
         let mut placed = false;

@@ -34,7 +34,7 @@ pub enum WaitsFor {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refused: Option<ProduceRefusal>,
     },
-    /// The records that were started under another `order` of the handler: the new one applies once they are over.
+    /// The calls that were started under another `order` of the handler: the new one applies once they have ended.
     Order,
     /// Operator action or a new generation: the handler has failed and its records are held.
     FailedHandler,
@@ -105,7 +105,7 @@ impl WaitsFor {
                 )
             }
             Self::Order => {
-                "the records that were started under another `order` of the handler; the new one applies once they are over"
+                "the calls that were started under another `order` of the handler; the new one applies once they have ended"
                     .to_owned()
             }
             Self::FailedHandler => {

@@ -40,7 +40,7 @@ impl Closing {
     /// A plan is applied; handlers that it lacks are removed.
     pub fn apply(&mut self, handlers: &[SimHandler], now_ms: u64) {
         for handler in handlers {
-            let pools = handler.pools().cloned();
+            let pools = handler.pools().map(|(_, pool)| pool.clone());
             self.pools.insert(handler.ix.0, pools.collect());
         }
         for (&ix, pools) in &self.pools {

@@ -55,12 +55,12 @@ pub struct Share {
     pub emits: u32,
     /// Copies accepted by the producer, in order, and whether each is acknowledged.
     pub written: Vec<(u32, bool)>,
-    /// At least one attempt was made.
-    pub started: bool,
     /// Its handler was switched off and has failed or hangs: the share is settled without it.
     pub skipped: bool,
     /// The order of its lane: that of its handler when it was last submitted.
     pub order: Order,
+    /// The order under which it was started for the first time.
+    pub first_order: Option<Order>,
 }
 
 impl Share {
@@ -215,9 +215,9 @@ impl Model {
                     refused: false,
                     emits: 0,
                     written: Vec::new(),
-                    started: false,
                     skipped: false,
                     order: handler.order,
+                    first_order: None,
                 };
                 held.shares.insert(handler.ix.0, share);
             }
@@ -384,9 +384,12 @@ impl Model {
         {
             if let Some(before) = other.shares.get(&handler)
                 && !matches!(before.stage, Stage::Settled | Stage::Acked)
-                // One that was started before the order changed still has the lane of that order.
+                // A call under way still has the lanes of the order under which it was started.
                 && (same_lane(share.order, earlier)
-                    || before.started && same_lane(before.order, earlier))
+                    || before.stage == Stage::Running && same_lane(before.order, earlier))
+                // One that was started under an order without this lane is ahead of those that have not been started yet.
+                && !(before.stage == Stage::Queued
+                    && share.first_order.is_some_and(|first| !same_lane(first, earlier)))
                 && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
             {
                 return Err(format!(
@@ -399,9 +402,9 @@ impl Model {
             // A batch handler may have seen both in one call, where only the earlier one failed.
             if in_batch.is_none()
                 && let Some(after) = other.shares.get(&handler)
-                && after.started
+                && let Some(first_order) = after.first_order
                 && same_lane(share.order, later)
-                && same_lane(after.order, later)
+                && same_lane(first_order, later)
             {
                 return Err(format!("{what}: started after {later} of its lane (G4)"));
             }
@@ -410,7 +413,7 @@ impl Model {
             share.stage = Stage::Running;
             share.refused = false;
             share.owes_letter = false;
-            share.started = true;
+            share.first_order.get_or_insert(share.order);
         }
         let log = self.owned[&epoch].log;
         let started_under = self.started_under.entry(log).or_default();

@@ -110,6 +110,7 @@ pub struct FaultRates {
 #[derive(Clone)]
 pub struct Canary {
     pub generation: u64,
+    pub takes_batches: bool,
     pub buckets: u16,
     pub pool: Arc<SimPool>,
 }
@@ -133,10 +134,11 @@ pub struct SimHandler {
 }
 
 impl SimHandler {
-    /// The pools of its targets.
-    pub fn pools(&self) -> impl Iterator<Item = &Arc<SimPool>> {
-        let canary = self.canary.as_ref().map(|canary| &canary.pool);
-        std::iter::once(&self.pool).chain(canary)
+    /// The pools of its targets, and whether these take batches.
+    pub fn pools(&self) -> impl Iterator<Item = (bool, &Arc<SimPool>)> {
+        let canary = self.canary.as_ref();
+        let canary = canary.map(|canary| (canary.takes_batches, &canary.pool));
+        std::iter::once((self.takes_batches, &self.pool)).chain(canary)
     }
 
     /// The name derived from its index.
@@ -166,22 +168,22 @@ impl SimHandler {
     }
 
     fn targets(&self) -> Vec<Target> {
-        let generation = |number| GenerationId {
-            version: "1.0.0".into(),
-            number,
-            config_digest: 0,
-            takes_batches: self.takes_batches,
+        let target = |number, takes_batches, pool: &Arc<SimPool>| {
+            let generation = GenerationId {
+                takes_batches,
+                ..GenerationId::new("1.0.0", number)
+            };
+            Target {
+                keeps_key_state: self.keeps_key_state,
+                ..Target::only(generation, pool.clone())
+            }
         };
-        let target = |number, pool: &Arc<SimPool>| Target {
-            keeps_key_state: self.keeps_key_state,
-            ..Target::only(generation(number), pool.clone())
-        };
-        let mut first = target(self.generation, &self.pool);
+        let mut first = target(self.generation, self.takes_batches, &self.pool);
         let second = self.canary.as_ref().map(|canary| {
             first.buckets = BUCKETS - canary.buckets;
             Target {
                 buckets: canary.buckets,
-                ..target(canary.generation, &canary.pool)
+                ..target(canary.generation, canary.takes_batches, &canary.pool)
             }
         });
         std::iter::once(first).chain(second).collect()
@@ -404,6 +406,7 @@ pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHa
 pub fn any_canary(random: &mut Random, generation: u64) -> Canary {
     Canary {
         generation,
+        takes_batches: random.chance(20),
         buckets: *random.pick(&[0, BUCKETS / 10, BUCKETS / 2, BUCKETS]),
         pool: Arc::new(SimPool::new(random.between(1, 3))),
     }

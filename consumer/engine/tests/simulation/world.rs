@@ -221,7 +221,7 @@ impl World {
         let handler = &mut self.handlers[target];
         if let Some(canary) = &canary {
             let pool = canary.pool.clone();
-            self.pools.push((handler.ix, handler.takes_batches, pool));
+            self.pools.push((handler.ix, canary.takes_batches, pool));
         }
         handler.canary = canary;
     }
@@ -242,22 +242,31 @@ impl World {
                 handler.gate_open = !handler.gate_open;
             }
             (4, Some(target)) => self.split(target),
-            (_, Some(target)) => {
-                let seats = self.random.between(1, 3);
-                let order = self.random.chance(40).then(|| any_order(&mut self.random));
-                let handler = &mut self.handlers[target];
-                self.model.coverage.other_orders +=
-                    u64::from(order.is_some_and(|order| order != handler.order));
-                self.model.coverage.other_workers +=
-                    u64::from(handler.keeps_key_state && seats != handler.pool.seats());
-                handler.order = order.unwrap_or(handler.order);
-                handler.generation = self.revision + 1;
-                handler.pool = Arc::new(SimPool::new(seats));
-                self.pools
-                    .push((handler.ix, handler.takes_batches, handler.pool.clone()));
-            }
+            (_, Some(target)) => self.change_settings(target),
         }
         self.apply();
+    }
+
+    /// A handler gets another order, another generation, or both.
+    fn change_settings(&mut self, target: usize) {
+        let seats = self.random.between(1, 3);
+        let order = self.random.chance(40).then(|| any_order(&mut self.random));
+        let renewed = order.is_none() || self.random.chance(50);
+        let takes_batches = self.random.chance(20);
+        let handler = &mut self.handlers[target];
+        self.model.coverage.other_orders +=
+            u64::from(order.is_some_and(|order| order != handler.order));
+        handler.order = order.unwrap_or(handler.order);
+        if !renewed {
+            return;
+        }
+        self.model.coverage.other_workers +=
+            u64::from(handler.keeps_key_state && seats != handler.pool.seats());
+        handler.generation = self.revision + 1;
+        handler.takes_batches = takes_batches;
+        handler.pool = Arc::new(SimPool::new(seats));
+        self.pools
+            .push((handler.ix, takes_batches, handler.pool.clone()));
     }
 
     /// The operator closes a handler's gate, or removes the handler.
@@ -308,10 +317,10 @@ impl World {
             if let Some(canary) = &mut handler.canary {
                 canary.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
             }
-            let (ix, takes_batches) = (handler.ix, handler.takes_batches);
-            let pools = handler.pools().cloned();
+            let ix = handler.ix;
+            let pools = handler.pools();
             self.pools
-                .extend(pools.map(|pool| (ix, takes_batches, pool)));
+                .extend(pools.map(|(takes_batches, pool)| (ix, takes_batches, pool.clone())));
         }
         self.apply();
         self.engine

@@ -105,8 +105,23 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
-        name: "order-waits-for-another-record",
-        what: "records that wait for a change of order start only when another record of the handler arrives",
+        name: "order-changes-between-retries",
+        what: "retries are started under the old order while another one waits for calls",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "deferred-shares-keep-their-lane",
+        what: "deferred shares keep the lanes of the order before",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "moved-shares-do-not-follow",
+        what: "deferred shares that get one lane by another order are run again in any order",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "released-lane-is-forgotten",
+        what: "a lane that is released while the order changes stays closed if the change is taken back",
         suite: FLOW,
     },
     Mutant {

@@ -77,13 +77,6 @@ impl Bench {
         let clock = crate::clock::WallClock { epoch_ms: 0 };
         self.flow.report(clock, |_| None).handlers.remove(0)
     }
-
-    /// What the record at the frontier waits for.
-    fn waits_for(&self) -> WaitsFor {
-        let clock = crate::clock::WallClock { epoch_ms: 0 };
-        let explained = self.flow.explain(&at(), None, clock).unwrap();
-        explained.held_by[0].waits_for.clone()
-    }
 }
 
 #[test]
@@ -121,8 +114,8 @@ fn a_record_refused_by_the_cluster_holds_its_lane_and_costs_no_attempt() {
     assert_eq!(bench.finish(0, |_| ACK), vec![3], "4 waits behind 0");
     let mut now_ms = 0;
     for tries in 1..20 {
-        let WaitsFor::Emits { refused } = bench.waits_for() else {
-            panic!("{:?}", bench.waits_for());
+        let WaitsFor::Emits { refused } = bench.waits_for(None) else {
+            panic!("{:?}", bench.waits_for(None));
         };
         let refused = refused.unwrap();
         assert_eq!((refused.tries, refused.since_ms), (tries, 0));
@@ -240,8 +233,8 @@ fn a_refused_dead_letter_holds_its_lane_whatever_the_reason() {
         let mut now_ms = 0;
         for _ in 0..5 {
             assert_eq!(bench.answer(|_, _| Some(kind)).len(), 1, "{kind:?}");
-            let WaitsFor::DeadLetter { refused } = bench.waits_for() else {
-                panic!("{:?}", bench.waits_for());
+            let WaitsFor::DeadLetter { refused } = bench.waits_for(None) else {
+                panic!("{:?}", bench.waits_for(None));
             };
             let refused = refused.unwrap();
             since.push(refused.since_ms);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::status::WaitsFor;
 
 /// A bench whose handler takes batches, with room for `room` records.
 fn batches(room: u32) -> Bench {
@@ -15,6 +16,14 @@ fn batches(room: u32) -> Bench {
         true
     });
     bench
+}
+
+/// Settings with another order.
+fn ordered(order: Order) -> impl Fn(usize, &mut HandlerSettings) -> bool {
+    move |_, settings| {
+        settings.order = order;
+        true
+    }
 }
 
 /// Lets every record fail once; all are parked then.
@@ -92,17 +101,14 @@ fn records_that_are_due_wait_for_room() {
 }
 
 #[test]
-fn another_order_applies_once_the_records_under_way_are_over() {
+fn a_retry_comes_before_later_records_of_its_key_in_another_order() {
     for (before, after) in [
         (Order::Partition, Order::Key),
         (Order::Key, Order::Partition),
         (Order::Unordered, Order::Key),
     ] {
         let mut bench = Bench::new(1);
-        bench.apply(|_, settings| {
-            settings.order = before;
-            true
-        });
+        bench.apply(ordered(before));
         bench.deliver(0..1, |_| Some("a".to_owned()));
         assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
         bench.apply(|_, settings| {
@@ -166,31 +172,106 @@ fn a_key_has_one_worker_after_their_number_has_changed() {
 }
 
 #[test]
-fn another_order_applies_also_when_the_last_record_has_no_lane() {
+fn another_order_does_not_wait_for_a_dead_letter() {
     let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        settings.order = Order::Unordered;
-        true
-    });
+    bench.apply(ordered(Order::Unordered));
     bench.deliver(0..1, |_| Some("a".to_owned()));
     assert_eq!(bench.finish(0, |_| outcome_code::DEAD_LETTER), [0]);
-    bench.apply(|_, settings| {
-        settings.order = Order::Key;
-        true
-    });
-    bench.deliver(1..3, |_| Some("a".to_owned()));
-    assert_eq!(bench.finish(0, |_| ACK), [0; 0]);
-    let clock = crate::clock::WallClock { epoch_ms: 0 };
-    let why = bench.flow.explain(&at(), Some(1), clock);
-    let why = why.expect("it is assigned").held_by.remove(0);
-    assert_eq!(why.waits_for, crate::status::WaitsFor::Order);
+    bench.apply(ordered(Order::Key));
+    let key = |offset: i64| Some(if offset == 3 { "b" } else { "a" }.to_owned());
+    bench.deliver(1..4, key);
+    assert_eq!(bench.finish(0, |_| ACK), [3], "another key");
+    assert_eq!(bench.waits_for(Some(1)), WaitsFor::Lane { behind: 0 });
     assert_eq!(bench.answer_producer(), ["t.dlt"]);
     assert_eq!(
         bench.finish(0, |_| ACK),
         [1, 2],
         "no other record has to arrive"
     );
+    assert_eq!(bench.frontier(), 4);
+}
+
+#[test]
+fn another_order_waits_for_the_calls_under_way() {
+    let mut bench = Bench::new(1);
+    bench.apply(ordered(Order::Key));
+    bench.deliver(0..1, |_| Some("a".to_owned()));
+    bench.apply(ordered(Order::Partition));
+    bench.deliver(1..2, |_| Some("b".to_owned()));
+    assert_eq!(bench.waits_for(Some(1)), WaitsFor::Order);
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        [0; 0],
+        "it waits behind the first"
+    );
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK), [0]);
+    assert_eq!(bench.finish(0, |_| ACK), [1]);
+    assert_eq!(bench.frontier(), 2);
+}
+
+#[test]
+fn retries_do_not_delay_another_order() {
+    let mut bench = Bench::new(1);
+    bench.apply(ordered(Order::Key));
+    // Two calls at once: the second is not over while the first is retried.
+    bench.deliver(0..1, |_| Some("a".to_owned()));
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0]);
+    bench.deliver(1..2, |_| Some("b".to_owned()));
+    bench.apply(ordered(Order::Unordered));
+    bench.deliver(2..3, |_| Some("c".to_owned()));
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        [1],
+        "the retry is due, but not started under the order before"
+    );
+    let mut ran = bench.finish(0, |_| ACK);
+    ran.sort_unstable();
+    assert_eq!(ran, [0, 2]);
     assert_eq!(bench.frontier(), 3);
+}
+
+#[test]
+fn shares_of_several_lanes_follow_one_another_in_their_new_lane() {
+    let mut bench = Bench::new(1);
+    bench.apply(ordered(Order::Key));
+    bench.deliver(0..3, |offset| Some(offset.to_string()));
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), [0, 1, 2]);
+    bench.apply(ordered(Order::Partition));
+    bench.deliver(3..4, |_| Some("d".to_owned()));
+    let mut ran = Vec::new();
+    for now_ms in 100..104 {
+        bench.flow.tick(now_ms);
+        bench.flow.dispatch();
+        ran.push(bench.finish(0, |_| ACK));
+    }
+    assert_eq!(ran, [[0], [1], [2], [3]]);
+    assert_eq!(bench.frontier(), 4);
+}
+
+#[test]
+fn an_order_that_is_taken_back_leaves_no_lane_closed() {
+    let mut bench = Bench::new(1);
+    bench.apply(ordered(Order::Key));
+    bench.deliver(0..3, |_| Some("a".to_owned()));
+    bench.apply(ordered(Order::Partition));
+    let mut batch = bench.pools[0].taken.lock().unwrap().remove(0);
+    let not_run = RawOutcome {
+        code: outcome_code::NOT_RUN,
+        ..RawOutcome::default()
+    };
+    batch.outcomes = vec![not_run; batch.records.len()];
+    bench.flow.receive(PumpMessage::Finished(batch));
+    bench.apply(ordered(Order::Key));
+    bench.deliver(3..4, |_| Some("a".to_owned()));
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
+    assert_eq!(bench.finish(0, |_| ACK), [3]);
+    assert_eq!(bench.frontier(), 4);
 }
 
 #[test]
@@ -234,10 +315,7 @@ fn records_follow_one_another_also_when_batches_are_not_taken_any_more() {
         [0; 0],
         "the first is parked again"
     );
-    let clock = crate::clock::WallClock { epoch_ms: 0 };
-    let why = bench.flow.explain(&at(), Some(1), clock);
-    let why = why.expect("it is assigned").held_by.remove(0);
-    assert_eq!(why.waits_for, crate::status::WaitsFor::Lane { behind: 0 });
+    assert_eq!(bench.waits_for(Some(1)), WaitsFor::Lane { behind: 0 });
     let mut ran = Vec::new();
     for now_ms in [200, 201, 202] {
         bench.flow.tick(now_ms);

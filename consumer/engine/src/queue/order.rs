@@ -1,0 +1,63 @@
+//! A change of a handler's order.
+//!
+//! ```text
+//!  plan with another order ─► unsubmitted and waiting records ─► backlog; nothing new is submitted
+//!                                 │ the calls under way end
+//!                                 └─► backlog sorted by offset, deferred shares move to their lanes of the new order
+//! ```
+//!
+//! Lanes of two orders do not exclude each other: a record of the new order could overtake one of its key that a worker still
+//! has. So the change waits for the calls under way, which end by their timeout. It does not wait for deferred shares, which
+//! can last for hours (a long retry delay, a dead-letter topic that is missing): these close their lanes in the new order as
+//! they did in the one before, and run again in offset order within them (G4).
+
+use super::HandlerQueue;
+use super::context::Context;
+use super::lane::lane_of_key;
+use super::lanes::Lanes;
+use crate::dispatch::RecordId;
+use crate::record::Record;
+
+impl HandlerQueue {
+    /// Whether calls under way have records of another order than the next ones.
+    pub(super) fn changes_order(&self) -> bool {
+        self.order != self.settings.order
+    }
+
+    /// Applies another order once no call has a record that was submitted under the one before.
+    pub(super) fn follow_order<R: Record>(&mut self, ctx: &mut Context<R>) {
+        if !self.changes_order() || self.in_flight_records > 0 {
+            return;
+        }
+        self.order = self.settings.order;
+        self.backlog.extend(self.lanes.retain(|_| false));
+        self.lanes = Lanes::default();
+        self.runnable.clear();
+        // Those that calls did not run, and those that waited in lanes, came back in any order.
+        let place = |key: &RecordId| {
+            let entry = ctx.records.slab.get(*key);
+            entry.map(|entry| (entry.slot, entry.offset()))
+        };
+        self.backlog.make_contiguous().sort_by_key(place);
+        self.move_deferred(ctx);
+    }
+
+    /// Deferred shares hold their lanes of the new order. None is with a worker.
+    fn move_deferred<R: Record>(&mut self, ctx: &mut Context<R>) {
+        let (slab, order) = (&ctx.records.slab, self.order);
+        let place = |key: RecordId| {
+            let offset = slab.get(key).map_or(0, |entry| entry.offset());
+            (lane_of_key(slab, order, key), offset)
+        };
+        let moved = self.deferred.move_to_lanes(place);
+        for (key, lane, due_ms) in moved {
+            if lane != 0 {
+                self.lanes.hold(lane, |_| false);
+            }
+            // It may have been due behind one that it does not follow any more.
+            if let Some(due_ms) = due_ms {
+                ctx.agenda.add_due(self.ix, key, due_ms);
+            }
+        }
+    }
+}
