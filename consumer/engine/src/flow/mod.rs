@@ -298,6 +298,7 @@ impl<R: Record> Flow<R> {
             begun_ms: now_ms,
             assigned_ms: now_ms,
             usage: Default::default(),
+            at_frontier: Default::default(),
         })
     }
 

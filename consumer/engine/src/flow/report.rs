@@ -1,8 +1,9 @@
 //! Reports for metrics and API, and explanations of what blocks a frontier (G8).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::Flow;
+use super::{Flow, TopicCounts};
 use crate::clock::WallClock;
 use crate::dispatch::RecordId;
 use crate::partition::assignment::{Assignment, AssignmentState};
@@ -44,19 +45,7 @@ impl<R: Record> Flow<R> {
             })
             .collect();
         partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        let mut topics: Vec<TopicReport> = self
-            .topics
-            .iter()
-            .map(|(topic, counts)| TopicReport {
-                topic: topic.to_string(),
-                consumed: counts.consumed + self.of_topic(topic, |a| a.delivered),
-                unrouted: counts.unrouted,
-                repeats_dropped: counts.repeats + self.of_topic(topic, |a| a.repeats),
-                recreated: counts.recreated,
-                metadata_dropped: counts.metadata_dropped,
-            })
-            .collect();
-        topics.sort_by(|a, b| a.topic.cmp(&b.topic));
+        let topics = self.topic_reports();
         PumpReport {
             partitions,
             handlers: (self.queues.iter().flatten())
@@ -79,21 +68,28 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    fn of_topic(
-        &self,
-        topic: &str,
-        value: impl Fn(&crate::partition::assignment::Assignment<R>) -> u64,
-    ) -> u64 {
-        let owned = self
-            .ctx
-            .records
-            .partitions
-            .each()
-            .map(|(_, assignment)| assignment);
-        owned
-            .filter(|assignment| &*assignment.at.topic == topic)
-            .map(value)
-            .sum()
+    fn topic_reports(&self) -> Vec<TopicReport> {
+        // What present and draining assignments have counted: those before are in `topics`.
+        let mut counted: HashMap<&str, (u64, u64)> = HashMap::new();
+        for (_, assignment) in self.ctx.records.partitions.each() {
+            let (delivered, repeats) = counted.entry(&assignment.at.topic).or_default();
+            *delivered += assignment.delivered;
+            *repeats += assignment.repeats;
+        }
+        let report = |(topic, counts): (&Arc<str>, &TopicCounts)| {
+            let (delivered, repeats) = counted.get(&**topic).copied().unwrap_or_default();
+            TopicReport {
+                topic: topic.to_string(),
+                consumed: counts.consumed + delivered,
+                unrouted: counts.unrouted,
+                repeats_dropped: counts.repeats + repeats,
+                recreated: counts.recreated,
+                metadata_dropped: counts.metadata_dropped,
+            }
+        };
+        let mut topics: Vec<TopicReport> = self.topics.iter().map(report).collect();
+        topics.sort_by(|a, b| a.topic.cmp(&b.topic));
+        topics
     }
 
     fn partition_report(
@@ -244,33 +240,40 @@ impl<R: Record> Flow<R> {
         ))
     }
 
-    /// The unsettled records at the frontiers of all partitions that have waited for 1 s: in one pass, and none while
-    /// everything moves.
+    /// The unsettled records at the frontiers of all partitions that have waited for 1 s: none while everything moves. All are
+    /// searched for in one pass, each once while its frontier stands.
     fn records_at_frontiers(&self) -> HashMap<AssignmentId, RecordId> {
-        let waits = |(_, assignment): &(AssignmentId, &Assignment<R>)| {
+        let records = &self.ctx.records;
+        let (mut found, mut sought) = (HashMap::new(), HashMap::new());
+        for (slot, assignment) in records.partitions.each() {
             let waited_ms = self.ctx.now_ms.saturating_sub(assignment.waits_since_ms());
-            !assignment.ledger.is_settled() && waited_ms >= HELD_AFTER_MS
-        };
-        let frontiers: HashMap<AssignmentId, i64> = self
-            .ctx
-            .records
-            .partitions
-            .each()
-            .filter(waits)
-            .map(|(slot, assignment)| (slot, assignment.ledger.frontier()))
-            .collect();
-        if frontiers.is_empty() {
-            return HashMap::new();
+            if assignment.ledger.is_settled() || waited_ms < HELD_AFTER_MS {
+                continue;
+            }
+            let frontier = assignment.ledger.frontier();
+            match assignment.at_frontier.get() {
+                Some((offset, key)) if offset == frontier && !records.is_over(key) => {
+                    found.insert(slot, key);
+                }
+                _ => {
+                    sought.insert(slot, frontier);
+                }
+            }
         }
-        let held = self
-            .ctx
-            .records
-            .slab
-            .iter()
-            .filter(|(_, entry)| entry.unsettled > 0);
-        held.filter(|(_, entry)| frontiers.get(&entry.slot) == Some(&entry.offset()))
-            .map(|(key, entry)| (entry.slot, key))
-            .collect()
+        if sought.is_empty() {
+            return found;
+        }
+        let held = records.slab.iter().filter(|(_, entry)| entry.unsettled > 0);
+        for (key, entry) in held {
+            let (slot, offset) = (entry.slot, entry.offset());
+            if sought.get(&slot) == Some(&offset) {
+                records.partitions[slot]
+                    .at_frontier
+                    .set(Some((offset, key)));
+                found.insert(slot, key);
+            }
+        }
+        found
     }
 
     /// The first handler that has not settled a record.

@@ -14,12 +14,14 @@
 //! may still be on its way. A token that the group's generation does not imply has to be committed before the first
 //! record runs (`token_first`, ADR 0021), because the next owner learns it only from that commit (G4).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
+use crate::dispatch::RecordId;
 use crate::partition::commit::{CommitMetadata, CommitTarget, TopicUuid};
 use crate::partition::fault::ReadFault;
 use crate::partition::ledger::Ledger;
@@ -193,6 +195,8 @@ pub struct Assignment<R> {
     pub assigned_ms: u64,
     /// Its share of the byte budget.
     pub usage: Usage,
+    /// The record that a report last found at this frontier, so that the next report does not search for it.
+    pub(crate) at_frontier: Cell<Option<(i64, RecordId)>>,
 }
 
 impl<R> Assignment<R> {

@@ -100,6 +100,11 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "frontiers-searched-at-each-report",
+        what: "every report searches all records for those at the frontiers",
+        suite: FLOW,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,

@@ -59,6 +59,41 @@ fn the_cost_of_a_tick_is_linear_in_the_records_that_are_due() {
 }
 
 #[test]
+fn the_cost_of_a_report_does_not_grow_with_parked_records() {
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let cost = |records: i64| {
+        let mut bench = batches(100_000);
+        bench.apply(|_, settings| {
+            generation_of(settings).takes_batches = true;
+            settings.max_in_flight_records = 100_000;
+            settings.max_in_flight_bytes = 1 << 40;
+            settings.retry.delay = Duration::from_hours(1);
+            settings.retry.max_delay = Duration::from_hours(1);
+            true
+        });
+        park(&mut bench, records);
+        bench.flow.tick(10_000);
+        let reports = (0..20).map(|_| {
+            let start = Instant::now();
+            let report = bench.flow.report(clock, |_| None);
+            let cost = start.elapsed();
+            let partition = &report.partitions[0];
+            assert_eq!(partition.parked, records as u64);
+            let held_by = partition.held_by.as_ref().map(|held| held.offset);
+            assert_eq!(held_by, Some(0));
+            cost
+        });
+        // The least of several times: a busy machine interrupts some.
+        reports.min().expect("twenty times")
+    };
+    let (few, many) = (cost(500), cost(64_000));
+    assert!(
+        many < few * 16,
+        "128 times the parked records take {many:?} instead of {few:?}"
+    );
+}
+
+#[test]
 fn records_that_failed_in_one_call_run_again_in_order_one_after_the_other() {
     let mut bench = batches(1_000);
     bench.deliver(0..4, |_| Some("a".to_owned()));
