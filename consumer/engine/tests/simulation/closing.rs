@@ -74,15 +74,25 @@ impl Closing {
         }
     }
 
+    /// Whether nothing runs the handler's records.
+    pub fn has_failed(&self, handler: u32) -> bool {
+        let pools = self.pools.get(&handler);
+        pools.is_some_and(|pools| all_failed(pools))
+    }
+
     fn see_failures(&mut self, now_ms: u64) {
         for closed in self.closed.values_mut() {
-            let mut pools = closed.pools.iter();
-            match pools.all(|pool| pool.state() == PoolState::Failed) {
+            match all_failed(&closed.pools) {
                 true => _ = closed.failed_ms.get_or_insert(now_ms),
                 false => closed.failed_ms = None,
             }
         }
     }
+}
+
+fn all_failed(pools: &[Arc<SimPool>]) -> bool {
+    let mut pools = pools.iter();
+    pools.all(|pool| pool.state() == PoolState::Failed)
 }
 
 impl World {

@@ -1,7 +1,7 @@
 //! Records passed to the producer by workers and by the flow: attributes them, and checks whether they may be sent.
 
-use sluicegate_engine::dispatch::{PoolState, WorkerPool};
 use sluicegate_engine::emit::FailureKind;
+use sluicegate_engine::queue::OnFailure;
 
 use super::model::{Check, Stage};
 use super::pools::{DeadLetter, Handed, InProducer};
@@ -68,10 +68,9 @@ impl World {
         if !faithful {
             return Err(format!("a dead letter is not its record (G7): {letter:?}"));
         }
-        let pool_failed = self
-            .pools
-            .iter()
-            .any(|(ix, _, pool)| ix.0 == letter.handler && pool.state() == PoolState::Failed);
+        let on_failure = self.on_failure_of.get(&letter.handler);
+        let gives_up =
+            on_failure == Some(&OnFailure::DeadLetter) && self.closing.has_failed(letter.handler);
         let share = self
             .model
             .share(epoch, letter.offset, letter.handler)
@@ -79,9 +78,9 @@ impl World {
         match share.stage {
             Stage::Failed if share.dead_lettered => {}
             // Queued records of a failed handler are dead-lettered without an attempt.
-            Stage::Queued | Stage::Failed if pool_failed => {}
+            Stage::Queued | Stage::Failed if gives_up => {}
             // So is one that was to be run again instead of having its emits produced again.
-            Stage::Producing if pool_failed && share.refused => {}
+            Stage::Producing if gives_up && share.refused => {}
             stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
         }
         share.stage = Stage::Producing;

@@ -81,7 +81,7 @@ impl World {
         if self.random.chance(self.faults.pool_fails * 4) && !self.pools.is_empty() {
             let at = self.random.below(self.pools.len());
             let failed = self.random.chance(50);
-            self.set_failed(at, failed);
+            self.set_failed(at, failed)?;
             if failed && self.random.chance(50) {
                 let ix = self.pools[at].0;
                 self.switch_off(ix);
@@ -115,13 +115,20 @@ impl World {
         Ok(())
     }
 
-    fn set_failed(&mut self, pool: usize, failed: bool) {
+    fn set_failed(&mut self, pool: usize, failed: bool) -> Check {
+        // What the flow has done so far belongs to the present state of the pools.
+        self.observe()?;
+        let ix = self.pools[pool].0.0;
+        let change = if failed { "fails" } else { "recovers" };
+        self.model
+            .trace(|| format!("pool {pool}, of h{ix}, {change}"));
         if self.pools[pool].2.set_failed(failed) {
             self.messages.push_back(Message {
                 message: PumpMessage::PoolFree,
                 share: None,
             });
         }
+        Ok(())
     }
 
     fn assign_some(&mut self) -> Check {
@@ -237,7 +244,7 @@ impl World {
                 .iter()
                 .any(|left| Arc::ptr_eq(left, &self.pools[pool].2))
             {
-                self.set_failed(pool, false);
+                self.set_failed(pool, false)?;
             }
         }
         for _ in 0..MAX_ROUNDS {

@@ -10,7 +10,7 @@ use sluicegate_engine::emit::{Ticket, Way};
 use sluicegate_engine::engine::Engine;
 use sluicegate_engine::event::{Effect, Event};
 use sluicegate_engine::flow::Flow;
-use sluicegate_engine::queue::Order;
+use sluicegate_engine::queue::{OnFailure, Order};
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::SourceEvent;
 
@@ -100,6 +100,8 @@ pub struct World {
     pub workers_of: HashMap<(usize, Vec<u8>), u32>,
     /// By handler, from its latest settings.
     pub max_attempts_of: HashMap<u32, u32>,
+    /// By handler: what happens to its records while it has failed.
+    pub on_failure_of: HashMap<u32, OnFailure>,
     /// Handlers that are switched off or removed.
     pub closing: Closing,
 }
@@ -152,6 +154,7 @@ impl World {
             targets_of: HashMap::new(),
             workers_of: HashMap::new(),
             max_attempts_of: HashMap::new(),
+            on_failure_of: HashMap::new(),
             closing: Closing::default(),
         }
     }
@@ -168,11 +171,13 @@ impl World {
             ix,
             takes_batches,
             max_attempts,
+            on_failure,
             ..
         } = handler;
         self.next_handler = self.next_handler.max(ix.0 + 1);
         self.pools.push((ix, takes_batches, handler.pool.clone()));
         self.max_attempts_of.insert(ix.0, max_attempts);
+        self.on_failure_of.insert(ix.0, on_failure);
         self.handlers.push(handler);
     }
 
