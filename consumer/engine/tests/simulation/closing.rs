@@ -7,9 +7,10 @@ use std::sync::Arc;
 use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::dispatch::{BatchId, HandlerIx, PoolState, PumpMessage, WorkerPool};
 
-use super::model::{Check, Share, Stage};
+use super::model::Check;
 use super::pools::SimPool;
 use super::script::SimHandler;
+use super::share::{Share, Stage};
 use super::world::{Message, ShareKey, World};
 
 /// Upper bound for the flow to detect a change: its poll interval plus the time between two ticks.
@@ -27,7 +28,7 @@ struct Closed {
 #[derive(Default)]
 pub struct Closing {
     /// The latest pools of each handler.
-    pools: BTreeMap<u32, Vec<Arc<SimPool>>>,
+    pub pools: BTreeMap<u32, Vec<Arc<SimPool>>>,
     closed: BTreeMap<u32, Closed>,
     /// When the flow last received an event about a handler, and when one last settled a share.
     last_event_ms: HashMap<u32, u64>,
@@ -130,8 +131,9 @@ impl World {
                 Stage::Failed if share.dead_lettered => false,
                 Stage::Failed => (failed && !called) || overdue,
                 Stage::Running | Stage::Acked => overdue,
-                // A newer generation runs it again instead of producing its emits again.
-                Stage::Producing if share.refused => overdue,
+                // Queued for another generation instead of having its emits produced again.
+                Stage::Producing if share.may_run_again() => (failed && !called) || overdue,
+                Stage::Producing if share.refused.is_some() => overdue,
                 Stage::Producing | Stage::Settled => false,
             };
             // A drain leaves records that were not started to the next owner.
@@ -184,7 +186,7 @@ impl World {
             let owned = &self.model.owned[&key.epoch];
             let share = &owned.records[&key.offset].shares[&handler];
             let produces = share.stage == Stage::Producing;
-            let with_producer = (produces && !share.refused) || share.dead_lettered;
+            let with_producer = (produces && share.refused.is_none()) || share.dead_lettered;
             // What the producer refused is produced again until the drain timeout, whether or not the handler has failed.
             let kept = overdue || (failed && !produces && !self.is_called(&key));
             if kept && !with_producer && !owned.draining {

@@ -22,6 +22,7 @@ mod producer;
 mod random;
 mod retention;
 mod script;
+mod share;
 mod steps;
 mod workers;
 mod world;

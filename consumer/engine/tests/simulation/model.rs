@@ -16,75 +16,13 @@ use sluicegate_engine::source::starts::Commit;
 use sluicegate_engine::source::{AssignmentId, CommitEntry, TopicPartition};
 
 use super::coverage::Coverage;
-use super::pools::Emitted;
+use super::pools::{Emitted, SimPool};
 use super::script::{Log, SimHandler};
+use super::share::{Share, Stage};
 use super::world::ShareKey;
 
 /// A violated guarantee, as text.
 pub type Check = Result<(), String>;
-
-/// State of a record at one handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Not started, or returned without an attempt.
-    Queued,
-    /// A worker has started it.
-    Running,
-    /// The worker has finished it successfully; the pump has not received the outcome yet.
-    Acked,
-    /// Waiting for the producer.
-    Producing,
-    /// An attempt failed; another follows, or a dead letter.
-    Failed,
-    /// Final.
-    Settled,
-}
-
-/// One handler's share of a record.
-#[derive(Clone, Debug)]
-pub struct Share {
-    pub stage: Stage,
-    pub failures: u32,
-    /// Its attempts are over: only a dead letter may follow.
-    pub dead_lettered: bool,
-    /// Its handler dead-lettered it after emitting: the letter must wait for the acknowledgement of the emits.
-    pub owes_letter: bool,
-    /// Its emits were refused and must be produced again.
-    pub refused: bool,
-    /// Records that the attempt emitted.
-    pub emits: u32,
-    /// Copies accepted by the producer, in order, and whether each is acknowledged.
-    pub written: Vec<(u32, bool)>,
-    /// Its handler was switched off and has failed or hangs: the share is settled without it.
-    pub skipped: bool,
-    /// The order of its lane: that of its handler when it was last submitted.
-    pub order: Order,
-    /// The order under which it was started for the first time.
-    pub first_order: Option<Order>,
-}
-
-impl Share {
-    /// All emits are acknowledged, and their last copies are in order (G4).
-    pub fn written_in_order(&self, offset: i64) -> Check {
-        let copies = self
-            .written
-            .iter()
-            .filter(|(_, acknowledged)| *acknowledged);
-        let copies: Vec<u32> = copies.map(|(index, _)| *index).collect();
-        let last = |index| copies.iter().rposition(|copy| *copy == index);
-        let places: Option<Vec<usize>> = (0..self.emits).map(last).collect();
-        match places {
-            None => Err(format!(
-                "an emit of {offset} is missing: {:?} (G1)",
-                self.written
-            )),
-            Some(places) if !places.is_sorted() => {
-                Err(format!("emits of {offset} are written as {copies:?} (G4)"))
-            }
-            Some(_) => Ok(()),
-        }
-    }
-}
 
 /// A record of an assignment.
 #[derive(Clone, Debug, Default)]
@@ -207,19 +145,7 @@ impl Model {
                     .or_insert_with_key(|(pattern, topic)| oracle::topic_matches(pattern, topic))
             });
             if topic_named && oracle::holds(&handler.route.when, &view) {
-                let share = Share {
-                    stage: Stage::Queued,
-                    failures: 0,
-                    dead_lettered: false,
-                    owes_letter: false,
-                    refused: false,
-                    emits: 0,
-                    written: Vec::new(),
-                    skipped: false,
-                    order: handler.order,
-                    first_order: None,
-                };
-                held.shares.insert(handler.ix.0, share);
+                held.shares.insert(handler.ix.0, Share::new(handler.order));
             }
         }
         if held.is_settled() {
@@ -272,6 +198,7 @@ impl Model {
                 "emits of {offset} are produced after its last attempt"
             ));
         }
+        share.refused = None;
         if !taken {
             return Ok(None);
         }
@@ -301,6 +228,17 @@ impl Model {
         }
     }
 
+    /// A plan gives these pools to the handlers.
+    pub fn see_pools(&mut self, pools: &BTreeMap<u32, Vec<Arc<SimPool>>>) {
+        for owned in self.owned.values_mut().filter(|owned| !owned.released) {
+            for (_, held) in owned.records.range_mut(owned.settled_to.get()..) {
+                for (handler, share) in &mut held.shares {
+                    share.see_pools(&pools[handler]);
+                }
+            }
+        }
+    }
+
     /// A worker got a record; `order` is that of its handler's records under way.
     pub fn submitted(
         &mut self,
@@ -308,6 +246,8 @@ impl Model {
         offset: i64,
         handler: u32,
         order: Option<Order>,
+        pool: &Arc<SimPool>,
+        pools: &[Arc<SimPool>],
     ) -> Check {
         let owned = self
             .owned
@@ -322,6 +262,7 @@ impl Model {
         match self.share(epoch, offset, handler) {
             Some(share) => {
                 share.order = order.unwrap_or(share.order);
+                share.submitted(pool, pools);
                 Ok(())
             }
             None => Err(format!(
@@ -360,59 +301,16 @@ impl Model {
             // Its call was abandoned, so its effects no longer count.
             return Ok(());
         }
-        // A newer generation runs it again instead of producing the old emits again.
-        let instead = share.stage == Stage::Producing && share.refused;
-        if !matches!(share.stage, Stage::Queued | Stage::Failed) && !instead {
+        if !matches!(share.stage, Stage::Queued | Stage::Failed) {
             return Err(format!("{what}: started while {:?}", share.stage));
         }
         if share.dead_lettered || attempt != share.failures + 1 {
             return Err(format!("{what}: {} attempts failed before", share.failures));
         }
-        let key = |offset: i64| {
-            logs[owned.log]
-                .record(offset)
-                .and_then(|r| r.key.as_deref())
-        };
-        let same_lane = |order: Order, other: i64| match order {
-            Order::Key => key(offset).is_some() && key(offset) == key(other),
-            Order::Partition => true,
-            Order::Unordered => false,
-        };
-        for (&earlier, other) in owned
-            .records
-            .range(owned.settled_to.get().min(offset)..offset)
-        {
-            if let Some(before) = other.shares.get(&handler)
-                && !matches!(before.stage, Stage::Settled | Stage::Acked)
-                // A call under way still has the lanes of the order under which it was started.
-                && (same_lane(share.order, earlier)
-                    || before.stage == Stage::Running && same_lane(before.order, earlier))
-                // One that was started under an order without this lane is ahead of those that have not been started yet.
-                && !(before.stage == Stage::Queued
-                    && share.first_order.is_some_and(|first| !same_lane(first, earlier)))
-                && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
-            {
-                return Err(format!(
-                    "{what}: started while {earlier} of its lane is {:?} (G4)",
-                    before.stage
-                ));
-            }
-        }
-        for (&later, other) in owned.records.range(offset + 1..) {
-            // A batch handler may have seen both in one call, where only the earlier one failed.
-            if in_batch.is_none()
-                && let Some(after) = other.shares.get(&handler)
-                && let Some(first_order) = after.first_order
-                && same_lane(share.order, later)
-                && same_lane(first_order, later)
-            {
-                return Err(format!("{what}: started after {later} of its lane (G4)"));
-            }
-        }
+        check_order(owned, offset, handler, logs, in_batch)
+            .map_err(|broken| format!("{what}: {broken} (G4)"))?;
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Running;
-            share.refused = false;
-            share.owes_letter = false;
             share.first_order.get_or_insert(share.order);
         }
         let log = self.owned[&epoch].log;
@@ -578,4 +476,57 @@ impl Model {
             }
         }
     }
+}
+
+/// A record may start in a handler: no record of its lane is under way before it, or has started after it (G4).
+fn check_order(
+    owned: &Owned,
+    offset: i64,
+    handler: u32,
+    logs: &[Log],
+    in_batch: Option<&[i64]>,
+) -> Check {
+    let share = &owned.records[&offset].shares[&handler];
+    let key = |offset: i64| {
+        logs[owned.log]
+            .record(offset)
+            .and_then(|r| r.key.as_deref())
+    };
+    let same_lane = |order: Order, other: i64| match order {
+        Order::Key => key(offset).is_some() && key(offset) == key(other),
+        Order::Partition => true,
+        Order::Unordered => false,
+    };
+    for (&earlier, other) in owned
+        .records
+        .range(owned.settled_to.get().min(offset)..offset)
+    {
+        if let Some(before) = other.shares.get(&handler)
+            && !matches!(before.stage, Stage::Settled | Stage::Acked)
+            // A call under way still has the lanes of the order under which it was started.
+            && (same_lane(share.order, earlier)
+                || before.stage == Stage::Running && same_lane(before.order, earlier))
+            // One that was started under an order without this lane is ahead of those that have not been started yet.
+            && !(before.stage == Stage::Queued
+                && share.first_order.is_some_and(|first| !same_lane(first, earlier)))
+            && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
+        {
+            return Err(format!(
+                "started while {earlier} of its lane is {:?}",
+                before.stage
+            ));
+        }
+    }
+    for (&later, other) in owned.records.range(offset + 1..) {
+        // A batch handler may have seen both in one call, where only the earlier one failed.
+        if in_batch.is_none()
+            && let Some(after) = other.shares.get(&handler)
+            && let Some(first_order) = after.first_order
+            && same_lane(share.order, later)
+            && same_lane(first_order, later)
+        {
+            return Err(format!("started after {later} of its lane"));
+        }
+    }
+    Ok(())
 }

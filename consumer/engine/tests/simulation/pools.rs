@@ -8,11 +8,13 @@ use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_runtime::Emit;
 
 /// A pool with a fixed number of seats.
+#[derive(Debug)]
 pub struct SimPool {
     state: Mutex<SimPoolState>,
     seats: usize,
 }
 
+#[derive(Debug)]
 struct SimPoolState {
     busy: Vec<bool>,
     failed: bool,

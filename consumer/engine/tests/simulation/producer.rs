@@ -3,8 +3,9 @@
 use sluicegate_engine::emit::FailureKind;
 use sluicegate_engine::queue::OnFailure;
 
-use super::model::{Check, Stage};
+use super::model::Check;
 use super::pools::{DeadLetter, Handed, InProducer};
+use super::share::Stage;
 use super::workers::{failure, taken};
 use super::world::{ShareKey, Unanswered, World};
 
@@ -80,7 +81,7 @@ impl World {
             // Queued records of a failed handler are dead-lettered without an attempt.
             Stage::Queued | Stage::Failed if gives_up => {}
             // So is one that was to be run again instead of having its emits produced again.
-            Stage::Producing if gives_up && share.refused => {}
+            Stage::Producing if gives_up && share.may_run_again() => {}
             stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
         }
         share.stage = Stage::Producing;

@@ -7,8 +7,9 @@ use sluicegate_engine::dispatch::{Inbox, PumpMessage};
 use sluicegate_engine::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
 use sluicegate_engine::event::Event;
 
-use super::model::{Check, Stage};
+use super::model::Check;
 use super::pools::{Emitted, SimPool};
+use super::share::Stage;
 use super::world::{Message, Running, ShareKey, Unanswered, World};
 
 /// How a worker finishes one record.
@@ -388,13 +389,7 @@ impl World {
                 share.stage = Stage::Producing;
                 share.owes_letter = code == outcome_code::DEAD_LETTER;
             }
-            (outcome_code::NOT_RUN, Some(share)) => {
-                share.stage = if share.failures > 0 {
-                    Stage::Failed
-                } else {
-                    Stage::Queued
-                };
-            }
+            (outcome_code::NOT_RUN, Some(share)) => share.not_run(),
             (outcome_code::DEAD_LETTER, Some(share)) => {
                 share.stage = Stage::Failed;
                 share.dead_lettered = true;
@@ -448,7 +443,7 @@ impl World {
                 found.stage = Stage::Failed;
                 found.dead_lettered = true;
             }
-            Some(_) => found.refused = true,
+            Some(kind) => found.refused = Some(kind),
             None => {
                 found.written_in_order(offset)?;
                 if std::mem::take(&mut found.owes_letter) {

@@ -213,6 +213,7 @@ impl World {
             });
         }
         self.closing.apply(&self.handlers, self.now_ms);
+        self.model.see_pools(&self.closing.pools);
         self.targets_of.clear();
         self.engine.apply(index, settings);
         self.see_skips();
@@ -442,8 +443,10 @@ impl World {
                     .trace(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
                 for record in &batch.records {
                     let order = self.engine.flow().order_of(*ix);
+                    let pools = &self.closing.pools[&ix.0];
+                    let (epoch, offset) = (record.epoch, record.offset);
                     self.model
-                        .submitted(record.epoch, record.offset, ix.0, order)?;
+                        .submitted(epoch, offset, ix.0, order, pool, pools)?;
                     let log = &self.script.logs[self.model.owned[&record.epoch].log];
                     let key = log
                         .record(record.offset)
