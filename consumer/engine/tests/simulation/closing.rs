@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sluicegate_engine::clock::WallClock;
 use sluicegate_engine::dispatch::{BatchId, HandlerIx, PoolState, PumpMessage, WorkerPool};
+use sluicegate_engine::queue::OnFailure;
 
 use super::model::Check;
 use super::pools::SimPool;
@@ -114,6 +115,8 @@ impl World {
     fn see_skips_of(&mut self, handler: u32) -> Check {
         let closed = &self.closing.closed[&handler];
         let failed = closed.failed_ms.is_some();
+        // Otherwise its records go to the dead-letter topic.
+        let holds = self.on_failure_of.get(&handler) == Some(&OnFailure::Hold);
         let settled_ms = self.closing.settled_ms.get(&handler).copied();
         let moved_ms = settled_ms.unwrap_or(0).max(closed.since_ms);
         let overdue = self.now_ms - moved_ms >= self.script.drain_ms;
@@ -123,16 +126,17 @@ impl World {
             }
             let draining = self.model.owned[&key.epoch].draining;
             let called = self.is_called(&key);
+            let given_up = failed && holds && !called;
             let Some(share) = self.model.share(key.epoch, key.offset, key.handler) else {
                 continue;
             };
             let may = match share.stage {
-                Stage::Queued => (failed && !called) || overdue,
+                Stage::Queued => given_up || overdue,
                 Stage::Failed if share.dead_lettered => false,
-                Stage::Failed => (failed && !called) || overdue,
+                Stage::Failed => given_up || overdue,
                 Stage::Running | Stage::Acked => overdue,
                 // Queued for another generation instead of having its emits produced again.
-                Stage::Producing if share.may_run_again() => (failed && !called) || overdue,
+                Stage::Producing if share.may_run_again() => given_up || overdue,
                 Stage::Producing if share.refused.is_some() => overdue,
                 Stage::Producing | Stage::Settled => false,
             };
