@@ -312,6 +312,7 @@ impl Model {
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Running;
             share.first_order.get_or_insert(share.order);
+            share.was_in_batch |= in_batch.is_some();
         }
         let log = self.owned[&epoch].log;
         let started_under = self.started_under.entry(log).or_default();
@@ -518,8 +519,9 @@ fn check_order(
         }
     }
     for (&later, other) in owned.records.range(offset + 1..) {
-        // A batch handler may have seen both in one call, where only the earlier one failed.
+        // A batch handler may have seen both in one call, where the earlier one failed.
         if in_batch.is_none()
+            && !share.was_in_batch
             && let Some(after) = other.shares.get(&handler)
             && let Some(first_order) = after.first_order
             && same_lane(share.order, later)

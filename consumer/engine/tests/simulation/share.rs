@@ -50,6 +50,8 @@ pub struct Share {
     pub order: Order,
     /// The order under which it was started for the first time.
     pub first_order: Option<Order>,
+    /// A batch handler has been called with it.
+    pub was_in_batch: bool,
 }
 
 impl Share {
@@ -68,6 +70,7 @@ impl Share {
             skipped: false,
             order,
             first_order: None,
+            was_in_batch: false,
         }
     }
 
