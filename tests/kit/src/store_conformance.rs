@@ -140,6 +140,18 @@ impl Record {
         });
     }
 
+    /// Waits until `key` has this version.
+    ///
+    /// # Panics
+    /// After `deadline`.
+    pub fn until_version(&self, key: &ControlKey, version: KeyVersion, deadline: Duration) {
+        self.until(&format!("{key} at {version:?}"), deadline, |record| {
+            let tree = record.tree();
+            let entry = tree.as_ref().and_then(|tree| tree.get(key));
+            entry.is_some_and(|entry| entry.stamp == version)
+        });
+    }
+
     /// Waits until the latest update reports the store as unreachable.
     ///
     /// # Panics
