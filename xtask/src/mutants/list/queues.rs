@@ -105,6 +105,16 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "failed-handler-dead-letters-anyway",
+        what: "a failed handler dead-letters its records although `on_failure` says hold",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "closing-skips-dead-letters",
+        what: "a failed handler that is switched off skips records that `on_failure` sends to the dead-letter topic",
+        suite: SIMULATION,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,
