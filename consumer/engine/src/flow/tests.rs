@@ -5,6 +5,7 @@ mod budget;
 mod closing;
 mod commits;
 mod draining;
+mod orders;
 mod pace;
 mod rest;
 mod retrying;

@@ -55,7 +55,7 @@ impl HandlerQueue {
                 self.lanes.hold(lane, |_| false);
             }
             // It may have been due behind one that it does not follow any more.
-            if let Some(due_ms) = due_ms {
+            if let Some(due_ms) = due_ms.filter(|due_ms| *due_ms <= ctx.now_ms) {
                 ctx.agenda.add_due(self.ix, key, due_ms);
             }
         }

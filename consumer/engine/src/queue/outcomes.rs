@@ -77,7 +77,7 @@ impl HandlerQueue {
                 continue;
             }
             ctx.records.return_record(key, record);
-            if attempt > 1 {
+            if !is_first {
                 // Other records may have waited in the lane since before this batch.
                 freed.push(lane);
             }
@@ -300,9 +300,10 @@ impl HandlerQueue {
         let mut back = Vec::new();
         for (i, &key) in keys.iter().enumerate() {
             let lane = lane_of_key(&ctx.records.slab, self.order, key);
-            let number = self.deferred.get(key).map_or(1, |share| share.attempt);
+            let known = self.deferred.get(key);
+            let (number, is_first) = (known.map_or(1, |share| share.attempt), known.is_none());
             let returned = Attempt::new(key, lane, number, &ran_by);
-            if returned.number > 1 {
+            if !is_first {
                 freed.push(returned.lane);
             }
             match completed.get(i) {

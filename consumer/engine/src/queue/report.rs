@@ -140,19 +140,26 @@ impl HandlerQueue {
             return Some(held(attempt, time.queued_ms, waits_for));
         }
         if self.lanes.waiting().any(|waiting| waiting == key) {
-            let behind = self.lane_holder(records, key).unwrap_or(offset);
-            return Some(held(attempt, time.queued_ms, WaitsFor::Lane { behind }));
+            let waits_for = match self.lane_holder(records, key) {
+                Some(behind) => WaitsFor::Lane { behind },
+                None if self.changes_order() => WaitsFor::Order,
+                None => WaitsFor::Worker,
+            };
+            return Some(held(attempt, time.queued_ms, waits_for));
         }
         None
     }
 
-    /// The oldest unsettled record of the same lane.
+    /// The oldest record of the same lane that is in a batch or deferred.
     fn lane_holder<R: Record>(&self, records: &Records<R>, key: RecordId) -> Option<i64> {
         let lane = lane_of_key(&records.slab, self.order, key);
-        let held = records.slab.iter();
-        held.filter(|(_, entry)| entry.unsettled > 0 && lane_of(self.order, entry) == lane)
-            .map(|(_, entry)| entry.offset())
-            .min()
+        let deferred = self.deferred.iter().map(|(key, _)| key);
+        let batches = self.batches.iter();
+        let in_batches = batches.flat_map(|one| one.batch.as_ref().map_or(&one.keys, |b| &b.keys));
+        let holders = deferred.chain(in_batches.copied());
+        let entries = holders.filter_map(|key| records.slab.get(key));
+        let of_lane = entries.filter(|entry| lane_of(self.order, entry) == lane);
+        of_lane.map(|entry| entry.offset()).min()
     }
 }
 

@@ -312,7 +312,7 @@ impl Model {
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Running;
             share.first_order.get_or_insert(share.order);
-            share.was_in_batch |= in_batch.is_some();
+            share.with.extend(in_batch.unwrap_or_default());
         }
         let log = self.owned[&epoch].log;
         let started_under = self.started_under.entry(log).or_default();
@@ -520,12 +520,11 @@ fn check_order(
     }
     for (&later, other) in owned.records.range(offset + 1..) {
         // A batch handler may have seen both in one call, where the earlier one failed.
-        if in_batch.is_none()
-            && !share.was_in_batch
-            && let Some(after) = other.shares.get(&handler)
+        if let Some(after) = other.shares.get(&handler)
             && let Some(first_order) = after.first_order
             && same_lane(share.order, later)
             && same_lane(first_order, later)
+            && !after.with.contains(&offset)
         {
             return Err(format!("started after {later} of its lane"));
         }

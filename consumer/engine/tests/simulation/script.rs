@@ -93,6 +93,8 @@ pub struct FaultRates {
     pub repeat: u32,
     pub rebalance: u32,
     pub swap: u32,
+    /// Changes of a handler's order, in each step; 0 in most scripts.
+    pub reorder: u32,
     pub crash: u32,
     pub recreate: u32,
     pub reset: u32,
@@ -315,7 +317,7 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         0 => 0,
         _ => random.below(most + 1) as u32,
     };
-    FaultRates {
+    let rates = FaultRates {
         retry: some(20),
         dead_letter: some(10),
         drop: some(10),
@@ -328,6 +330,7 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         repeat: some(30),
         rebalance: some(8),
         swap: some(6),
+        reorder: 0,
         crash: some(2),
         recreate: some(3),
         reset: some(12),
@@ -336,7 +339,12 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         lookup_fails: some(40),
         read_fails: some(6),
         stop: some(2),
-    }
+    };
+    let reorder = match random.chance(15) {
+        true => random.between(3, 40) as u32,
+        false => 0,
+    };
+    FaultRates { reorder, ..rates }
 }
 
 /// A random route over the scripts' topics and records.

@@ -1,5 +1,6 @@
 //! One handler's share of a record, as the reference model has it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sluicegate_engine::emit::FailureKind;
@@ -50,8 +51,8 @@ pub struct Share {
     pub order: Order,
     /// The order under which it was started for the first time.
     pub first_order: Option<Order>,
-    /// A batch handler has been called with it.
-    pub was_in_batch: bool,
+    /// The offsets before it in calls of a batch handler.
+    pub with: BTreeSet<i64>,
 }
 
 impl Share {
@@ -70,7 +71,7 @@ impl Share {
             skipped: false,
             order,
             first_order: None,
-            was_in_batch: false,
+            with: BTreeSet::new(),
         }
     }
 

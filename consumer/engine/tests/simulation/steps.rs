@@ -37,6 +37,9 @@ impl World {
             }
             _ => self.inject_event()?,
         }
+        if self.random.chance(self.faults.reorder) {
+            self.reorder();
+        }
         if self.random.chance(50) {
             self.answer_lookup()?;
             self.answer_bounds()?;

@@ -255,17 +255,45 @@ impl World {
 
     /// A handler gets another order, another generation, or both.
     fn change_settings(&mut self, target: usize) {
-        let seats = self.random.between(1, 3);
-        let order = self.random.chance(40).then(|| any_order(&mut self.random));
-        let renewed = order.is_none() || self.random.chance(50);
-        let takes_batches = self.random.chance(20);
-        let handler = &mut self.handlers[target];
-        self.model.coverage.other_orders +=
-            u64::from(order.is_some_and(|order| order != handler.order));
-        handler.order = order.unwrap_or(handler.order);
-        if !renewed {
+        let reordered = self.random.chance(40);
+        if reordered {
+            self.set_order(target);
+        }
+        if !reordered || self.random.chance(50) {
+            self.renew(target);
+        }
+    }
+
+    /// A handler gets another order while much is under way; with it perhaps another bound, generation or target.
+    pub fn reorder(&mut self) {
+        if self.handlers.is_empty() {
             return;
         }
+        let target = self.random.below(self.handlers.len());
+        self.set_order(target);
+        if self.random.chance(30) {
+            self.handlers[target].max_in_flight = *self.random.pick(&[1, 2, 3, 5, 50]);
+        }
+        match self.random.below(6) {
+            0 => self.split(target),
+            1 | 2 => self.renew(target),
+            _ => {}
+        }
+        self.apply();
+    }
+
+    fn set_order(&mut self, target: usize) {
+        let order = any_order(&mut self.random);
+        let handler = &mut self.handlers[target];
+        self.model.coverage.other_orders += u64::from(order != handler.order);
+        handler.order = order;
+    }
+
+    /// A handler gets another generation.
+    fn renew(&mut self, target: usize) {
+        let seats = self.random.between(1, 3);
+        let takes_batches = self.random.chance(20);
+        let handler = &mut self.handlers[target];
         self.model.coverage.other_workers +=
             u64::from(handler.keeps_key_state && seats != handler.pool.seats());
         handler.generation = self.revision + 1;

@@ -115,6 +115,11 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "first-attempt-lane-forgotten",
+        what: "a first attempt that is made again does not release the records that wait in its lane",
+        suite: FLOW,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,

@@ -23,7 +23,10 @@ impl Bench {
     }
 
     /// Answers everything that was sent, with the broker's result.
-    fn answer(&mut self, broker: impl Fn(&str, Way) -> Option<FailureKind>) -> Vec<(String, Way)> {
+    pub(super) fn answer(
+        &mut self,
+        broker: impl Fn(&str, Way) -> Option<FailureKind>,
+    ) -> Vec<(String, Way)> {
         let sent = std::mem::take(&mut *self.emitter.sent.lock().unwrap());
         let mut answered = Vec::new();
         for (text, way, ticket) in sent {
@@ -43,7 +46,7 @@ impl Bench {
     }
 
     /// Finishes the records of pool 0; each has emitted `emits` records and ends with `code`.
-    fn finish_emitting(&mut self, code: u16, emits: usize) {
+    pub(super) fn finish_emitting(&mut self, code: u16, emits: usize) {
         let mut groups = Vec::new();
         for mut batch in std::mem::take(&mut *self.pools[0].taken.lock().unwrap()) {
             for (&key, record) in batch.keys.iter().zip(&batch.records) {
