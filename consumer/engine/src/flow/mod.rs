@@ -335,6 +335,16 @@ impl<R: Record> Flow<R> {
         Some(queue.order())
     }
 
+    /// A handler whose records are not all where something will find them, and why (G8): for tests, which call it after each
+    /// step. Visits everything in flight.
+    pub fn broken_queue(&self) -> Option<String> {
+        let mut queues = self.queues.iter().flatten();
+        queues.find_map(|queue| {
+            let broken = queue.broken()?;
+            Some(format!("{}: {broken}", queue.settings().name))
+        })
+    }
+
     /// All owned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
         self.ctx.records.partitions.iter()

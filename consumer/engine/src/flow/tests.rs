@@ -164,6 +164,7 @@ impl Bench {
         let index = RoutingIndex::compile(1, routes.collect()).unwrap();
         self.flow.apply(index, settings);
         self.flow.dispatch();
+        assert_eq!(self.flow.broken_queue(), None);
     }
 
     fn fail(&self, pool: usize, failed: bool) {
@@ -215,6 +216,7 @@ impl Bench {
             self.flow.receive(PumpMessage::Finished(batch));
         }
         self.flow.dispatch();
+        assert_eq!(self.flow.broken_queue(), None);
         ran
     }
 

@@ -236,6 +236,12 @@ impl BatchTable {
             .collect()
     }
 
+    /// The batch's entry, if it is still in flight, to read it.
+    pub(crate) fn peek(&self, key: BatchId) -> Option<&InFlightBatch> {
+        let entry = self.table.get(key.index as usize);
+        entry.filter(|entry| entry.serial == key.serial && entry.used)
+    }
+
     /// All in-flight batches.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlightBatch> {
         self.table.iter().filter(|entry| entry.used)

@@ -64,6 +64,18 @@ pub(crate) enum Claim {
     },
 }
 
+/// A lane in use, for [`HandlerQueue::broken`](super::HandlerQueue::broken).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneUse {
+    pub(crate) hash: u64,
+    /// The batch that last had records of it.
+    pub(crate) batch: BatchId,
+    /// Deferred records that hold it.
+    pub(crate) held: u32,
+    /// Records that wait in it.
+    pub(crate) waiting: usize,
+}
+
 /// The lanes of one handler.
 #[derive(Default)]
 pub(crate) struct Lanes {
@@ -229,6 +241,20 @@ impl Lanes {
         }
         self.waiters -= removed.len();
         removed
+    }
+
+    /// All lanes of the table.
+    pub(crate) fn each(&self) -> impl Iterator<Item = LaneUse> + '_ {
+        let lanes = self.table.iter().filter(|lane| lane.hash != 0);
+        lanes.map(|lane| LaneUse {
+            hash: lane.hash,
+            batch: lane.batch,
+            held: lane.held,
+            waiting: match lane.waiting.checked_sub(1) {
+                Some(place) => self.waiting[place as usize].len(),
+                None => 0,
+            },
+        })
     }
 
     /// The waiting records, for reports.

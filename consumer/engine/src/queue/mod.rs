@@ -18,6 +18,7 @@
 
 mod backoff;
 pub(crate) mod batches;
+mod check;
 mod closing;
 pub(crate) mod context;
 mod counts;

@@ -425,6 +425,9 @@ impl World {
         if let Some(fault) = self.flow().fault() {
             return Err(format!("fault: {fault}"));
         }
+        if let Some(broken) = self.flow().broken_queue() {
+            return Err(format!("{broken} (G8)"));
+        }
         if let Some(broken) = self.closing.broken.take() {
             return Err(broken);
         }
