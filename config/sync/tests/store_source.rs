@@ -494,7 +494,7 @@ fn a_start_without_the_store_uses_the_cache() {
     store.handle().set_away(true);
     let start = |settings| StoreSource::new(Arc::new(store.clone()), settings).snapshot();
     let refused = start(settings(Some(&cache))).unwrap_err().to_string();
-    assert!(refused.contains("no cache of an earlier run"), "{refused}");
+    assert!(refused.contains("no usable cache of an"), "{refused}");
 
     store.handle().set_away(false);
     put(

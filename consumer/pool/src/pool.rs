@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{Batch, Inbox, OwnedPartition, PoolState, WorkerPool};
+use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, OwnedPartition, PoolState, WorkerPool};
+use sluicegate_runtime::RawOutcome;
 
 use crate::error::{ConfigNotTaken, ProbeError};
 pub use crate::lock::relock;
@@ -189,6 +190,10 @@ impl WorkerPool for HandlerPool {
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         self.threads
             .tell(Event::Owned(&self.member, home, partitions));
+    }
+
+    fn published(&self, home: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+        self.threads.lock().roster.published(home, batch)
     }
 
     fn workers(&self) -> u32 {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use object::elf::{PF_W, PF_X};
-use object::{Object, ObjectSegment, ObjectSymbol, SegmentFlags};
+use object::{Architecture, Object, ObjectSegment, ObjectSymbol, SegmentFlags};
 use sha2::{Digest, Sha256};
 use sluicegate_abi::descriptor::{
     ABI_MAJOR, ABI_MINOR, ABI_STABLE_MINOR, DESCRIPTOR_SYMBOL, Descriptor, Facts, TARGET,
@@ -15,6 +15,16 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::{refused, unreadable};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// The processor that this service was built for, where it is checked.
+const OURS: Option<Architecture> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64"))
+{
+    Some(Architecture::X86_64)
+} else if cfg!(all(target_arch = "aarch64", target_pointer_width = "64")) {
+    Some(Architecture::Aarch64)
+} else {
+    None
+};
 
 /// A plugin file that passed the checks that need no code to run.
 pub(crate) struct Artefact {
@@ -73,6 +83,10 @@ pub(crate) enum DescriptorError {
     PanicAbort,
     #[error("it was built for {theirs}, this service runs on {TARGET}; build it for {TARGET}")]
     OtherTarget { theirs: String },
+    #[error(
+        "it contains code for another processor ({theirs}), this service runs on {TARGET}; build it for {TARGET}"
+    )]
+    OtherProcessor { theirs: String },
     #[error("it exports no handler; name at least one in `export_handler!`")]
     NoHandler,
 }
@@ -123,6 +137,12 @@ impl Artefact {
         let file = object::File::parse(bytes.as_slice()).map_err(damaged)?;
         if file.kind() != object::ObjectKind::Dynamic {
             return Err(no(DescriptorError::NotShared));
+        }
+        // The target in the descriptor is what the plugin says of itself; this is what the system will go by.
+        let processor = file.architecture();
+        if OURS.is_some_and(|ours| processor != ours) {
+            let theirs = format!("{processor:?}");
+            return Err(no(DescriptorError::OtherProcessor { theirs }));
         }
         let layout = Layout {
             file,

@@ -31,9 +31,9 @@ pub(crate) enum ImageError {
          freed; restart the service"
     )]
     TooManyLoads,
-    #[error("the system cannot load it: {0}")]
+    #[error("the system cannot load it: {}", reason(.0))]
     System(#[source] libloading::Error),
-    #[error("its descriptor is missing after loading: {0}")]
+    #[error("its descriptor is missing after loading: {}", reason(.0))]
     NoDescriptor(#[source] libloading::Error),
     #[error(
         "the library in memory is not the file that was verified ({0}): the system loaded another one; restart the \
@@ -66,6 +66,14 @@ impl ImageError {
             Self::Describe(_) => "description",
             _ => "header",
         }
+    }
+}
+
+/// The system's own words, which `libloading` has as the source of its error.
+fn reason(error: &libloading::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
     }
 }
 

@@ -22,6 +22,11 @@ const NAME: usize = 20;
 const TARGET: usize = 180;
 const HANDLERS: usize = 308;
 
+/// Offset of the processor in an ELF header.
+const E_MACHINE: usize = 18;
+/// s390, which no supported service runs on.
+const EM_OTHER: u16 = 22;
+
 struct Variants {
     folder: tempfile::TempDir,
     good: Vec<u8>,
@@ -50,6 +55,13 @@ impl Variants {
     fn patched(&self, at: usize, bytes: &[u8]) -> PathBuf {
         let mut all = self.good.clone();
         all[self.descriptor + at..][..bytes.len()].copy_from_slice(bytes);
+        self.write(&all)
+    }
+
+    /// The good file with another processor in its ELF header.
+    fn of_processor(&self, machine: u16) -> PathBuf {
+        let mut all = self.good.clone();
+        all[E_MACHINE..][..2].copy_from_slice(&machine.to_le_bytes());
         self.write(&all)
     }
 
@@ -102,7 +114,13 @@ fn each_unusable_file_is_refused_with_its_reason_and_a_loaded_plugin_keeps_worki
     let loaded = load(&path);
     let mut relay = loaded.create("relay", r#"{ "topic": "out" }"#);
     let v = Variants::of(&path);
-    let table: [(&str, &dyn Fn() -> PathBuf, &str, &str); 18] = [
+    let table: [(&str, &dyn Fn() -> PathBuf, &str, &str); 19] = [
+        (
+            "code for another processor",
+            &|| v.of_processor(EM_OTHER),
+            "descriptor",
+            "contains code for another processor",
+        ),
         (
             "another ABI major",
             &|| v.patched(ABI_MAJOR, &9u16.to_ne_bytes()),

@@ -231,7 +231,7 @@ fn without_the_store_a_service_keeps_running_and_starts_from_its_cache_or_fails(
     start_is_refused(
         &workdir,
         "handlers.cache=none.cache",
-        "no cache of an earlier run",
+        "no usable cache of an earlier run",
     );
 
     let mut service = Service::ready(&workdir, &[]);

@@ -93,8 +93,8 @@ pub enum UnreachableCause {
     /// The store refused the call. Terminal.
     #[error("{0}")]
     Refused(#[source] StoreError),
-    /// The store does not answer, and a cache is missing. Retryable.
-    #[error("{0}; no cache of an earlier run exists to start from")]
+    /// The store does not answer, and a cache is missing, damaged, or another store's. Retryable.
+    #[error("{0}; no usable cache of an earlier run exists to start from")]
     NoCache(#[source] StoreError),
     /// The store does not answer, and the config forbids a start from the cache. Retryable.
     #[error("{0}; `handlers.require_fresh` forbids starting from the cache")]

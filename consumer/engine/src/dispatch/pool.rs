@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Inbox};
+use sluicegate_runtime::RawOutcome;
+
+use super::{Batch, BatchId, Inbox};
 
 /// State of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,13 @@ pub trait WorkerPool: Send + Sync {
     /// Instances are notified of each new one before its first record, and of each removed one. Does not wait for them.
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         let _ = (home, partitions);
+    }
+
+    /// The outcomes that the running call of a batch has published, one for each record before the one that it is at. `None` if
+    /// the batch is not in a call, or its handler does not publish its progress.
+    fn published(&self, home: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+        let _ = (home, batch);
+        None
     }
 
     /// Number of workers, for handlers whose keys stay with a worker.

@@ -4,7 +4,7 @@
 //!  start_drain ─► drop the records beyond the last started one ─► running calls end after their current record
 //!                                                                 └─ the last has ended: drop unstarted records again
 //!  started records finish in all handlers ─► is_drained ─► last commit ─► release
-//!          └─ deadline ─► fence: calls are cancelled, nothing more starts or counts ─► last commit ─► release
+//!          └─ deadline ─► what calls have finished counts ─► fence: calls are cancelled, nothing more starts or counts ─► last commit ─► release
 //! ```
 //!
 //! A record that some handler has started is finished in all of them, or else its next owner would run it twice
@@ -146,6 +146,7 @@ impl<R: Record> Flow<R> {
             .map(|(slot, _)| slot)
             .collect();
         if !overdue.is_empty() {
+            self.settle_published(&overdue);
             let started = self.started();
             let (records, handlers) = self.unfinished(&overdue, &started);
             let handlers = handlers.join(", ");
@@ -160,6 +161,17 @@ impl<R: Record> Flow<R> {
                 );
             }
             self.fence(&overdue);
+        }
+    }
+
+    /// Settles the records of these partitions that running calls have finished: nothing of a call counts after the fence.
+    fn settle_published(&mut self, slots: &[AssignmentId]) {
+        let ours = |records: &Records<R>, key: &RecordId| {
+            let entry = records.slab.get(*key);
+            entry.is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
+        };
+        for queue in self.queues.iter_mut().flatten() {
+            queue.settle_published(&mut self.ctx, ours);
         }
     }
 

@@ -280,7 +280,7 @@ impl<R: Record> Flow<R> {
     fn first_holder(&self, slot: AssignmentId, key: RecordId, clock: WallClock) -> Option<HeldBy> {
         let time = self.report_time(slot, clock);
         let mut queues = self.queues.iter().flatten();
-        queues.find_map(|queue| queue.holds(&self.ctx.records, key, time))
+        queues.find_map(|queue| queue.holds(&self.ctx, key, time))
     }
 
     /// The handlers that have not settled the record at `offset`.
@@ -295,7 +295,7 @@ impl<R: Record> Flow<R> {
         let time = self.report_time(slot, clock);
         let queues = self.queues.iter().flatten();
         queues
-            .filter_map(|queue| queue.holds(records, key, time))
+            .filter_map(|queue| queue.holds(&self.ctx, key, time))
             .collect()
     }
 

@@ -1,12 +1,12 @@
 //! A handler's in-flight batches: open (being filled), ready (waiting for a worker), or submitted.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use sluicegate_runtime::CancelFlag;
+use sluicegate_runtime::{CancelFlag, RawOutcome};
 
-use super::targets::GenerationId;
-use crate::dispatch::{Batch, BatchId, HandlerIx, RecordId};
+use super::targets::{GenerationId, Target};
+use crate::dispatch::{Batch, BatchId, HandlerIx, Inbox, RecordId, WorkerPool};
 
 /// An in-flight batch.
 #[derive(Default)]
@@ -27,6 +27,8 @@ pub(crate) struct InFlightBatch {
     generation: Option<Arc<GenerationId>>,
     /// When it was submitted, on the flow's clock.
     pub(crate) submitted_ms: u64,
+    /// The pool that has it, unless that is gone.
+    pool: Option<Weak<dyn WorkerPool>>,
     /// Cancels it while a worker has it.
     cancel: Option<CancelFlag>,
     /// It was cancelled because of some of its records; the others are not charged an attempt.
@@ -39,6 +41,17 @@ impl InFlightBatch {
     /// Whether a worker has it.
     pub(crate) fn is_submitted(&self) -> bool {
         self.used && self.batch.is_none()
+    }
+
+    /// Whether what runs it takes batches as a whole.
+    pub(super) fn takes_batches(&self) -> bool {
+        let generation = self.generation.as_ref();
+        generation.is_some_and(|generation| generation.takes_batches)
+    }
+
+    /// What its call has published, one outcome for each record before the one that it is at; `None` if that is not known.
+    pub(super) fn published(&self, id: BatchId, home: &Arc<Inbox>) -> Option<Vec<RawOutcome>> {
+        self.pool.as_ref()?.upgrade()?.published(home, id)
     }
 
     /// Starts no further record of it, wherever it is, and abandons the current one.
@@ -169,12 +182,13 @@ impl BatchTable {
     pub(super) fn submit(
         &mut self,
         key: BatchId,
-        generation: &Arc<GenerationId>,
+        target: &Target,
         now_ms: u64,
     ) -> Option<Box<Batch>> {
         let entry = self.get(key)?;
         let batch = entry.batch.take()?;
-        entry.generation = Some(generation.clone());
+        entry.generation = Some(target.generation.clone());
+        entry.pool = Some(Arc::downgrade(&target.pool));
         entry.keys.clone_from(&batch.keys);
         entry.cancel = Some(batch.cancel.clone());
         entry.submitted_ms = now_ms;

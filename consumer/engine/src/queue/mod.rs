@@ -9,6 +9,7 @@
 //!      │  └─► not run ─► back to the head of its lane                           (`outcomes`)
 //!      └─► a call that runs nothing ─► back-off                                 (`backoff`)
 //!  switched off, and not finished by its handler ─► skipped                     (`closing`)
+//!  finished in a call that outlasts a drain ─► settled before the call returns  (`published`)
 //!  another order ─► calls end ─► deferred shares move to other lanes            (`order`)
 //! ```
 //!
@@ -30,6 +31,7 @@ mod log;
 mod order;
 mod outcomes;
 mod produce;
+mod published;
 mod refusals;
 mod report;
 mod settings;

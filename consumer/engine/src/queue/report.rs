@@ -2,6 +2,7 @@
 
 use super::HandlerQueue;
 use super::batches::InFlightBatch;
+use super::context::Context;
 use super::deferred::{Share, ShareState};
 use super::lane::{lane_of, lane_of_key};
 use super::refusals::ProduceKind;
@@ -95,10 +96,11 @@ impl HandlerQueue {
     /// What a record waits for in this handler, if the handler has not settled it.
     pub(crate) fn holds<R: Record>(
         &self,
-        records: &Records<R>,
+        ctx: &Context<R>,
         key: RecordId,
         time: ReportTime,
     ) -> Option<HeldBy> {
+        let records = &ctx.records;
         let offset = records.slab.get(key)?.offset();
         let held = |attempt, since_ms, waits_for| HeldBy {
             offset,
@@ -122,9 +124,8 @@ impl HandlerQueue {
             return Some(held(attempt, share.since_ms, waits_for));
         }
         let attempt = share.map_or(1, |share| share.attempt);
-        let has = |entry: &&InFlightBatch| entry.is_submitted() && entry.keys.contains(&key);
-        if let Some(call) = self.batches.iter().find(has) {
-            return Some(held(attempt, call.submitted_ms, WaitsFor::Handler));
+        if let Some((submitted_ms, waits_for)) = self.waits_in_call(ctx, key) {
+            return Some(held(attempt, submitted_ms, waits_for));
         }
         let in_batch = |entry: &InFlightBatch| {
             let batch = entry.batch.as_ref();

@@ -224,8 +224,7 @@ impl HandlerQueue {
                 refused.push_back(id);
                 continue;
             };
-            let generation = &target.generation;
-            let Some(batch) = self.batches.submit(id, generation, ctx.now_ms) else {
+            let Some(batch) = self.batches.submit(id, target, ctx.now_ms) else {
                 continue;
             };
             if batch.records.is_empty() {

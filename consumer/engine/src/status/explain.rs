@@ -8,7 +8,7 @@ use sluicegate_config::escape::{escape, escape_lines};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WaitsFor {
-    /// An earlier record of the same lane.
+    /// A record of the same lane: an earlier one, unless `order` has changed since that was started.
     Lane {
         /// Offset of that record.
         behind: i64,
@@ -17,6 +17,11 @@ pub enum WaitsFor {
     Worker,
     /// The handler's outcome: the record is being handled.
     Handler,
+    /// The end of its call, which is at another record: it was handled before that one, or is handled after it.
+    Call {
+        /// Offset of the record that the call is at.
+        runs: i64,
+    },
     /// The time of its next attempt.
     Retry {
         /// When, in milliseconds since the epoch.
@@ -87,9 +92,10 @@ impl WaitsFor {
     /// What it waits for, as the end of a sentence, at `now_ms` since the epoch.
     pub fn sentence(&self, now_ms: i64) -> String {
         match self {
-            Self::Lane { behind } => format!("offset {behind}, which precedes it in its lane"),
+            Self::Lane { behind } => format!("offset {behind}, which holds its lane"),
             Self::Worker => "a free worker".to_owned(),
             Self::Handler => "the handler's outcome".to_owned(),
+            Self::Call { runs } => format!("the end of its call, which is at offset {runs}"),
             Self::Retry { at_ms } => {
                 let left_ms = at_ms.saturating_sub(now_ms).max(0);
                 format!("its next attempt in {left_ms} ms")
@@ -215,7 +221,10 @@ impl Explanation {
         for held in &self.held_by {
             let waited_ms = now_ms.saturating_sub(held.since_ms).max(0);
             // Queueing times are not recorded: only the record at the frontier is known to have waited since the frontier moved.
-            let queued = matches!(held.waits_for, WaitsFor::Lane { .. } | WaitsFor::Worker);
+            let queued = matches!(
+                held.waits_for,
+                WaitsFor::Lane { .. } | WaitsFor::Worker | WaitsFor::Order
+            );
             let waits = match queued && self.offset > self.frontier {
                 true => "waits".to_owned(),
                 false => format!("has waited {:.1} s", waited_ms as f64 / 1_000.0),

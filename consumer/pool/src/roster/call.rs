@@ -105,15 +105,30 @@ impl Call {
         if at != self.seen {
             return None;
         }
-        let mut completed = Vec::new();
-        let Some((serial, index)) = at else {
+        match at {
+            Some(at) => self.before(at),
             // The call never started: no record is done.
-            return Some(completed);
-        };
+            None => Some(Vec::new()),
+        }
+    }
+
+    /// The outcomes that the call has written, one for each record before the one that it is at; `None` if it has not started,
+    /// or has returned.
+    pub(super) fn published(&self) -> Option<Vec<RawOutcome>> {
+        self.before(self.progress()?)
+    }
+
+    fn before(&self, (serial, index): (u64, u32)) -> Option<Vec<RawOutcome>> {
+        let mut completed = Vec::new();
         let still = self.monitor.completed(serial, &mut completed);
-        // Outcomes after the record that hangs do not count.
+        // Outcomes from the current record on do not count.
         completed.resize(index as usize, RawOutcome::default());
         still.then_some(completed)
+    }
+
+    /// Whether it is the call of this batch.
+    pub(super) fn is_of(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> bool {
+        self.batch_id == batch && Arc::ptr_eq(&self.reply_to, reply_to)
     }
 
     fn progress(&self) -> Option<(u64, u32)> {

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use sluicegate_engine::dispatch::{BatchId, Inbox};
 use sluicegate_runtime::RawOutcome;
 
 use super::{Effect, Effects, HungIn, Roster, WorkerId};
@@ -112,6 +113,18 @@ impl Roster {
             true => effects.push(Effect::ThreadEnded),
             false => self.wake_or_spawn(at, effects),
         }
+    }
+
+    /// What the running call of a batch has published so far; `None` if the batch is not in a call.
+    pub(crate) fn published(
+        &self,
+        reply_to: &Arc<Inbox>,
+        batch: BatchId,
+    ) -> Option<Vec<RawOutcome>> {
+        self.slots.iter().find_map(|slot| match &slot.phase {
+            Phase::Calling(call) if call.is_of(reply_to, batch) => call.published(),
+            _ => None,
+        })
     }
 
     fn call_abandoned(

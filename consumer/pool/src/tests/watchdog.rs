@@ -79,6 +79,30 @@ fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
     });
 }
 
+#[test]
+fn a_hanging_call_tells_what_it_has_finished_until_it_returns() {
+    let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Hang("never"))]);
+    let (threads, mut home) = (harness.unwatched(1), Home::new());
+    let pool = threads.join_first(harness.setup("one"));
+    let hanging = batch(0, &[1, 2, 3, 4]);
+    let id = hanging.id;
+    assert!(pool.submit(hanging, &home.inbox).is_ok());
+    until("it hangs", || relock(&harness.script.started).contains(&3));
+    let published = |home: &Arc<Inbox>| {
+        let outcomes = pool.published(home, id)?;
+        Some(outcomes.iter().map(|outcome| outcome.code).collect())
+    };
+    assert_eq!(published(&home.inbox), Some(vec![ACK, outcome_code::DROP]));
+    assert_eq!(
+        published(&Arc::new(Inbox::new())),
+        None,
+        "another pump's batch can have the same id"
+    );
+    harness.script.open("never");
+    home.finished();
+    assert_eq!(published(&home.inbox), None);
+}
+
 /// Another pump's slow waker: the call at gate `b` ends while it runs.
 struct SlowWaker(Arc<Script>);
 

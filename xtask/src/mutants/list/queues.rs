@@ -120,6 +120,16 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "finished-in-a-hung-call-repeats",
+        what: "what a hung call has finished does not count when a drain times out",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "published-emits-count",
+        what: "a record of a hung call counts as finished although its emits are still in the call",
+        suite: FLOW,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,

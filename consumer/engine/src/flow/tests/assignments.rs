@@ -58,3 +58,22 @@ fn what_is_delivered_or_released_after_the_end_of_an_assignment_changes_nothing(
     bench.deliver(0..3, |_| None);
     assert_eq!(bench.finish(0, |_| ACK), [0, 1, 2]);
 }
+
+/// Otherwise records for a handler that is off would keep a held partition from ever being reported.
+#[test]
+fn an_unrouted_record_moves_no_held_frontier() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..1, |_| None);
+    bench.apply(|_, handler| {
+        handler.gate_open = false;
+        true
+    });
+    for now_ms in [500, 900] {
+        bench.flow.tick(now_ms);
+        let next = 1 + now_ms as i64 / 900;
+        bench.deliver(next..next + 1, |_| None);
+    }
+    bench.flow.tick(1_000);
+    let stalled = bench.flow.stalled(bench.slot);
+    assert_eq!(stalled.expect("its bound is one second").since_ms, 0);
+}

@@ -1,6 +1,9 @@
 //! Which records a drain finishes, and which it leaves to the next owner.
 
+use sluicegate_runtime::outcome_flag;
+
 use super::*;
+use crate::status::WaitsFor;
 
 /// A call that runs the records before `end` and is then stopped.
 fn runs_before(end: i64) -> impl Fn(i64) -> u16 {
@@ -89,6 +92,45 @@ fn a_call_that_hangs_after_its_drain_blocks_no_later_drain() {
     bench.slot = bench.flow.assign(NewAssignment::first(at(), 0, 2));
     assert_eq!(drain_two_handlers(&mut bench), [2, 3, 4]);
     assert!(bench.flow.is_drained(&[bench.slot]));
+}
+
+/// Outcomes of a call so far.
+fn published(codes: &[(u16, u16)]) -> Mutex<Vec<RawOutcome>> {
+    let outcome = |&(code, flags): &(u16, u16)| RawOutcome {
+        code,
+        flags,
+        ..RawOutcome::default()
+    };
+    Mutex::new(codes.iter().map(outcome).collect())
+}
+
+#[test]
+fn what_a_hung_call_has_finished_counts_when_its_drain_times_out() {
+    let mut bench = Bench::new(1);
+    let (emitted, drop) = (outcome_flag::EMITTED, outcome_code::DROP);
+    bench.pools[0] = Arc::new(ScriptedPool {
+        published: published(&[(ACK, 0), (drop, 0), (ACK, 0), (ACK, emitted), (ACK, 0)]),
+        ..ScriptedPool::default()
+    });
+    bench.apply(|_, _| true);
+    bench.deliver(0..8, |_| None);
+    let waits = |offset: i64| bench.waits_for(Some(offset));
+    assert_eq!(waits(0), WaitsFor::Call { runs: 5 }, "it was handled");
+    assert_eq!(waits(5), WaitsFor::Handler, "it hangs");
+    assert_eq!(waits(7), WaitsFor::Call { runs: 5 }, "it was not started");
+    bench.flow.start_drain(&[bench.slot], 1_000);
+    bench.flow.tick(999);
+    assert_eq!(bench.frontier(), 0, "the call may still end");
+    bench.flow.tick(1_000);
+    assert_eq!(bench.frontier(), 3);
+    let ledger = &bench.flow.assignment(bench.slot).ledger;
+    assert_eq!(ledger.settled_ahead(), [4..5], "the emits of 3 are lost");
+    assert_eq!(bench.flow.take_unfinished(), 4);
+    assert_eq!(bench.flow.commits_due()[0].offset, 3);
+    bench.flow.release(&[bench.slot]);
+    bench.finish(0, |_| ACK);
+    assert_eq!((bench.flow.fault(), bench.flow.held_records()), (None, 0));
+    assert_eq!(bench.flow.charged(), 0);
 }
 
 #[test]

@@ -1,0 +1,71 @@
+//! What calls have published before they return: each outcome, record by record (ADR 0011). It tells which record of a call that
+//! takes long is the one it is at, and what counts of a call that outlasts a drain.
+
+use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+
+use super::HandlerQueue;
+use super::context::Context;
+use crate::dispatch::RecordId;
+use crate::record::Record;
+use crate::records::Records;
+use crate::status::WaitsFor;
+
+impl HandlerQueue {
+    /// Settles the records that `wanted` selects and that running calls have finished, before their partitions are fenced: the
+    /// next owner would handle them again (G3). Outcomes with emits do not count: the emits are not handed over yet. The outcome
+    /// itself is counted if the call ever returns.
+    pub(crate) fn settle_published<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        wanted: impl Fn(&Records<R>, &RecordId) -> bool,
+    ) {
+        for id in self.batches.submitted_keys() {
+            let Some(call) = self.batches.peek(id) else {
+                continue;
+            };
+            if !call.keys.iter().any(|key| wanted(&ctx.records, key)) {
+                continue;
+            }
+            let outcomes = call.published(id, &ctx.inbox).unwrap_or_default();
+            let finished = call.keys.iter().zip(&outcomes);
+            let finished: Vec<RecordId> = finished
+                .filter(|(key, outcome)| is_final(outcome) && wanted(&ctx.records, key))
+                .map(|(key, _)| *key)
+                .collect();
+            for key in finished {
+                self.end_share(ctx, key);
+                ctx.records.settle_share(key, ctx.now_ms);
+            }
+        }
+    }
+
+    /// What a record waits for that is in a call: its outcome, or the record that the call is at.
+    pub(super) fn waits_in_call<R: Record>(
+        &self,
+        ctx: &Context<R>,
+        key: RecordId,
+    ) -> Option<(u64, WaitsFor)> {
+        let calls = self.batches.submitted_keys().into_iter();
+        let mut calls = calls.filter_map(|id| Some((id, self.batches.peek(id)?)));
+        let (id, call) = calls.find(|(_, call)| call.keys.contains(&key))?;
+        // A batch handler has all records of the call at once.
+        let in_turn = !call.takes_batches();
+        let published = in_turn.then(|| call.published(id, &ctx.inbox)).flatten();
+        let current = published.and_then(|outcomes| call.keys.get(outcomes.len()));
+        let other = current.filter(|current| **current != key);
+        let entry = other.and_then(|other| ctx.records.slab.get(*other));
+        let waits_for = match entry {
+            Some(entry) => WaitsFor::Call {
+                runs: entry.offset(),
+            },
+            None => WaitsFor::Handler,
+        };
+        Some((call.submitted_ms, waits_for))
+    }
+}
+
+/// Whether a published outcome settles its record at once.
+fn is_final(outcome: &RawOutcome) -> bool {
+    matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
+        && outcome.flags & outcome_flag::EMITTED == 0
+}
