@@ -146,12 +146,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         for (workload, results) in workloads.iter().zip(&mut results) {
             let bare = bare_loop(&programs, kafka.bootstrap(), workload.topic, &case)?;
             report(round, &results.bare.name, &bare);
-            let mut runs = vec![bare];
-            for ((_, service), contender) in programs.services.iter().zip(&results.services) {
+            let mut runs: Vec<Option<Measured>> = vec![None; programs.services.len()];
+            // Whatever the one before leaves in caches and on the broker meets each of them.
+            let mut order: Vec<usize> = (0..runs.len()).collect();
+            order.rotate_left(round % runs.len().max(1));
+            for place in order {
+                let (_, service) = &programs.services[place];
                 let run = measure::service(service, &programs, &kafka, workload, &case)?;
-                report(round, &contender.name, &run);
-                runs.push(run);
+                report(round, &results.services[place].name, &run);
+                runs[place] = Some(run);
             }
+            let runs = std::iter::once(bare).chain(runs.into_iter().flatten());
             if round > 0 {
                 let contenders = std::iter::once(&mut results.bare).chain(&mut results.services);
                 for (contender, run) in contenders.zip(runs) {

@@ -12,6 +12,7 @@ use crate::queue::HandlerQueue;
 use crate::queue::context::Context;
 use crate::record::Record;
 use crate::records::OVERHEAD;
+use crate::routing::Router;
 use crate::source::{AssignmentId, Delivery};
 
 /// Maximum number of handlers per record; validation rejects a configuration with more.
@@ -85,6 +86,8 @@ struct Outlet<'f, R: Record> {
     ctx: &'f mut Context<R>,
     topics: &'f mut HashMap<Arc<str>, TopicCounts>,
     keys: &'f mut Vec<RecordId>,
+    /// Queues that records of the run have arrived at.
+    arrived: &'f mut Vec<HandlerIx>,
 }
 
 impl<R: Record> Outlet<'_, R> {
@@ -102,6 +105,72 @@ impl<R: Record> Outlet<'_, R> {
         }
     }
 
+    /// How many of the handlers that want these records take them; the others, whose gates are closed, count them as skipped.
+    fn takers(&mut self, wanted: &[HandlerIx], records: usize) -> u16 {
+        let mut open = 0usize;
+        Self::each_wanted(self.queues, wanted, |queue| match queue.takes_records() {
+            true => open += 1,
+            false => queue.count_skipped(records as u64),
+        });
+        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
+        open as u16
+    }
+
+    /// Settles records that no handler takes, of which so many are wanted by none.
+    fn pass_by(&mut self, slot: AssignmentId, offsets: Range<i64>, unrouted: usize) {
+        if offsets.is_empty() {
+            return;
+        }
+        let assignment = &mut self.ctx.records.partitions[slot];
+        if unrouted > 0
+            && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+        {
+            counts.unrouted += unrouted as u64;
+        }
+        assignment.pass_by(offsets, self.ctx.now_ms);
+    }
+
+    /// Routes records of a partition one by one, and hands each queue its own together.
+    fn hand_out_each(
+        &mut self,
+        router: &mut Router,
+        slot: AssignmentId,
+        deliveries: impl Iterator<Item = Delivery<R>>,
+    ) {
+        let assignment = &self.ctx.records.partitions[slot];
+        let (plan, partition) = (assignment.plan, assignment.at.partition);
+        let (mut passed, mut unrouted) = (0..0, 0);
+        for delivery in deliveries {
+            let (lease, offset) = (&delivery.lease, delivery.offset);
+            let wanted = router.route(plan, partition, lease.key(), || lease.headers());
+            let open = self.takers(wanted, 1);
+            if open == 0 {
+                if passed.end != offset {
+                    self.pass_by(slot, passed, std::mem::take(&mut unrouted));
+                    passed = offset..offset;
+                }
+                passed.end += 1;
+                unrouted += usize::from(wanted.is_empty());
+                continue;
+            }
+            let key = self.ctx.records.insert(delivery, open);
+            for &ix in wanted {
+                let queue = self.queues.get_mut(ix.0 as usize);
+                if let Some(queue) = queue.and_then(Option::as_mut)
+                    && queue.takes_records()
+                    && queue.arrive(key)
+                {
+                    self.arrived.push(ix);
+                }
+            }
+        }
+        self.pass_by(slot, passed, unrouted);
+        Self::each_wanted(self.queues, self.arrived, |queue| {
+            queue.enqueue_arrived(self.ctx)
+        });
+        self.arrived.clear();
+    }
+
     /// Hands out the records of a run, all of which `wanted` handlers want; those whose gates are closed count them as
     /// skipped.
     fn hand_out(
@@ -110,24 +179,14 @@ impl<R: Record> Outlet<'_, R> {
         run: &Run,
         deliveries: impl Iterator<Item = Delivery<R>>,
     ) {
-        let mut open = 0usize;
-        Self::each_wanted(self.queues, wanted, |queue| match queue.takes_records() {
-            true => open += 1,
-            false => queue.count_skipped(run.count as u64),
-        });
-        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
+        let open = self.takers(wanted, run.count);
         if open == 0 {
-            let assignment = &mut self.ctx.records.partitions[run.slot];
-            if wanted.is_empty()
-                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
-            {
-                counts.unrouted += run.count as u64;
-            }
-            assignment.pass_by(run.offsets(), self.ctx.now_ms);
+            let unrouted = if wanted.is_empty() { run.count } else { 0 };
+            self.pass_by(run.slot, run.offsets(), unrouted);
             return;
         }
         self.keys.clear();
-        let entries = deliveries.map(|delivery| self.ctx.records.insert(delivery, open as u16));
+        let entries = deliveries.map(|delivery| self.ctx.records.insert(delivery, open));
         self.keys.extend(entries);
         Self::each_wanted(self.queues, wanted, |queue| {
             if queue.takes_records() {
@@ -176,7 +235,7 @@ impl<R: Record> Flow<R> {
             let taken = rest.by_ref().take(run.count);
             match self.admit_run(&run, Queued::No) {
                 Admitted::AtOnce => self.route_run(&run, taken),
-                Admitted::EachRouted => taken.for_each(|delivery| self.route(delivery)),
+                Admitted::EachRouted => self.route_each(run.slot, taken),
                 Admitted::No => taken.for_each(|delivery| self.deliver(delivery)),
             }
         }
@@ -216,33 +275,30 @@ impl<R: Record> Flow<R> {
         }
     }
 
+    /// Where admitted records go, and what decides that.
+    fn outlet(&mut self) -> (Outlet<'_, R>, &mut Router) {
+        let outlet = Outlet {
+            queues: &mut self.queues,
+            ctx: &mut self.ctx,
+            topics: &mut self.topics,
+            keys: &mut self.keys,
+            arrived: &mut self.arrived,
+        };
+        (outlet, &mut self.router)
+    }
+
     /// Routes an admitted run, whose records go to the same handlers.
     fn route_run(&mut self, run: &Run, deliveries: impl Iterator<Item = Delivery<R>>) {
         let plan = self.ctx.records.partitions[run.slot].plan;
-        let mut outlet = Outlet {
-            queues: &mut self.queues,
-            ctx: &mut self.ctx,
-            topics: &mut self.topics,
-            keys: &mut self.keys,
-        };
-        let wanted = self.router.constant(plan).unwrap_or_default();
+        let (mut outlet, router) = self.outlet();
+        let wanted = router.constant(plan).unwrap_or_default();
         outlet.hand_out(wanted, run, deliveries);
     }
 
-    /// Routes one admitted record.
-    fn route(&mut self, delivery: Delivery<R>) {
-        let assignment = &self.ctx.records.partitions[delivery.slot];
-        let (plan, partition) = (assignment.plan, assignment.at.partition);
-        let run = Run::of(&delivery);
-        let mut outlet = Outlet {
-            queues: &mut self.queues,
-            ctx: &mut self.ctx,
-            topics: &mut self.topics,
-            keys: &mut self.keys,
-        };
-        let lease = &delivery.lease;
-        let wanted = (self.router).route(plan, partition, lease.key(), || lease.headers());
-        outlet.hand_out(wanted, &run, std::iter::once(delivery));
+    /// Routes admitted records of a partition, in order.
+    fn route_each(&mut self, slot: AssignmentId, deliveries: impl Iterator<Item = Delivery<R>>) {
+        let (mut outlet, router) = self.outlet();
+        outlet.hand_out_each(router, slot, deliveries);
     }
 
     /// Accepts one fetched record.
@@ -305,7 +361,7 @@ impl<R: Record> Flow<R> {
         if let Some(log) = &mut self.record_log {
             log.record(&assignment.at, &delivery, self.ctx.now_ms);
         }
-        self.route(delivery);
+        self.route_each(delivery.slot, std::iter::once(delivery));
         None
     }
 
@@ -346,7 +402,7 @@ impl<R: Record> Flow<R> {
                 true
             }
             Admitted::EachRouted => {
-                taken.drain(..).for_each(|delivery| self.route(delivery));
+                self.route_each(slot, taken.drain(..));
                 true
             }
             Admitted::No => self.admit_each(&mut taken),

@@ -125,6 +125,8 @@ pub struct Flow<R: Record> {
     record_log: Option<RecordLog>,
     /// The records of the run that is being routed; kept for its memory.
     keys: Vec<RecordId>,
+    /// The queues that records of the run being routed have arrived at; kept for its memory.
+    arrived: Vec<HandlerIx>,
     /// Records that leave the queue of their partition; kept for its memory.
     queued: Vec<Delivery<R>>,
 }
@@ -170,6 +172,7 @@ impl<R: Record> Flow<R> {
             ownership_due_ms: None,
             record_log: None,
             keys: Vec::new(),
+            arrived: Vec::new(),
             queued: Vec::new(),
         }
     }

@@ -18,6 +18,9 @@ impl HandlerQueue {
     }
 
     fn broken_counts(&self) -> Option<String> {
+        if !self.arrived.is_empty() {
+            return Some("records of a run have arrived and are not queued".to_owned());
+        }
         let deferred = self.deferred.iter();
         let held = deferred.filter(|(_, share)| share.state != ShareState::Running);
         let held = held.count() as u32;

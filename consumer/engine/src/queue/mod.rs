@@ -81,6 +81,8 @@ pub(crate) struct HandlerQueue {
     open: OpenBatches,
     /// Full batches that wait for a worker.
     ready: VecDeque<BatchId>,
+    /// Records of the run being routed, until they are queued together.
+    arrived: Vec<RecordId>,
     /// Records that wait because its bound is reached, in order.
     backlog: VecDeque<RecordId>,
     /// Parked records whose time has come while there was no room; some may be over.
@@ -139,6 +141,7 @@ impl HandlerQueue {
             lanes: Lanes::default(),
             batches: BatchTable::default(),
             ready: VecDeque::new(),
+            arrived: Vec::new(),
             backlog: VecDeque::new(),
             due: VecDeque::new(),
             runnable: VecDeque::new(),

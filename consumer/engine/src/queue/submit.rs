@@ -20,6 +20,20 @@ const TOUCHED: usize = 8;
 const BACKLOG_CHUNK: usize = 64;
 
 impl HandlerQueue {
+    /// Notes a record that is queued with the others of its run. `true`: it is the first of them.
+    pub(crate) fn arrive(&mut self, key: RecordId) -> bool {
+        self.arrived.push(key);
+        self.arrived.len() == 1
+    }
+
+    /// Queues the records that have arrived, in order.
+    pub(crate) fn enqueue_arrived<R: Record>(&mut self, ctx: &mut Context<R>) {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        self.enqueue(ctx, &arrived);
+        arrived.clear();
+        self.arrived = arrived;
+    }
+
     /// Queues records, in order.
     pub(crate) fn enqueue<R: Record>(&mut self, ctx: &mut Context<R>, keys: &[RecordId]) {
         let taken = match self.backlog.is_empty() && !self.changes_order() {
