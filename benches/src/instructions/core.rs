@@ -29,13 +29,13 @@ struct Pool {
 }
 
 impl WorkerPool for Pool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+    fn submit(&self, batch: Box<Batch>, _reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.push(batch);
         Ok(())
     }
 
-    fn own(&self, _home: &Arc<Inbox>, _partitions: &[OwnedPartition]) {}
+    fn own(&self, _reply_to: &Arc<Inbox>, _partitions: &[OwnedPartition]) {}
 
     fn workers(&self) -> u32 {
         2

@@ -174,8 +174,8 @@ impl KafkaSource {
         loop {
             match connection.consumer().poll(wait) {
                 Some(Ok(message)) => {
-                    let stray = connection.stray(&message, &mut self.gap_detector);
-                    self.main_queue_records.extend(stray);
+                    let queued = connection.main_queue_record(&message, &mut self.gap_detector);
+                    self.main_queue_records.extend(queued);
                 }
                 Some(Err(KafkaError::MessageConsumptionFatal(_))) => {
                     connection.consumer().context().mark_fatal();
@@ -338,7 +338,7 @@ impl Source for KafkaSource {
             }
             self.gap_detector.close(at);
             self.main_queue_records
-                .retain(|stray| self.gap_detector.get(stray.slot).is_some());
+                .retain(|queued| self.gap_detector.get(queued.slot).is_some());
             self.rebalance.release(at);
         }
         self.answer_rebalance()
@@ -348,9 +348,9 @@ impl Source for KafkaSource {
         let end = out.len() + max;
         self.forward_moved();
         while out.len() < end
-            && let Some(stray) = self.main_queue_records.pop_front()
+            && let Some(queued) = self.main_queue_records.pop_front()
         {
-            out.push(stray);
+            out.push(queued);
         }
         while out.len() < end {
             let wanted = (end - out.len()).min(MAX_BATCH);

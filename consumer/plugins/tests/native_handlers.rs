@@ -14,7 +14,7 @@ use sluicegate_config::spec::HandlerConfig;
 use sluicegate_config::{Environment, HandlerSpec, Snapshot, read_spec};
 use sluicegate_engine::dispatch::{Batch, PumpMessage};
 use sluicegate_engine::status::HandlerState;
-use sluicegate_kit::plugin_doubles::{Home, Producer, batch_of, codes};
+use sluicegate_kit::plugin_doubles::{Producer, Replies, batch_of, codes};
 use sluicegate_kit::wait::wait_until;
 use sluicegate_native::NativeRuntime;
 use sluicegate_plugins::{HandlerPlan, Registry, RegistrySettings};
@@ -122,7 +122,7 @@ fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
 }
 
 /// Submits the batch as soon as the pool accepts it.
-fn give(home: &Home, plan: &HandlerPlan, batch: Box<Batch>) {
+fn give(replies: &Replies, plan: &HandlerPlan, batch: Box<Batch>) {
     let pool = plan.pool.as_ref().unwrap();
     let mut left = Some(batch);
     wait_until(
@@ -130,7 +130,7 @@ fn give(home: &Home, plan: &HandlerPlan, batch: Box<Batch>) {
         || {
             left = left
                 .take()
-                .and_then(|batch| pool.submit(batch, &home.inbox).err());
+                .and_then(|batch| pool.submit(batch, &replies.inbox).err());
             left.is_none()
         },
         || "the pool never accepts the batch".to_owned(),
@@ -141,20 +141,20 @@ fn give(home: &Home, plan: &HandlerPlan, batch: Box<Batch>) {
 fn a_panic_costs_one_instance_and_emits_of_acknowledged_records_are_sent() {
     let mut service = Service::new();
     let plan = service.serve(spec("misbehave", rule("panic")));
-    let mut home = Home::new();
-    give(&home, &plan, batch(0, &[0, 1, 2]));
-    let finished = home.finished();
+    let mut replies = Replies::new();
+    give(&replies, &plan, batch(0, &[0, 1, 2]));
+    let finished = replies.finished();
     assert_eq!(codes(&finished), [ACK, PANICKED, NOT_RUN]);
     let detail = &finished.output.details[0];
     assert!(detail.contains("panic on purpose at in/1/1"), "{detail}");
-    let entry = home.next("answer of the producer", |message| match message {
+    let entry = replies.next("answer of the producer", |message| match message {
         PumpMessage::Produced { entry, refused, .. } => Ok((entry.index, refused.is_none())),
         other => Err(other),
     });
     assert_eq!(entry, (0, true));
     assert_eq!(*service.emitter.topics.lock().unwrap(), ["out"]);
-    give(&home, &plan, batch(1, &[0, 2]));
-    assert_eq!(codes(&home.finished()), [ACK, ACK]);
+    give(&replies, &plan, batch(1, &[0, 2]));
+    assert_eq!(codes(&replies.finished()), [ACK, ACK]);
     let report = &service.registry.report()[0];
     assert_eq!((report.panics, report.restarts), (1, 1));
     assert_eq!(report.state, HandlerState::Active);
@@ -167,9 +167,9 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     config["emit_to"] = Value::Null;
     config["rules"][0]["for"] = json!("2s");
     let plan = service.serve(spec("misbehave", config));
-    let mut home = Home::new();
-    give(&home, &plan, batch(0, &[0, 2, 1, 0]));
-    let (number, completed) = home.next("call timeout", |message| match message {
+    let mut replies = Replies::new();
+    give(&replies, &plan, batch(0, &[0, 2, 1, 0]));
+    let (number, completed) = replies.next("call timeout", |message| match message {
         PumpMessage::CallTimedOut {
             batch, completed, ..
         } => Ok((
@@ -182,9 +182,9 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
         other => Err(other),
     });
     assert_eq!((number, completed), (0, vec![ACK, ACK]));
-    give(&home, &plan, batch(1, &[0]));
-    assert_eq!(home.finished().id.index, 1, "a new thread serves");
-    assert_eq!(home.finished().id.index, 0, "the old call returned late");
+    give(&replies, &plan, batch(1, &[0]));
+    assert_eq!(replies.finished().id.index, 1, "a new thread serves");
+    assert_eq!(replies.finished().id.index, 0, "the old call returned late");
     assert_eq!(service.registry.report()[0].quarantined, 1);
 }
 
@@ -193,9 +193,9 @@ fn instances_that_panic_when_dropped_or_built_are_contained() {
     let mut service = Service::new();
     let plan = service.serve(spec("misbehave-drop", json!({})));
     assert!(plan.keeps_key_state && !plan.takes_batches);
-    let mut home = Home::new();
-    give(&home, &plan, batch(0, &[0]));
-    assert_eq!(codes(&home.finished()), [ACK]);
+    let mut replies = Replies::new();
+    give(&replies, &plan, batch(0, &[0]));
+    assert_eq!(codes(&replies.finished()), [ACK]);
     let refused = Snapshot::new(2, [spec("misbehave-create", json!({}))]);
     let refused = service.registry.apply(&refused);
     let reason = &refused.refusals[0].reason;
@@ -226,10 +226,10 @@ fn a_replaced_file_takes_over_and_the_old_code_runs_until_it_is_released() {
     let applied = service.registry.current();
     let new = &applied.plan.handlers[0];
     assert!(new.generation > old.generation);
-    let mut home = Home::new();
+    let mut replies = Replies::new();
     for (flight, plan) in [&old, new].into_iter().enumerate() {
-        give(&home, plan, batch(flight as u32, &[0]));
-        assert_eq!(codes(&home.finished()), [ACK]);
+        give(&replies, plan, batch(flight as u32, &[0]));
+        assert_eq!(codes(&replies.finished()), [ACK]);
     }
     drop((old, applied));
     assert!(service.registry.shutdown(Instant::now() + DEADLINE));

@@ -16,11 +16,11 @@ const INITIAL_RETRY_DELAY: Duration = Duration::from_micros(200);
 const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Sends the emits of `batch` and marks the records that wait for their acks. The returned groups, which own the emitted
-/// records, must be sealed after the batch is in `home`. Blocks while the producer's queue is full, up to `timeout` without
+/// records, must be sealed after the batch is in `reply_to`. Blocks while the producer's queue is full, up to `timeout` without
 /// progress; emits that still find no room are left to the pump, which sends them again.
 pub(super) fn send(
     batch: &mut Batch,
-    home: &Arc<Inbox>,
+    reply_to: &Arc<Inbox>,
     emitter: &dyn Emitter,
     counts: &Arc<EmitCounts>,
     timeout: Duration,
@@ -39,10 +39,10 @@ pub(super) fn send(
     for (at, index) in order {
         let sending = groups[at].get_or_insert_with(|| {
             batch.emits_pending[at] = true;
-            let (home, counts) = (Arc::clone(home), Arc::clone(counts));
+            let (reply_to, counts) = (Arc::clone(reply_to), Arc::clone(counts));
             let emits = std::mem::take(&mut by_record[at]);
             Sending {
-                group: AckGroup::new(home, batch.handler, batch.keys[at], emits, Some(counts)),
+                group: AckGroup::new(reply_to, batch.handler, batch.keys[at], emits, Some(counts)),
                 stopped: false,
             }
         });

@@ -179,21 +179,21 @@ impl HandlerPool {
 }
 
 impl WorkerPool for HandlerPool {
-    fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
-        self.threads.submit(&self.member, batch, home)
+    fn submit(&self, batch: Box<Batch>, reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        self.threads.submit(&self.member, batch, reply_to)
     }
 
     fn recall(&self) {
         self.threads.tell(Event::Recall);
     }
 
-    fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+    fn own(&self, reply_to: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         self.threads
-            .tell(Event::Owned(&self.member, home, partitions));
+            .tell(Event::Owned(&self.member, reply_to, partitions));
     }
 
-    fn published(&self, home: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
-        self.threads.lock().roster.published(home, batch)
+    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+        self.threads.lock().roster.published(reply_to, batch)
     }
 
     fn workers(&self) -> u32 {

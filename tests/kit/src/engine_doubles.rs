@@ -44,7 +44,7 @@ impl HeldPool {
 }
 
 impl WorkerPool for HeldPool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+    fn submit(&self, batch: Box<Batch>, _reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         if self.full.load(Ordering::Relaxed) {
             return Err(batch);
         }

@@ -406,7 +406,7 @@ impl Emitter for Producer {
 }
 
 /// A pump's inbox that a test can wait on.
-pub struct Home {
+pub struct Replies {
     /// The inbox that batches are returned to.
     pub inbox: Arc<Inbox>,
     bell: Arc<Bell>,
@@ -426,13 +426,13 @@ impl Wake for Bell {
     }
 }
 
-impl Default for Home {
+impl Default for Replies {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Home {
+impl Replies {
     /// An empty inbox that wakes its waiting test.
     pub fn new() -> Self {
         let (inbox, bell) = (Arc::new(Inbox::new()), Arc::new(Bell::default()));

@@ -61,7 +61,7 @@ fn a_bridge_runs_after_a_dry_run_and_reports_its_state() {
             zookeeper.connect()
         ),
     );
-    let rehearsed = [
+    let planned = [
         "bridge",
         "-c",
         "bridge.yaml",
@@ -69,9 +69,9 @@ fn a_bridge_runs_after_a_dry_run_and_reports_its_state() {
         "--output",
         "json",
     ];
-    let rehearsed = run_binary(workdir.path(), &rehearsed);
-    assert!(rehearsed.status.success(), "{rehearsed:?}");
-    let steps: Value = serde_json::from_slice(&rehearsed.stdout).expect("JSON");
+    let planned = run_binary(workdir.path(), &planned);
+    assert!(planned.status.success(), "{planned:?}");
+    let steps: Value = serde_json::from_slice(&planned.stdout).expect("JSON");
     assert_eq!(steps[0]["place"], "/plugins/auditor", "{steps}");
     assert_eq!(steps[0]["step"], "write", "{steps}");
     assert_eq!(steps[1]["step"], "refuse", "{steps}");

@@ -65,6 +65,15 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"\bFlightKey\b|\bNO_FLIGHT\b", "BatchId"),
     (r"\bEntryKey\b", "RecordId"),
     (
+        r"(?i)\b(given|taken) (up|back)\b",
+        "abandoned, returned, reverted",
+    ),
+    (r"(?i)\bbeside\b", "next to"),
+    (
+        r"(?i)\b(heard|strays?|rehearsed|doubt(ed|ful|s)?)\b",
+        "received, suspect, dry run",
+    ),
+    (
         r"\bplace_again\b|\bkeep_in_hand\b|\bincarnations?\b",
         "requeue, defer, id",
     ),

@@ -37,11 +37,11 @@ fn no_message_is_left_lying_while_the_pump_sleeps() {
                 thread::spawn(move || inbox.push(PumpMessage::PoolFree))
             })
             .collect();
-        let mut heard = 0;
+        let mut received = 0;
         let mut messages = Vec::new();
-        while heard < 2 {
+        while received < 2 {
             inbox.take(&mut messages);
-            heard += messages.len();
+            received += messages.len();
             if messages.is_empty() {
                 // Were a wake lost, loom would find the run in which this never ends.
                 sleep.0.wait();

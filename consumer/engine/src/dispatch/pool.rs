@@ -28,7 +28,7 @@ pub struct OwnedPartition {
 
 /// The threads of one handler generation (or of several handlers that share a named pool).
 ///
-/// A pool returns every accepted batch to `home` as [`super::PumpMessage::Finished`], whatever happened to the
+/// A pool returns every accepted batch to `reply_to` as [`super::PumpMessage::Finished`], whatever happened to the
 /// instance, unless the call times out: then it reports [`super::PumpMessage::CallTimedOut`] at once, and `Finished`
 /// only if the call ever returns. It never blocks the caller.
 pub trait WorkerPool: Send + Sync {
@@ -36,23 +36,23 @@ pub trait WorkerPool: Send + Sync {
     ///
     /// # Errors
     /// Returns the batch if no worker is free (or not the one that must run it), or if the pool has failed. The pool
-    /// then sends [`super::PumpMessage::PoolFree`] to `home` once it accepts one again.
-    fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
+    /// then sends [`super::PumpMessage::PoolFree`] to `reply_to` once it accepts one again.
+    fn submit(&self, batch: Box<Batch>, reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>>;
 
     /// Returns cancelled batches (`Batch::cancel`) that no worker has started to their pump, without running them.
     /// Running ones are returned by their workers as soon as the current record has ended.
     fn recall(&self) {}
 
-    /// Announces the partitions whose records may come from `home` from now on, replacing the previous announcement.
+    /// Announces the partitions whose records may come from `reply_to` from now on, replacing the previous announcement.
     /// Instances are notified of each new one before its first record, and of each removed one. Does not wait for them.
-    fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
-        let _ = (home, partitions);
+    fn own(&self, reply_to: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+        let _ = (reply_to, partitions);
     }
 
     /// The outcomes that the running call of a batch has published, one for each record before the one that it is at. `None` if
     /// the batch is not in a call, or its handler does not publish its progress.
-    fn published(&self, home: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
-        let _ = (home, batch);
+    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+        let _ = (reply_to, batch);
         None
     }
 

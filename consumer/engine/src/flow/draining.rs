@@ -49,12 +49,8 @@ impl<R: Record> Flow<R> {
     /// Ends running calls that contain records of these partitions, each after its current record: a slow handler may
     /// need longer for the rest of its batch than the drain may take.
     fn stop_calls(&mut self, slots: &[AssignmentId]) {
-        let ours = |records: &Records<R>, key: &RecordId| {
-            let entry = records.slab.get(*key);
-            entry.is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
-        };
         for queue in self.queues.iter_mut().flatten() {
-            queue.stop_calls(&mut self.ctx, ours);
+            queue.stop_calls(&mut self.ctx, unsettled_of(slots));
         }
     }
 
@@ -166,12 +162,8 @@ impl<R: Record> Flow<R> {
 
     /// Settles the records of these partitions that running calls have finished: nothing of a call counts after the fence.
     fn settle_published(&mut self, slots: &[AssignmentId]) {
-        let ours = |records: &Records<R>, key: &RecordId| {
-            let entry = records.slab.get(*key);
-            entry.is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
-        };
         for queue in self.queues.iter_mut().flatten() {
-            queue.settle_published(&mut self.ctx, ours);
+            queue.settle_published(&mut self.ctx, unsettled_of(slots));
         }
     }
 
@@ -303,5 +295,13 @@ impl<R: Record> Flow<R> {
                 }
             }
         }
+    }
+}
+
+/// Whether a record belongs to one of these partitions and some handler has not settled it.
+fn unsettled_of<R: Record>(slots: &[AssignmentId]) -> impl Fn(&Records<R>, &RecordId) -> bool + '_ {
+    |records, key| {
+        let entry = records.slab.get(*key);
+        entry.is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
     }
 }

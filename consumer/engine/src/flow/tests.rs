@@ -60,7 +60,7 @@ impl Default for ScriptedPool {
 }
 
 impl WorkerPool for ScriptedPool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+    fn submit(&self, batch: Box<Batch>, _reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         let full = self.full.load(std::sync::atomic::Ordering::Relaxed);
         if full || self.state() == PoolState::Failed {
             return Err(batch);
@@ -69,7 +69,7 @@ impl WorkerPool for ScriptedPool {
         Ok(())
     }
 
-    fn own(&self, _home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+    fn own(&self, _reply_to: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         *self.owned.lock().unwrap() = partitions
             .iter()
             .map(|at| (at.partition, at.epoch))

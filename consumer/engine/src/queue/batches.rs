@@ -50,8 +50,8 @@ impl InFlightBatch {
     }
 
     /// What its call has published, one outcome for each record before the one that it is at; `None` if that is not known.
-    pub(super) fn published(&self, id: BatchId, home: &Arc<Inbox>) -> Option<Vec<RawOutcome>> {
-        self.pool.as_ref()?.upgrade()?.published(home, id)
+    pub(super) fn published(&self, id: BatchId, reply_to: &Arc<Inbox>) -> Option<Vec<RawOutcome>> {
+        self.pool.as_ref()?.upgrade()?.published(reply_to, id)
     }
 
     /// Starts no further record of it, wherever it is, and abandons the current one.

@@ -244,10 +244,13 @@ impl DeferredShares {
             if lane != 0 {
                 self.lanes.entry(lane).or_default().insert((offset, key));
             }
-            moved.push((key, lane, share.state.due_ms()));
+            moved.push((offset, key, lane, share.state.due_ms()));
         }
-        moved.sort_unstable_by_key(|(key, ..)| place(*key).1);
+        moved.sort_unstable_by_key(|(offset, key, ..)| (*offset, *key));
+        let moved = moved.into_iter();
         moved
+            .map(|(_, key, lane, due_ms)| (key, lane, due_ms))
+            .collect()
     }
 
     /// All deferred shares.

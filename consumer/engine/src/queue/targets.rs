@@ -6,7 +6,7 @@
 //!
 //! A record's target is chosen when it joins a batch, which claims its lane. Until that batch has ended, no other record of
 //! the lane joins a batch of another target, so a plan that gives buckets to another generation keeps the order of keys
-//! (G4), just as one that changes the number of workers. Records that no worker has are placed again then.
+//! (G4), just as one that changes the number of workers. Records that no worker has join other batches then.
 
 use std::sync::Arc;
 

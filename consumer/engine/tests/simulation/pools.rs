@@ -73,7 +73,7 @@ impl SimPool {
 }
 
 impl WorkerPool for SimPool {
-    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+    fn submit(&self, batch: Box<Batch>, _reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         let mut state = self.lock();
         let seat = match batch.worker {
             Some(worker) => Some(worker as usize % self.seats).filter(|&seat| !state.busy[seat]),

@@ -271,8 +271,8 @@ impl World {
                 index,
             };
             let emits = (0..count).map(|index| emitted(index).emit()).collect();
-            let home = self.inbox.clone();
-            let group = AckGroup::new(home, run.batch.handler, key, emits, None);
+            let reply_to = self.inbox.clone();
+            let group = AckGroup::new(reply_to, run.batch.handler, key, emits, None);
             let refuses = self.random.chance(self.faults.produce_fails / 4);
             self.producer.set_refusing(refuses);
             send_from(&group, 0, Way::Batched, &*self.producer);

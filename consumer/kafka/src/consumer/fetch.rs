@@ -210,7 +210,7 @@ impl FaultKind {
 
 impl Connection<Callbacks> {
     /// A copy of a record from the consumer queue, admitted by the same rules.
-    pub(super) fn stray(
+    pub(super) fn main_queue_record(
         &self,
         message: &BorrowedMessage<'_>,
         detector: &mut GapDetector,

@@ -167,7 +167,7 @@ impl KafkaSource {
                 self.gap_detector.close(at);
             }
             self.main_queue_records
-                .retain(|stray| self.gap_detector.get(stray.slot).is_some());
+                .retain(|queued| self.gap_detector.get(queued.slot).is_some());
             self.pending
                 .push(SourceEvent::TopicRecreated { topic: name });
         }

@@ -32,7 +32,7 @@ impl KafkaSource {
         let sure = |slot: &AssignmentId| {
             self.main_queue_records
                 .iter()
-                .all(|stray| stray.slot != *slot)
+                .all(|queued| queued.slot != *slot)
         };
         let (asked, partitions): (Vec<AssignmentId>, Vec<_>) = slots
             .iter()

@@ -10,7 +10,7 @@ use sluicegate_config::{Environment, HandlerSpec, RejectionEffect, Snapshot, rea
 use sluicegate_engine::dispatch::PoolState;
 use sluicegate_engine::status::HandlerState;
 use sluicegate_kit::plugin_doubles::{
-    Home, Producer, Script, ScriptedPlugin, Step, batch, codes, until,
+    Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
 use sluicegate_pool::pool::relock;
 use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, outcome_code};
@@ -170,10 +170,10 @@ pub(super) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
 }
 
 pub(super) fn run_one(plan: &HandlerPlan) -> Vec<u16> {
-    let mut home = Home::new();
+    let mut replies = Replies::new();
     let pool = plan.pool.as_ref().unwrap();
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    codes(&home.finished())
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    codes(&replies.finished())
 }
 
 #[test]
@@ -292,15 +292,15 @@ fn a_config_for_instances_in_long_calls_makes_a_new_generation() {
         ..spec("one", "*", config)
     };
     let first = harness.apply(&[hot("a")]);
-    let (old, mut home) = (&first.plan.handlers[0], Home::new());
+    let (old, mut replies) = (&first.plan.handlers[0], Replies::new());
     let pool = old.pool.as_ref().unwrap();
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     until("the call runs", || harness.registry.report()[0].busy == 1);
     let second = harness.apply(&[hot("b")]);
     assert_eq!(second.refusals, []);
     assert!(second.plan.handlers[0].generation > old.generation);
     harness.runtime.script.open("long");
-    home.finished();
+    replies.finished();
     let configs = relock(&harness.runtime.script.configs).clone();
     assert_eq!(
         configs,

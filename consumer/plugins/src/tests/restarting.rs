@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use sluicegate_engine::dispatch::PoolState;
 use sluicegate_engine::status::HandlerState;
-use sluicegate_kit::plugin_doubles::{Home, Step, batch};
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch};
 use sluicegate_runtime::outcome_code;
 
 use super::registry::{RegistryHarness, run_one, spec};
@@ -19,9 +19,9 @@ fn tripped(steps: &[(i64, Step)]) -> RegistryHarness {
     one.restart.max_restarts = 0;
     let applied = harness.apply(&[one]);
     let pool = applied.plan.handlers[0].pool.clone().unwrap();
-    let mut home = Home::new();
-    assert!(pool.submit(batch(0, &[7]), &home.inbox).is_ok());
-    home.finished();
+    let mut replies = Replies::new();
+    assert!(pool.submit(batch(0, &[7]), &replies.inbox).is_ok());
+    replies.finished();
     assert_eq!(pool.state(), PoolState::Failed);
     harness
 }

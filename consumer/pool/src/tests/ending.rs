@@ -35,7 +35,7 @@ fn ends(end: impl FnOnce(Flow<OwnedRecord>, AssignmentId)) {
     let pool = harness.pool(1);
     let Pump {
         mut flow,
-        mut home,
+        mut replies,
         slots: [slot, _],
     } = Pump::new(&harness, pool.clone());
     deliver(&mut flow, slot);
@@ -57,8 +57,8 @@ fn ends(end: impl FnOnce(Flow<OwnedRecord>, AssignmentId)) {
     );
     // The pool continues without that pump.
     let mut next = batch(9, &[7]);
-    while let Err(refused) = pool.submit(next, &home.inbox) {
-        home.pool_free();
+    while let Err(refused) = pool.submit(next, &replies.inbox) {
+        replies.pool_free();
         next = refused;
     }
     until("the pool runs other batches", || {

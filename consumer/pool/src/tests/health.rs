@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{PoolState, WorkerPool};
-use sluicegate_kit::plugin_doubles::{Home, batch, codes, until};
+use sluicegate_kit::plugin_doubles::{Replies, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
 use crate::pool::HandlerPool;
@@ -49,13 +49,13 @@ fn a_batch_rebuilds_such_an_instance_and_the_next_check_ends_the_state() {
     let harness = PoolHarness::new(&[]);
     // Only the test requests health checks.
     let threads = harness.unwatched(1);
-    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
+    let (pool, mut replies) = (threads.join_first(harness.setup("one")), Replies::new());
     pool.probe(true, TIMEOUT).unwrap();
     harness.script.panicking_checks.store(1, Ordering::SeqCst);
     threads.check(Instant::now() + HOUR);
     until("it is dropped", || harness.script.living() == 0);
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    assert_eq!(codes(&home.finished()), [outcome_code::ACK]);
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    assert_eq!(codes(&replies.finished()), [outcome_code::ACK]);
     assert_eq!(reason(&pool), "scripted panic in health");
     assert_eq!(harness.stats.counts().panics, 0, "no call failed");
     threads.check(Instant::now() + 2 * HOUR);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_engine::dispatch::{OwnedPartition, WorkerPool};
-use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
 
 use crate::lock::relock;
 use crate::tests::pool::PoolHarness;
@@ -24,21 +24,21 @@ fn notified(harness: &PoolHarness) -> Vec<String> {
 #[test]
 fn an_instance_is_notified_of_a_partition_before_its_first_record_and_after_its_loss() {
     let harness = PoolHarness::new(&[]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     pool.probe(true, Duration::from_secs(20)).unwrap();
-    pool.own(&home.inbox, &[owned(0, 1), owned(1, 2)]);
-    assert!(pool.submit(batch(0, &[7]), &home.inbox).is_ok());
-    home.finished();
+    pool.own(&replies.inbox, &[owned(0, 1), owned(1, 2)]);
+    assert!(pool.submit(batch(0, &[7]), &replies.inbox).is_ok());
+    replies.finished();
     // The same partition under another epoch counts as another one.
-    pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
-    pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
+    pool.own(&replies.inbox, &[owned(0, 1), owned(1, 3)]);
+    pool.own(&replies.inbox, &[owned(0, 1), owned(1, 3)]);
     until("the change is notified", || notified(&harness).len() == 5);
-    let other = Home::new();
+    let other = Replies::new();
     pool.own(&other.inbox, &[owned(2, 1)]);
     until("the other pump's partition is notified", || {
         notified(&harness).len() == 6
     });
-    pool.own(&home.inbox, &[]);
+    pool.own(&replies.inbox, &[]);
     until("all changes are notified", || notified(&harness).len() == 8);
     assert_eq!(
         notified(&harness),
@@ -58,16 +58,19 @@ fn an_instance_is_notified_of_a_partition_before_its_first_record_and_after_its_
 #[test]
 fn a_later_or_rebuilt_instance_is_notified_before_its_first_call() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    pool.own(&home.inbox, &[owned(0, 1)]);
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    pool.own(&replies.inbox, &[owned(0, 1)]);
     for (number, offset) in [(0, 1), (1, 2)] {
-        assert!(pool.submit(batch(number, &[offset]), &home.inbox).is_ok());
-        home.finished();
+        assert!(
+            pool.submit(batch(number, &[offset]), &replies.inbox)
+                .is_ok()
+        );
+        replies.finished();
     }
     let once = ["assigned t/0 1", "called with 1"];
     let again = ["assigned t/0 1", "called with 2"];
     assert_eq!(notified(&harness), [once, again].concat());
     until("the pool holds no reference to the pump", || {
-        Arc::strong_count(&home.inbox) == 1
+        Arc::strong_count(&replies.inbox) == 1
     });
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sluicegate_engine::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
 use sluicegate_engine::emit::FailureKind;
 use sluicegate_kit::plugin_doubles::{
-    Home, Producer, Script, ScriptedPlugin, Step, batch, codes, until,
+    Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
 use sluicegate_runtime::{CreateError, HostServices, LogLevel, MetricKind, outcome_code};
 
@@ -112,9 +112,9 @@ const NOT_RUN: u16 = outcome_code::NOT_RUN;
 #[test]
 fn a_batch_is_returned_with_its_outcomes_and_counted() {
     let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Retry)]);
-    let (pool, mut home) = (harness.pool(2), Home::new());
-    assert!(pool.submit(batch(7, &[1, 2, 3]), &home.inbox).is_ok());
-    let back = home.finished();
+    let (pool, mut replies) = (harness.pool(2), Replies::new());
+    assert!(pool.submit(batch(7, &[1, 2, 3]), &replies.inbox).is_ok());
+    let back = replies.finished();
     assert_eq!(back.id.index, 7);
     assert_eq!(codes(&back), [ACK, outcome_code::DROP, outcome_code::RETRY]);
     assert!(back.emits_pending.is_empty());
@@ -127,16 +127,16 @@ fn a_batch_is_returned_with_its_outcomes_and_counted() {
 #[test]
 fn one_batch_waits_behind_each_running_one_and_room_is_notified() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let (pool, mut home) = (harness.pool(2), Home::new());
+    let (pool, mut replies) = (harness.pool(2), Replies::new());
     for number in 0..4 {
-        assert!(pool.submit(batch(number, &[1]), &home.inbox).is_ok());
+        assert!(pool.submit(batch(number, &[1]), &replies.inbox).is_ok());
     }
-    let refused = pool.submit(batch(4, &[1]), &home.inbox).unwrap_err();
+    let refused = pool.submit(batch(4, &[1]), &replies.inbox).unwrap_err();
     assert_eq!(refused.id.index, 4);
     harness.script.open("go");
-    home.pool_free();
-    assert!(pool.submit(refused, &home.inbox).is_ok());
-    let mut numbers: Vec<_> = (0..5).map(|_| home.finished().id.index).collect();
+    replies.pool_free();
+    assert!(pool.submit(refused, &replies.inbox).is_ok());
+    let mut numbers: Vec<_> = (0..5).map(|_| replies.finished().id.index).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [0, 1, 2, 3, 4]);
 }
@@ -144,32 +144,32 @@ fn one_batch_waits_behind_each_running_one_and_room_is_notified() {
 #[test]
 fn a_batch_bound_to_a_worker_runs_on_no_other() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let (pool, mut home) = (harness.pool(2), Home::new());
+    let (pool, mut replies) = (harness.pool(2), Replies::new());
     let bound = |number, offset| {
         let mut batch = batch(number, &[offset]);
         batch.worker = Some(1);
         batch
     };
-    assert!(pool.submit(bound(0, 1), &home.inbox).is_ok());
-    assert!(pool.submit(bound(1, 2), &home.inbox).is_ok());
-    assert!(pool.submit(bound(2, 3), &home.inbox).is_err());
-    assert!(pool.submit(batch(3, &[4]), &home.inbox).is_ok());
-    assert_eq!(home.finished().id.index, 3, "the other worker is free");
+    assert!(pool.submit(bound(0, 1), &replies.inbox).is_ok());
+    assert!(pool.submit(bound(1, 2), &replies.inbox).is_ok());
+    assert!(pool.submit(bound(2, 3), &replies.inbox).is_err());
+    assert!(pool.submit(batch(3, &[4]), &replies.inbox).is_ok());
+    assert_eq!(replies.finished().id.index, 3, "the other worker is free");
     harness.script.open("go");
-    assert_eq!(home.finished().id.index, 0);
-    assert_eq!(home.finished().id.index, 1);
-    home.pool_free();
+    assert_eq!(replies.finished().id.index, 0);
+    assert_eq!(replies.finished().id.index, 1);
+    replies.pool_free();
 }
 
 #[test]
 fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
     let harness = PoolHarness::new(&[(2, Step::Panic)]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[1, 2, 3]), &home.inbox).is_ok());
-    assert!(pool.submit(batch(1, &[4]), &home.inbox).is_ok());
-    let back = home.finished();
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    assert!(pool.submit(batch(0, &[1, 2, 3]), &replies.inbox).is_ok());
+    assert!(pool.submit(batch(1, &[4]), &replies.inbox).is_ok());
+    let back = replies.finished();
     assert_eq!(codes(&back), [ACK, outcome_code::PANICKED, NOT_RUN]);
-    assert_eq!(codes(&home.finished()), [ACK], "rebuilt at once");
+    assert_eq!(codes(&replies.finished()), [ACK], "rebuilt at once");
     until("the spent instance is dropped", || {
         harness.script.living() == 1
     });
@@ -179,10 +179,10 @@ fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
 }
 
 /// Submits until the pool accepts the batch.
-fn give(pool: &HandlerPool, home: &mut Home, mut batch: Box<Batch>) {
-    while let Err(refused) = pool.submit(batch, &home.inbox) {
+fn give(pool: &HandlerPool, replies: &mut Replies, mut batch: Box<Batch>) {
+    while let Err(refused) = pool.submit(batch, &replies.inbox) {
         assert_eq!(pool.state(), PoolState::Active);
-        home.pool_free();
+        replies.pool_free();
         batch = refused;
     }
 }
@@ -192,10 +192,10 @@ fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let mut setup = harness.setup("one");
     setup.restart.max_restarts = 3;
-    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
+    let (pool, mut replies) = (harness.threads(1).join_first(setup), Replies::new());
     for number in 0..4 {
-        give(&pool, &mut home, batch(number, &[1]));
-        assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
+        give(&pool, &mut replies, batch(number, &[1]));
+        assert_eq!(codes(&replies.finished()), [outcome_code::PANICKED]);
     }
     assert_eq!(pool.state(), PoolState::Failed);
     let why = pool.failure().unwrap();
@@ -203,11 +203,11 @@ fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers
         why.contains("failed 4 times") && why.contains("scripted panic"),
         "{why}"
     );
-    let refused = pool.submit(batch(4, &[2]), &home.inbox).unwrap_err();
+    let refused = pool.submit(batch(4, &[2]), &replies.inbox).unwrap_err();
     pool.reset();
-    home.pool_free();
-    give(&pool, &mut home, refused);
-    assert_eq!(codes(&home.finished()), [ACK]);
+    replies.pool_free();
+    give(&pool, &mut replies, refused);
+    assert_eq!(codes(&replies.finished()), [ACK]);
 }
 
 #[test]
@@ -215,28 +215,28 @@ fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
     let mut setup = harness.setup("one");
     setup.restart.max_restarts = 0;
-    let (threads, mut home) = (harness.threads(1), Home::new());
+    let (threads, mut replies) = (harness.threads(1), Replies::new());
     let pool = threads.join_first(setup);
-    give(&pool, &mut home, batch(0, &[1]));
-    home.finished();
+    give(&pool, &mut replies, batch(0, &[1]));
+    replies.finished();
     assert_eq!(pool.state(), PoolState::Failed);
-    home.forget_room();
+    replies.forget_room();
     for number in 1..4 {
-        assert!(pool.submit(batch(number, &[2]), &home.inbox).is_err());
+        assert!(pool.submit(batch(number, &[2]), &replies.inbox).is_err());
         threads.check(Instant::now());
-        assert!(!home.forget_room(), "without room, nothing is reported");
+        assert!(!replies.forget_room(), "without room, nothing is reported");
     }
     pool.reset();
-    assert!(home.forget_room());
+    assert!(replies.forget_room());
 }
 
 #[test]
 fn a_poison_record_among_good_ones_never_trips() {
     let harness = PoolHarness::new(&[(1, Step::Panic)]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     for number in 0..50 {
-        give(&pool, &mut home, batch(number, &[0, 1]));
-        assert_eq!(codes(&home.finished()), [ACK, outcome_code::PANICKED]);
+        give(&pool, &mut replies, batch(number, &[0, 1]));
+        assert_eq!(codes(&replies.finished()), [ACK, outcome_code::PANICKED]);
     }
     assert_eq!(pool.state(), PoolState::Active);
     assert_eq!(harness.stats.counts().panics, 50);
@@ -246,13 +246,13 @@ fn a_poison_record_among_good_ones_never_trips() {
 fn a_failed_creation_returns_its_batch_unprocessed() {
     let harness = PoolHarness::new(&[]);
     harness.script.failing_creations.store(2, Ordering::SeqCst);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     for number in 0..2 {
-        give(&pool, &mut home, batch(number, &[1, 2]));
-        assert_eq!(codes(&home.finished()), [NOT_RUN, NOT_RUN]);
+        give(&pool, &mut replies, batch(number, &[1, 2]));
+        assert_eq!(codes(&replies.finished()), [NOT_RUN, NOT_RUN]);
     }
-    give(&pool, &mut home, batch(2, &[1]));
-    assert_eq!(codes(&home.finished()), [ACK]);
+    give(&pool, &mut replies, batch(2, &[1]));
+    assert_eq!(codes(&replies.finished()), [ACK]);
 }
 
 #[test]
@@ -264,11 +264,14 @@ fn every_final_outcome_emits_and_waits_for_the_producer() {
         (4, Step::EmitThen("lettered", outcome_code::DEAD_LETTER)),
     ]);
     harness.producer.full_for.store(3, Ordering::SeqCst);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[0, 1, 2, 3, 4]), &home.inbox).is_ok());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    assert!(
+        pool.submit(batch(0, &[0, 1, 2, 3, 4]), &replies.inbox)
+            .is_ok()
+    );
     let mut order = Vec::new();
     for _ in 0..4 {
-        order.push(home.next("message", |message| match message {
+        order.push(replies.next("message", |message| match message {
             PumpMessage::Finished(batch) => Ok(format!("finished {:?}", batch.emits_pending)),
             PumpMessage::Produced { entry, refused, .. } => {
                 Ok(format!("produced {} {}", entry.index, refused.is_none()))
@@ -295,11 +298,11 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
     harness.producer.full_for.store(u32::MAX, Ordering::SeqCst);
     let mut setup = harness.setup("one");
     setup.timeout = Duration::from_millis(50);
-    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
-    assert!(pool.submit(batch(0, &[1, 2]), &home.inbox).is_ok());
-    assert_eq!(home.finished().emits_pending, [true, true]);
+    let (pool, mut replies) = (harness.threads(1).join_first(setup), Replies::new());
+    assert!(pool.submit(batch(0, &[1, 2]), &replies.inbox).is_ok());
+    assert_eq!(replies.finished().emits_pending, [true, true]);
     for entry_index in [0, 1] {
-        let (entry, refused) = home.next("answer", |message| match message {
+        let (entry, refused) = replies.next("answer", |message| match message {
             PumpMessage::Produced { entry, refused, .. } => Ok((entry, refused)),
             other => Err(other),
         });
@@ -316,10 +319,10 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
 #[test]
 fn a_dropped_pool_drains_and_drops_its_instances_and_stops_its_threads() {
     let harness = PoolHarness::new(&[]);
-    let (pool, mut home) = (harness.pool(2), Home::new());
+    let (pool, mut replies) = (harness.pool(2), Replies::new());
     pool.probe(true, Duration::from_secs(20)).unwrap();
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    home.finished();
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    replies.finished();
     let watch = pool.release_watch();
     assert_eq!(watch.wait(Instant::now()), Release::Unfinished);
     drop(pool);

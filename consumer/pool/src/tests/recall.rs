@@ -13,7 +13,7 @@ use sluicegate_engine::queue::{HandlerSettings, Order};
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::source::{AssignmentId, Delivery, TopicPartition};
 use sluicegate_kit::engine_doubles::{self, flow_settings, retry};
-use sluicegate_kit::plugin_doubles::{Home, Step, batch, codes, until};
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
 use crate::lock::relock;
@@ -34,30 +34,30 @@ fn owned() -> OwnedPartition {
 #[test]
 fn queued_batches_are_returned_while_workers_hang_and_running_ones_stop_between_records() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    pool.own(&home.inbox, &[owned()]);
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    pool.own(&replies.inbox, &[owned()]);
     let (running, queued) = (batch(0, &[1, 2]), batch(1, &[7]));
     let flags = [running.cancel.clone(), queued.cancel.clone()];
-    assert!(pool.submit(running, &home.inbox).is_ok());
+    assert!(pool.submit(running, &replies.inbox).is_ok());
     until("the first record runs", || {
         *relock(&harness.script.started) == [1]
     });
-    assert!(pool.submit(queued, &home.inbox).is_ok());
-    assert!(pool.submit(batch(2, &[8]), &home.inbox).is_err(), "full");
+    assert!(pool.submit(queued, &replies.inbox).is_ok());
+    assert!(pool.submit(batch(2, &[8]), &replies.inbox).is_err(), "full");
 
     flags.iter().for_each(|flag| flag.set());
     pool.recall();
-    pool.own(&home.inbox, &[]);
-    let back = home.finished();
+    pool.own(&replies.inbox, &[]);
+    let back = replies.finished();
     assert_eq!((back.id.index, codes(&back)), (1, vec![NOT_RUN]));
-    home.pool_free();
+    replies.pool_free();
     assert_eq!(
         harness.stats.counts().in_flight,
         2,
         "the running batch is still there"
     );
     harness.script.open("go");
-    let back = home.finished();
+    let back = replies.finished();
     assert_eq!((back.id.index, codes(&back)), (0, vec![ACK, NOT_RUN]));
     until("it is notified", || {
         relock(&harness.script.notifications).len() == 3
@@ -72,20 +72,20 @@ fn queued_batches_are_returned_while_workers_hang_and_running_ones_stop_between_
 #[test]
 fn only_the_cancelled_batch_of_a_bound_worker_is_recalled() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     let mut bound = batch(1, &[2]);
     bound.worker = Some(0);
     let flag = bound.cancel.clone();
-    assert!(pool.submit(bound, &home.inbox).is_ok());
+    assert!(pool.submit(bound, &replies.inbox).is_ok());
     flag.set();
     pool.recall();
-    assert_eq!(codes(&home.finished()), [NOT_RUN]);
-    assert!(pool.submit(batch(2, &[3]), &home.inbox).is_ok());
+    assert_eq!(codes(&replies.finished()), [NOT_RUN]);
+    assert!(pool.submit(batch(2, &[3]), &replies.inbox).is_ok());
     pool.recall();
     harness.script.open("go");
-    assert_eq!(codes(&home.finished()), [ACK]);
-    assert_eq!(codes(&home.finished()), [ACK], "it was not cancelled");
+    assert_eq!(codes(&replies.finished()), [ACK]);
+    assert_eq!(codes(&replies.finished()), [ACK], "it was not cancelled");
 }
 
 #[test]
@@ -93,20 +93,20 @@ fn a_batch_waiting_for_its_instance_is_recalled_and_the_instance_is_kept() {
     let harness = PoolHarness::new(&[]);
     let mut setup = harness.setup("one");
     setup.config = "hang-create".into();
-    let (pool, mut home) = (harness.threads(1).join_first(setup), Home::new());
+    let (pool, mut replies) = (harness.threads(1).join_first(setup), Replies::new());
     let waiting = batch(0, &[1]);
     let flag = waiting.cancel.clone();
-    assert!(pool.submit(waiting, &home.inbox).is_ok());
+    assert!(pool.submit(waiting, &replies.inbox).is_ok());
     flag.set();
     pool.recall();
-    assert_eq!(codes(&home.finished()), [NOT_RUN]);
+    assert_eq!(codes(&replies.finished()), [NOT_RUN]);
     harness.script.open("create");
     let mut next = batch(1, &[2]);
-    while let Err(refused) = pool.submit(next, &home.inbox) {
-        home.pool_free();
+    while let Err(refused) = pool.submit(next, &replies.inbox) {
+        replies.pool_free();
         next = refused;
     }
-    assert_eq!(codes(&home.finished()), [ACK]);
+    assert_eq!(codes(&replies.finished()), [ACK]);
     assert_eq!(harness.script.living(), 1, "it was built once");
     assert_eq!(*relock(&harness.script.started), [2]);
 }
@@ -114,16 +114,16 @@ fn a_batch_waiting_for_its_instance_is_recalled_and_the_instance_is_kept() {
 #[test]
 fn a_batch_cancelled_before_its_call_does_not_start() {
     let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     let queued = batch(1, &[2, 3]);
     let flag = queued.cancel.clone();
-    assert!(pool.submit(queued, &home.inbox).is_ok());
+    assert!(pool.submit(queued, &replies.inbox).is_ok());
     // Its pool is not asked to recall it: the pool of a previous generation cannot be.
     flag.set();
     harness.script.open("go");
-    assert_eq!(codes(&home.finished()), [ACK]);
-    assert_eq!(codes(&home.finished()), [NOT_RUN; 2]);
+    assert_eq!(codes(&replies.finished()), [ACK]);
+    assert_eq!(codes(&replies.finished()), [NOT_RUN; 2]);
     assert_eq!(*relock(&harness.script.started), [1]);
     let calls = relock(&harness.script.calls).len();
     assert_eq!(calls, 1, "the instance is not called for it");
@@ -132,18 +132,18 @@ fn a_batch_cancelled_before_its_call_does_not_start() {
 /// A flow with two partitions of topic `t` and one handler on a real pool.
 pub(super) struct Pump {
     pub(super) flow: Flow<OwnedRecord>,
-    pub(super) home: Home,
+    pub(super) replies: Replies,
     pub(super) slots: [AssignmentId; 2],
 }
 
 impl Pump {
     pub(super) fn new(harness: &PoolHarness, pool: Arc<HandlerPool>) -> Self {
-        let home = Home::new();
+        let replies = Replies::new();
         let settings = flow_settings();
         let mut flow = Flow::new(
             settings,
             Arc::clone(&harness.producer) as _,
-            Arc::clone(&home.inbox),
+            Arc::clone(&replies.inbox),
         );
         let route = Route {
             topics: vec![TopicPattern::Exact("t".into())],
@@ -161,7 +161,11 @@ impl Pump {
             ))
         });
         flow.dispatch();
-        Self { flow, home, slots }
+        Self {
+            flow,
+            replies,
+            slots,
+        }
     }
 
     /// Offsets identify the partition: those of the second one start at 100.
@@ -179,7 +183,7 @@ impl Pump {
 
     /// Receives the next finished batch.
     fn receive(&mut self) -> Vec<u16> {
-        let batch = self.home.finished();
+        let batch = self.replies.finished();
         let codes = codes(&batch);
         self.flow
             .receive(sluicegate_engine::dispatch::PumpMessage::Finished(batch));

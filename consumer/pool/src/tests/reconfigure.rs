@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::WorkerPool;
-use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
 
 use crate::error::ConfigNotTaken;
 use crate::lock::relock;
@@ -19,19 +19,22 @@ fn configs(harness: &PoolHarness) -> Vec<String> {
 }
 
 /// Two instances, of which one is in a call until the gate `long` opens.
-fn two_instances() -> (PoolHarness, Arc<HandlerPool>, Home) {
+fn two_instances() -> (PoolHarness, Arc<HandlerPool>, Replies) {
     let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
-    let (pool, mut home) = (harness.pool(2), Home::new());
+    let (pool, mut replies) = (harness.pool(2), Replies::new());
     for (number, offset) in [(0, 1), (1, 2)] {
-        assert!(pool.submit(batch(number, &[offset]), &home.inbox).is_ok());
+        assert!(
+            pool.submit(batch(number, &[offset]), &replies.inbox)
+                .is_ok()
+        );
     }
-    home.finished();
-    (harness, pool, home)
+    replies.finished();
+    (harness, pool, replies)
 }
 
 #[test]
 fn every_instance_takes_the_config_and_a_busy_one_takes_it_after_its_call() {
-    let (harness, pool, mut home) = two_instances();
+    let (harness, pool, mut replies) = two_instances();
     pool.reconfigure("new", TIMEOUT).unwrap();
     let built = ["built with {}", "built with {}", "took new"];
     assert_eq!(
@@ -40,7 +43,7 @@ fn every_instance_takes_the_config_and_a_busy_one_takes_it_after_its_call() {
         "the other one is still in its call"
     );
     harness.script.open("long");
-    home.finished();
+    replies.finished();
     until("the other one takes it", || configs(&harness).len() == 4);
     assert_eq!(configs(&harness)[3], "took new");
     assert_eq!(harness.script.living(), 2);
@@ -49,7 +52,7 @@ fn every_instance_takes_the_config_and_a_busy_one_takes_it_after_its_call() {
 #[test]
 fn a_refused_config_leaves_the_instance_unchanged() {
     let harness = PoolHarness::new(&[]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     pool.probe(true, TIMEOUT).unwrap();
     let refused = pool.reconfigure("refuse", TIMEOUT).unwrap_err();
     assert_eq!(
@@ -57,8 +60,8 @@ fn a_refused_config_leaves_the_instance_unchanged() {
         "config refused: at /refuse: not allowed"
     );
     assert!(matches!(refused, ConfigNotTaken::Refused(_)));
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    home.finished();
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    replies.finished();
     assert_eq!(configs(&harness), ["built with {}"]);
     assert_eq!(harness.script.living(), 1);
 }
@@ -66,7 +69,7 @@ fn a_refused_config_leaves_the_instance_unchanged() {
 #[test]
 fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_one() {
     let harness = PoolHarness::new(&[]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     pool.probe(true, TIMEOUT).unwrap();
     for (number, (config, why)) in [
         ("spend", "scripted panic"),
@@ -82,8 +85,8 @@ fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_
         );
         assert_eq!(harness.script.living(), 0);
         let work = batch(number as u32, &[1]);
-        assert!(pool.submit(work, &home.inbox).is_ok());
-        home.finished();
+        assert!(pool.submit(work, &replies.inbox).is_ok());
+        replies.finished();
         assert_eq!(configs(&harness).last().unwrap(), "built with {}");
     }
     assert_eq!(harness.script.built.load(Ordering::SeqCst), 3);
@@ -91,17 +94,17 @@ fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_
 
 #[test]
 fn an_instance_that_refuses_an_accepted_config_is_rebuilt_with_it() {
-    let (harness, pool, mut home) = two_instances();
+    let (harness, pool, mut replies) = two_instances();
     pool.reconfigure("first-only", TIMEOUT).unwrap();
     harness.script.open("long");
-    home.finished();
+    replies.finished();
     until("the other one is dropped", || harness.script.living() == 1);
     // Bound to each worker, so that both have an instance again.
     for worker in 0..2 {
         let mut bound = batch(worker, &[3]);
         bound.worker = Some(worker);
-        assert!(pool.submit(bound, &home.inbox).is_ok());
-        home.finished();
+        assert!(pool.submit(bound, &replies.inbox).is_ok());
+        replies.finished();
     }
     assert_eq!(
         configs(&harness)[2..],
@@ -112,27 +115,27 @@ fn an_instance_that_refuses_an_accepted_config_is_rebuilt_with_it() {
 #[test]
 fn a_pool_without_instances_builds_one_with_the_new_config() {
     let harness = PoolHarness::new(&[]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
     assert!(pool.reconfigure("refuse", TIMEOUT).is_err());
     pool.reconfigure("new", TIMEOUT).unwrap();
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    home.finished();
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    replies.finished();
     assert_eq!(configs(&harness), ["built with new"]);
 }
 
 #[test]
 fn busy_workers_are_not_waited_for_and_take_no_config_later() {
     let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
-    let (pool, mut home) = (harness.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     until("the call runs", || pool.busy() == 1);
     let soon = Duration::from_millis(50);
     let busy = pool.reconfigure("new", soon);
     assert!(matches!(busy, Err(ConfigNotTaken::Busy)), "{busy:?}");
     harness.script.open("long");
-    home.finished();
-    assert!(pool.submit(batch(1, &[2]), &home.inbox).is_ok());
-    home.finished();
+    replies.finished();
+    assert!(pool.submit(batch(1, &[2]), &replies.inbox).is_ok());
+    replies.finished();
     assert_eq!(configs(&harness), ["built with {}"]);
 }
 
@@ -140,7 +143,7 @@ fn busy_workers_are_not_waited_for_and_take_no_config_later() {
 fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_effect() {
     let harness = PoolHarness::new(&[]);
     let threads = harness.threads_with(1, Duration::from_millis(100));
-    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
+    let (pool, mut replies) = (threads.join_first(harness.setup("one")), Replies::new());
     pool.probe(true, TIMEOUT).unwrap();
     let refused = pool.reconfigure("hang-take", TIMEOUT).unwrap_err();
     assert!(
@@ -151,8 +154,8 @@ fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_ef
     until("the late instance is dropped", || {
         harness.script.living() == 0
     });
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    home.finished();
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    replies.finished();
     assert_eq!(configs(&harness).last().unwrap(), "built with {}");
 }
 
@@ -161,8 +164,8 @@ fn a_config_is_not_blamed_for_a_thread_that_cannot_be_started() {
     let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
     let fails = Arc::new(AtomicBool::new(false));
     let threads = harness.failing_threads(1, &fails);
-    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    let (pool, mut replies) = (threads.join_first(harness.setup("one")), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     until("the call runs", || pool.busy() == 1);
     std::thread::scope(|scope| {
         let taking = scope.spawn(|| pool.reconfigure("new", TIMEOUT));
@@ -178,5 +181,5 @@ fn a_config_is_not_blamed_for_a_thread_that_cannot_be_started() {
         assert!(matches!(taken, Err(ConfigNotTaken::Busy)), "{taken:?}");
     });
     harness.script.open("long");
-    home.finished();
+    replies.finished();
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sluicegate_engine::dispatch::{Batch, PumpMessage, WorkerPool};
-use sluicegate_kit::plugin_doubles::{Home, Step, batch};
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch};
 
 use crate::lock::relock;
 use crate::pool::HandlerPool;
@@ -14,7 +14,7 @@ use crate::tests::pool::PoolHarness;
 /// A pump with more work than room for several handlers, which it always tries in the same order: the worst case for the
 /// last one.
 struct GreedyPump {
-    home: Home,
+    replies: Replies,
     pools: Vec<Arc<HandlerPool>>,
     left: Vec<u32>,
     refused: Vec<Option<Box<Batch>>>,
@@ -24,7 +24,7 @@ struct GreedyPump {
 impl GreedyPump {
     fn new(pools: Vec<Arc<HandlerPool>>, each: u32) -> Self {
         Self {
-            home: Home::new(),
+            replies: Replies::new(),
             left: vec![each; pools.len()],
             refused: pools.iter().map(|_| None).collect(),
             pools,
@@ -38,7 +38,7 @@ impl GreedyPump {
                 let next = self.refused[at]
                     .take()
                     .unwrap_or_else(|| batch(at as u32, &[at as i64]));
-                match pool.submit(next, &self.home.inbox) {
+                match pool.submit(next, &self.replies.inbox) {
                     Ok(()) => {
                         self.left[at] -= 1;
                         self.in_flight += 1;
@@ -56,11 +56,13 @@ impl GreedyPump {
     fn run(&mut self) {
         self.submit_all();
         while self.left.iter().any(|&left| left > 0) || self.in_flight > 0 {
-            let free = self.home.next("outcome or room", |message| match message {
-                PumpMessage::PoolFree => Ok(true),
-                PumpMessage::Finished(_) => Ok(false),
-                other => Err(other),
-            });
+            let free = self
+                .replies
+                .next("outcome or room", |message| match message {
+                    PumpMessage::PoolFree => Ok(true),
+                    PumpMessage::Finished(_) => Ok(false),
+                    other => Err(other),
+                });
             match free {
                 true => self.submit_all(),
                 false => self.in_flight -= 1,
@@ -101,19 +103,19 @@ fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
     setup.timeout = Duration::from_millis(500);
     let here = threads.join_first(setup);
     let gone = threads.join(harness.setup("gone")).ok().unwrap();
-    let (mut home, elsewhere) = (Home::new(), Home::new());
+    let (mut replies, elsewhere) = (Replies::new(), Replies::new());
     for number in 0..2 {
-        assert!(here.submit(batch(number, &[1]), &home.inbox).is_ok());
+        assert!(here.submit(batch(number, &[1]), &replies.inbox).is_ok());
     }
     assert!(gone.submit(batch(9, &[1]), &elsewhere.inbox).is_err());
-    let mut waiting = here.submit(batch(2, &[2]), &home.inbox).unwrap_err();
+    let mut waiting = here.submit(batch(2, &[2]), &replies.inbox).unwrap_err();
     harness.script.open("go");
-    while let Err(refused) = here.submit(waiting, &home.inbox) {
-        home.pool_free();
+    while let Err(refused) = here.submit(waiting, &replies.inbox) {
+        replies.pool_free();
         waiting = refused;
     }
     for number in 0..3 {
-        assert_eq!(home.finished().id.index, number);
+        assert_eq!(replies.finished().id.index, number);
     }
 }
 

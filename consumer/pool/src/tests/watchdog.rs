@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Inbox, PoolState, PumpMessage, WorkerPool};
 use sluicegate_engine::source::Wake;
-use sluicegate_kit::plugin_doubles::{Home, Script, Step, batch, codes, until};
+use sluicegate_kit::plugin_doubles::{Replies, Script, Step, batch, codes, until};
 use sluicegate_runtime::outcome_code;
 
 use crate::lock::relock;
@@ -30,8 +30,8 @@ fn pool(harness: &PoolHarness, workers: u32) -> (Arc<ThreadPool>, Arc<HandlerPoo
 }
 
 /// The batch that timed out, and the outcome codes of its finished records.
-fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
-    home.next("timed-out call", |message| match message {
+fn timed_out_call(replies: &mut Replies) -> (u32, Vec<u16>) {
+    replies.next("timed-out call", |message| match message {
         PumpMessage::CallTimedOut {
             batch, completed, ..
         } => {
@@ -45,23 +45,23 @@ fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
 #[test]
 fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
     let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Hang("never"))]);
-    let ((_threads, pool), mut home) = (pool(&harness, 1), Home::new());
+    let ((_threads, pool), mut replies) = (pool(&harness, 1), Replies::new());
     let started = Instant::now();
-    assert!(pool.submit(batch(0, &[1, 2, 3, 4]), &home.inbox).is_ok());
-    assert!(pool.submit(batch(1, &[5]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(0, &[1, 2, 3, 4]), &replies.inbox).is_ok());
+    assert!(pool.submit(batch(1, &[5]), &replies.inbox).is_ok());
     assert_eq!(
-        timed_out_call(&mut home),
+        timed_out_call(&mut replies),
         (0, vec![ACK, outcome_code::DROP])
     );
     assert!(started.elapsed() >= Duration::from_millis(100));
-    let next = home.finished();
+    let next = replies.finished();
     assert_eq!(next.id.index, 1, "a new worker took the next batch");
     assert_eq!(codes(&next), [ACK]);
     let counts = harness.stats.counts();
     assert_eq!((counts.quarantined, counts.in_flight), (1, 0));
 
     harness.script.open("never");
-    let late = home.finished();
+    let late = replies.finished();
     assert_eq!((late.id.index, late.records.len()), (0, 4));
     assert!(late.cancel.is_set());
     assert_eq!(
@@ -82,25 +82,28 @@ fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
 #[test]
 fn a_hanging_call_tells_what_it_has_finished_until_it_returns() {
     let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Hang("never"))]);
-    let (threads, mut home) = (harness.unwatched(1), Home::new());
+    let (threads, mut replies) = (harness.unwatched(1), Replies::new());
     let pool = threads.join_first(harness.setup("one"));
     let hanging = batch(0, &[1, 2, 3, 4]);
     let id = hanging.id;
-    assert!(pool.submit(hanging, &home.inbox).is_ok());
+    assert!(pool.submit(hanging, &replies.inbox).is_ok());
     until("it hangs", || relock(&harness.script.started).contains(&3));
-    let published = |home: &Arc<Inbox>| {
-        let outcomes = pool.published(home, id)?;
+    let published = |replies: &Arc<Inbox>| {
+        let outcomes = pool.published(replies, id)?;
         Some(outcomes.iter().map(|outcome| outcome.code).collect())
     };
-    assert_eq!(published(&home.inbox), Some(vec![ACK, outcome_code::DROP]));
+    assert_eq!(
+        published(&replies.inbox),
+        Some(vec![ACK, outcome_code::DROP])
+    );
     assert_eq!(
         published(&Arc::new(Inbox::new())),
         None,
         "another pump's batch can have the same id"
     );
     harness.script.open("never");
-    home.finished();
-    assert_eq!(published(&home.inbox), None);
+    replies.finished();
+    assert_eq!(published(&replies.inbox), None);
 }
 
 /// Another pump's slow waker: the call at gate `b` ends while it runs.
@@ -124,13 +127,13 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
         (2, Step::Emit("out")),
     ]);
     let threads = harness.threads(2);
-    let (pool, mut home) = (threads.join_first(harness.setup("one")), Home::new());
+    let (pool, mut replies) = (threads.join_first(harness.setup("one")), Replies::new());
     let other = Arc::new(Inbox::new());
     other.set_waker(Arc::new(SlowWaker(Arc::clone(&harness.script))));
-    for (worker, offsets, home) in [(0, &[1][..], &other), (1, &[2, 3], &home.inbox)] {
+    for (worker, offsets, replies) in [(0, &[1][..], &other), (1, &[2, 3], &replies.inbox)] {
         let mut batch = batch(worker, offsets);
         batch.worker = Some(worker);
-        assert!(pool.submit(batch, home).is_ok());
+        assert!(pool.submit(batch, replies).is_ok());
     }
     until("both hang", || {
         let started = relock(&harness.script.started);
@@ -139,7 +142,7 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
     let late = Instant::now() + Duration::from_secs(3_600);
     threads.check(late);
     threads.check(late + Duration::from_secs(3_600));
-    let (abandoned, codes) = home.next("message", |message| match message {
+    let (abandoned, codes) = replies.next("message", |message| match message {
         PumpMessage::CallTimedOut { completed, .. } => {
             Ok((true, completed.iter().map(|o| o.code).collect()))
         }
@@ -149,7 +152,7 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
     let emitted = || relock(&harness.producer.topics).len();
     if abandoned {
         assert_eq!(codes, [ACK]);
-        let late = home.finished();
+        let late = replies.finished();
         assert_eq!(
             sluicegate_kit::plugin_doubles::codes(&late),
             [outcome_code::NOT_RUN; 2]
@@ -170,9 +173,9 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
     let setup = harness.setup("one");
     let timeout = setup.timeout;
     // Only the test checks the calls, on its own clock.
-    let (threads, mut home) = (harness.unwatched(1), Home::new());
+    let (threads, mut replies) = (harness.unwatched(1), Replies::new());
     let pool = threads.join_first(setup);
-    assert!(pool.submit(batch(0, &[0, 1, 2, 3]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(0, &[0, 1, 2, 3]), &replies.inbox).is_ok());
     let mut now = Instant::now();
     for (index, gate) in gates.into_iter().enumerate() {
         until("the record has started", || {
@@ -184,7 +187,7 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
         }
         harness.script.open(gate);
     }
-    let finished = home.finished();
+    let finished = replies.finished();
     assert_eq!(codes(&finished), [ACK; 4]);
     assert!(
         !finished.cancel.is_set(),
@@ -196,47 +199,47 @@ fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
 #[test]
 fn other_workers_and_batches_of_a_hanging_handler_continue() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
-    let ((_threads, pool), mut home) = (pool(&harness, 2), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    let ((_threads, pool), mut replies) = (pool(&harness, 2), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     for number in 1..20 {
         let mut next = batch(number, &[2]);
-        while let Err(refused) = pool.submit(next, &home.inbox) {
-            home.pool_free();
+        while let Err(refused) = pool.submit(next, &replies.inbox) {
+            replies.pool_free();
             next = refused;
         }
-        assert_eq!(home.finished().id.index, number);
+        assert_eq!(replies.finished().id.index, number);
     }
-    assert_eq!(timed_out_call(&mut home).0, 0);
+    assert_eq!(timed_out_call(&mut replies).0, 0);
     harness.script.open("never");
-    assert_eq!(home.finished().id.index, 0);
+    assert_eq!(replies.finished().id.index, 0);
 }
 
 #[test]
 fn too_many_hung_calls_trip_only_their_own_handler() {
     let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
-    let ((threads, bad), mut home) = (pool(&harness, 1), Home::new());
+    let ((threads, bad), mut replies) = (pool(&harness, 1), Replies::new());
     let good = threads.join(short(&harness, "two")).ok().unwrap();
     for number in 0..4 {
         assert_eq!(bad.state(), PoolState::Active);
-        assert!(bad.submit(batch(number, &[1]), &home.inbox).is_ok());
-        assert_eq!(timed_out_call(&mut home).0, number);
+        assert!(bad.submit(batch(number, &[1]), &replies.inbox).is_ok());
+        assert_eq!(timed_out_call(&mut replies).0, number);
     }
     assert_eq!(bad.state(), PoolState::Failed);
     let why = bad.failure().unwrap();
     for said in ["too many hung calls", "`sluicegate handlers restart one`"] {
         assert!(why.contains(said), "{why}");
     }
-    assert!(bad.submit(batch(9, &[2]), &home.inbox).is_err());
+    assert!(bad.submit(batch(9, &[2]), &replies.inbox).is_err());
     assert_eq!(good.state(), PoolState::Active);
-    assert!(good.submit(batch(5, &[2]), &home.inbox).is_ok());
-    assert_eq!(home.finished().id.index, 5);
+    assert!(good.submit(batch(5, &[2]), &replies.inbox).is_ok());
+    assert_eq!(replies.finished().id.index, 5);
 
     let watch = bad.release_watch();
     drop(bad);
     let release = watch.wait(Instant::now() + Duration::from_secs(20));
     assert_eq!(release, Release::Quarantined, "its threads still hang");
     harness.script.open("never");
-    let mut late: Vec<_> = (0..4).map(|_| home.finished().id.index).collect();
+    let mut late: Vec<_> = (0..4).map(|_| replies.finished().id.index).collect();
     late.sort_unstable();
     assert_eq!(late, [0, 1, 2, 3]);
 }
@@ -248,15 +251,15 @@ fn a_hung_creation_returns_its_batch_and_abandons_its_thread() {
     setup.config = "hang-create".into();
     setup.timeout = Duration::from_millis(100);
     let threads = harness.threads_with(1, Duration::from_millis(100));
-    let (pool, mut home) = (threads.join_first(setup), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    assert_eq!(codes(&home.finished()), [outcome_code::NOT_RUN]);
+    let (pool, mut replies) = (threads.join_first(setup), Replies::new());
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    assert_eq!(codes(&replies.finished()), [outcome_code::NOT_RUN]);
     assert_eq!(harness.stats.counts().quarantined, 1);
     harness.script.open("create");
     let mut again = batch(1, &[1]);
-    while let Err(refused) = pool.submit(again, &home.inbox) {
-        home.pool_free();
+    while let Err(refused) = pool.submit(again, &replies.inbox) {
+        replies.pool_free();
         again = refused;
     }
-    assert_eq!(codes(&home.finished()), [ACK]);
+    assert_eq!(codes(&replies.finished()), [ACK]);
 }

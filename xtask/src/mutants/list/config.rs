@@ -98,7 +98,7 @@ pub(super) const CONFIG: &[Mutant] = &[
         suite: STORE_SOURCE,
     },
     Mutant {
-        name: "unnumbered-delete-doubted",
+        name: "unnumbered-delete-suspected",
         what: "a delete reported by an unnumbered notification counts as not observed",
         suite: STORES,
     },

@@ -151,7 +151,7 @@ pub(super) const QUEUES: &[Mutant] = &[
     },
     Mutant {
         name: "released-lane-is-forgotten",
-        what: "a lane that is released while the order changes stays closed if the change is taken back",
+        what: "a lane that is released while the order changes stays closed if the change is reverted",
         suite: FLOW,
     },
     Mutant {

@@ -145,7 +145,7 @@ fn shares_of_several_lanes_follow_one_another_in_their_new_lane() {
 }
 
 #[test]
-fn an_order_that_is_taken_back_leaves_no_lane_closed() {
+fn an_order_that_is_reverted_leaves_no_lane_closed() {
     let mut bench = Bench::new(1);
     bench.apply(ordered(Order::Key));
     bench.deliver(0..3, |_| Some("a".to_owned()));
