@@ -309,7 +309,9 @@ impl HandlerQueue {
             match completed.get(i) {
                 // Its emits are stuck in the call, so it is run again; a detail text stuck there is dropped.
                 Some(outcome)
-                    if outcome.code != outcome_code::NOT_RUN
+                    // A batch handler may replace an outcome until its call ends.
+                    if !ran_by.takes_batches
+                        && outcome.code != outcome_code::NOT_RUN
                         && outcome.flags & outcome_flag::EMITTED == 0 =>
                 {
                     self.outcome(ctx, &returned, *outcome, false, None);

@@ -12,8 +12,9 @@ use crate::status::WaitsFor;
 
 impl HandlerQueue {
     /// Settles the records that `wanted` selects and that running calls have finished, before their partitions are fenced: the
-    /// next owner would handle them again (G3). Outcomes with emits do not count: the emits are not handed over yet. The outcome
-    /// itself is counted if the call ever returns.
+    /// next owner would handle them again (G3). Outcomes with emits do not count: the emits are not handed over yet. Nor do those
+    /// of a batch handler, which may replace them until its call ends. In the counters, records that only succeed now appear if
+    /// the call ever returns.
     pub(crate) fn settle_published<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
@@ -23,7 +24,7 @@ impl HandlerQueue {
             let Some(call) = self.batches.peek(id) else {
                 continue;
             };
-            if !call.keys.iter().any(|key| wanted(&ctx.records, key)) {
+            if call.takes_batches() || !call.keys.iter().any(|key| wanted(&ctx.records, key)) {
                 continue;
             }
             let outcomes = call.published(id, &ctx.inbox).unwrap_or_default();
@@ -54,6 +55,8 @@ impl HandlerQueue {
         let current = published.and_then(|outcomes| call.keys.get(outcomes.len()));
         let other = current.filter(|current| **current != key);
         let entry = other.and_then(|other| ctx.records.slab.get(*other));
+        // An offset of another partition would say nothing.
+        let entry = entry.filter(|entry| entry.slot == ctx.records.slot_of(key));
         let waits_for = match entry {
             Some(entry) => WaitsFor::Call {
                 runs: entry.offset(),

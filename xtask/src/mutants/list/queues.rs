@@ -130,6 +130,11 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "batch-outcomes-count-early",
+        what: "what a batch handler has published counts when a drain times out, although it may still replace it",
+        suite: FLOW,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,

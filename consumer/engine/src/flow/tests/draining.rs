@@ -134,6 +134,42 @@ fn what_a_hung_call_has_finished_counts_when_its_drain_times_out() {
 }
 
 #[test]
+fn outcomes_of_a_batch_handler_count_only_when_its_call_has_ended() {
+    let mut bench = Bench::new(1);
+    bench.pools[0] = Arc::new(ScriptedPool {
+        published: published(&[(ACK, 0), (ACK, 0)]),
+        ..ScriptedPool::default()
+    });
+    bench.apply(|_, settings| {
+        generation_of(settings).takes_batches = true;
+        true
+    });
+    bench.deliver(0..2, |_| None);
+    assert_eq!(bench.waits_for(Some(0)), WaitsFor::Handler);
+    let hung = bench.pools[0].taken.lock().unwrap()[0].id;
+    let completed = published(&[(ACK, 0)]).into_inner().unwrap();
+    bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
+        batch: hung,
+        completed,
+    });
+    assert_eq!(bench.frontier(), 0, "the outcome was not final");
+    bench.pools[0].taken.lock().unwrap().clear();
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    bench.flow.start_drain(&[bench.slot], 1_000);
+    bench.flow.tick(1_000);
+    assert_eq!(bench.frontier(), 0);
+    assert!(
+        bench
+            .flow
+            .commits_due()
+            .iter()
+            .all(|commit| commit.offset == 0)
+    );
+}
+
+#[test]
 fn a_call_that_times_out_after_its_partition_was_released_parks_nothing() {
     let mut bench = Bench::new(1);
     bench.deliver(0..3, |_| None);
