@@ -165,7 +165,7 @@ impl Core {
     }
 
     fn frontier(&self) -> i64 {
-        self.flow.assignment(self.slot).ledger.frontier()
+        self.flow.assignment(self.slot).ledger().frontier()
     }
 }
 

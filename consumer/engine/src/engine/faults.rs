@@ -1,7 +1,7 @@
 //! Partitions that cannot be read at present: the error is kept with its cause until a record is read or the error expires.
 
 use super::Engine;
-use crate::partition::fault::ReadFault;
+use super::fault::ReadFault;
 use crate::record::Record;
 use crate::source::{AssignmentId, FetchState, PartitionFault, TopicPartition};
 
@@ -34,8 +34,8 @@ impl<R: Record> Engine<R> {
     /// Whether the data at the next offset is known to be damaged. Error entries of damaged data move the client's position, at the
     /// end of a log even past it: an out-of-range error that follows is a consequence, not a cause.
     pub(crate) fn is_damaged(&self, slot: AssignmentId) -> bool {
-        let fault = self.flow.assignment(slot).fault;
-        fault.is_some_and(|fault| fault.kind == PartitionFault::Damaged)
+        let fault = self.troubles.fault(slot);
+        fault.is_some_and(|fault| fault.is_damage())
     }
 
     /// The assignment of an owned partition, unless it is draining or stopped.
@@ -47,7 +47,7 @@ impl<R: Record> Engine<R> {
     /// Reports that a partition cannot be read. The first time is logged, then one line per minute and topic.
     pub(crate) fn cannot_read(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
         self.flow.unreadable(slot, cause, remedy);
-        let at = self.flow.assignment(slot).at.clone();
+        let at = self.flow.assignment(slot).at().clone();
         if let Some(times) = self.count_for_log(&at.topic, "unreadable") {
             tracing::warn!(
                 topic = &*at.topic,
@@ -62,26 +62,19 @@ impl<R: Record> Engine<R> {
 
     /// Watches for the end of a fault.
     pub(crate) fn watch(&mut self, slot: AssignmentId, kind: PartitionFault) {
-        let reported_ms = self.now_ms;
-        let assignment = self.flow.assignment_mut(slot);
-        assignment.fault = Some(ReadFault {
-            next: assignment.ledger.next(),
-            reported_ms,
-            kind,
-        });
-        self.troubled.insert(slot);
+        let next = self.flow.assignment(slot).ledger().next();
+        let fault = ReadFault::new(kind, next, self.now_ms);
+        self.troubles.set_fault(slot, fault);
     }
 
     /// Reports a partition without a leader: librdkafka raises no error for it, it only stops fetching.
     pub(crate) fn check_leader(&mut self, slot: AssignmentId, fetch: FetchState) {
-        let now_ms = self.now_ms;
-        let assignment = self.flow.assignment_mut(slot);
         if fetch != FetchState::NoLeader {
-            assignment.leaderless_since_ms = None;
+            self.troubles.has_leader(slot);
             return;
         }
-        let since_ms = *assignment.leaderless_since_ms.get_or_insert(now_ms);
-        if now_ms.saturating_sub(since_ms) >= ELECTION_TIMEOUT_MS && assignment.admits() {
+        let waited_ms = (self.now_ms).saturating_sub(self.troubles.leaderless(slot, self.now_ms));
+        if waited_ms >= ELECTION_TIMEOUT_MS && self.flow.assignment(slot).admits() {
             let remedy = "restore the brokers that host it, or check their log directories; if its topic was deleted, remove it from the routes or create it again";
             self.cannot_read(slot, "the partition has no leader", remedy);
             // Cleared like a restored permission: once the client fetches again.
@@ -91,23 +84,19 @@ impl<R: Record> Engine<R> {
 
     /// Clears the faults of partitions from which a record was read since.
     pub(crate) fn clear_read(&mut self) {
-        if self.troubled.is_empty() {
+        if self.troubles.is_empty() {
             return;
         }
-        let troubled: Vec<AssignmentId> = self.troubled.iter().copied().collect();
-        for slot in troubled {
-            let assignment = self.flow.assignment_mut(slot);
-            if !assignment.admits() {
-                assignment.fault = None;
-                assignment.recovery = None;
-            }
-            let next = assignment.ledger.next();
-            if assignment.fault.is_some_and(|fault| next > fault.next) {
-                self.clear_fault(slot);
-            }
+        for slot in self.troubles.slots() {
             let assignment = self.flow.assignment(slot);
-            if assignment.fault.is_none() && assignment.recovery.is_none() {
-                self.troubled.remove(&slot);
+            let (admits, next) = (assignment.admits(), assignment.ledger().next());
+            if !admits {
+                self.troubles.forget(slot);
+                continue;
+            }
+            let fault = self.troubles.fault(slot);
+            if fault.is_some_and(|fault| fault.is_passed(next)) {
+                self.clear_fault(slot);
             }
         }
     }
@@ -115,18 +104,18 @@ impl<R: Record> Engine<R> {
     /// Clears the fault of a partition if it has expired.
     pub(crate) fn expire_fault(&mut self, slot: AssignmentId, fetch: FetchState) {
         let now_ms = self.now_ms;
-        let fault = self.flow.assignment(slot).fault;
+        let fault = self.troubles.fault(slot);
         if fault.is_some_and(|fault| fault.is_over(now_ms, fetch)) {
             self.clear_fault(slot);
         }
     }
 
     fn clear_fault(&mut self, slot: AssignmentId) {
-        self.flow.assignment_mut(slot).fault = None;
+        self.troubles.end_fault(slot);
         let Some(trouble) = self.flow.readable(slot) else {
             return;
         };
-        let at = self.flow.assignment(slot).at.clone();
+        let at = self.flow.assignment(slot).at().clone();
         if let Some(times) = self.count_for_log(&at.topic, "readable") {
             tracing::info!(
                 topic = &*at.topic,

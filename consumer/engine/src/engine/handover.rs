@@ -63,7 +63,7 @@ impl<R: Record> Engine<R> {
     pub(crate) fn release(&mut self, slots: &[AssignmentId]) {
         self.flow.release(slots);
         for slot in slots {
-            self.troubled.remove(slot);
+            self.troubles.forget(*slot);
         }
         self.handovers.forget_slots(slots);
     }

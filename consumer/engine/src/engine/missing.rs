@@ -9,10 +9,8 @@
 use std::ops::Range;
 
 use super::Engine;
+use super::recovery::{Goal, Judgement, Lost, Recovery};
 use crate::event::Effect;
-use crate::partition::recovery::{
-    FIRST_RETRY_DELAY_MS, Goal, Judgement, Lost, READ_TIMEOUT_MS, Recovery, Stage,
-};
 use crate::record::Record;
 use crate::source::{
     AssignmentId, BoundsError, PartitionFault, SourceError, StartAt, StartPartition, TopicPartition,
@@ -33,7 +31,7 @@ impl<R: Record> Engine<R> {
         };
         let now_ms = self.now_ms;
         let lost = Lost {
-            asked: asked.unwrap_or_else(|| self.flow.assignment(slot).ledger.next()),
+            asked: asked.unwrap_or_else(|| self.flow.assignment(slot).ledger().next()),
             fetched,
             truncated,
             reason,
@@ -43,59 +41,32 @@ impl<R: Record> Engine<R> {
             let remedy = "the log's bounds are being queried";
             self.flow.unreadable(slot, &cause, remedy);
         }
-        self.troubled.insert(slot);
-        let assignment = self.flow.assignment_mut(slot);
-        let delivered = assignment.delivered;
-        let Some(known) = &mut assignment.recovery else {
-            assignment.recovery = Some(Recovery {
-                lost,
-                stage: Stage::Asking,
-                due_ms: now_ms,
-                delay_ms: FIRST_RETRY_DELAY_MS,
-                asked: false,
-            });
-            return;
-        };
-        if let Stage::Reading { delivered: before } = known.stage {
-            if delivered > before {
-                known.delay_ms = FIRST_RETRY_DELAY_MS;
-                known.due_ms = now_ms;
-            } else {
-                known.schedule_retry(now_ms);
+        let delivered = self.flow.assignment(slot).delivered();
+        match self.troubles.recovery(slot) {
+            Some(recovery) => recovery.lose_again(lost, delivered, now_ms),
+            None => {
+                let recovery = Recovery::new(lost, now_ms);
+                self.troubles.begin_recovery(slot, recovery);
             }
         }
-        known.lost = lost;
-        known.asked = false;
-        known.stage = Stage::Asking;
     }
 
     /// Queries the log bounds that are due for lost offsets; the answers arrive as events.
     pub(crate) fn run_recoveries(&mut self) {
-        if self.troubled.is_empty() || self.stopping.has_begun() {
+        if self.troubles.is_empty() || self.stopping.has_begun() {
             return;
         }
         let now_ms = self.now_ms;
         let mut asked = Vec::new();
-        for &slot in &self.troubled {
-            let flow = &mut self.flow;
-            let (is_unused, at) = (flow.is_unused(slot), flow.assignment(slot).at.clone());
-            let is_read = flow.is_read(&at, slot);
-            let place = &mut flow.assignment_mut(slot).recovery;
-            let Some(recovery) = place else {
+        for slot in self.troubles.slots() {
+            let Some(recovery) = self.troubles.recovery(slot) else {
                 continue;
             };
-            if recovery.is_over(now_ms) || !is_read {
-                *place = None;
-                continue;
-            }
-            let ready = match recovery.stage {
-                Stage::Asking => true,
-                Stage::Settling => is_unused,
-                Stage::Seeking(_) | Stage::Reading { .. } => false,
-            };
-            if ready && !recovery.asked && now_ms >= recovery.due_ms {
-                recovery.asked = true;
-                asked.push(at);
+            let at = self.flow.assignment(slot).at();
+            if recovery.is_over(now_ms) || !self.flow.is_read(at, slot) {
+                self.troubles.end_recovery(slot);
+            } else if recovery.asks_bounds(self.flow.is_unused(slot), now_ms) {
+                asked.push(at.clone());
             }
         }
         if !asked.is_empty() {
@@ -112,22 +83,24 @@ impl<R: Record> Engine<R> {
             self.observations.record_queried_end(slot, log.end);
         }
         let now_ms = self.now_ms;
-        let assignment = self.flow.assignment_mut(slot);
-        let next = assignment.ledger.next();
-        let Some(recovery) = &mut assignment.recovery else {
+        let next = self.flow.assignment(slot).ledger().next();
+        let Some(recovery) = self.troubles.recovery(slot) else {
             return;
         };
-        if !std::mem::take(&mut recovery.asked) {
+        if !recovery.bounds_answered() {
             return;
         }
         let log = match bounds {
             Ok(log) => log,
             Err(reason) => {
-                recovery.schedule_retry(now_ms);
-                if matches!(recovery.stage, Stage::Asking) {
+                if recovery.bounds_unavailable(now_ms) {
+                    let Lost {
+                        asked,
+                        reason: lost,
+                        ..
+                    } = recovery.lost();
                     let cause = format!(
-                        "offset {} cannot be read ({}), and the log's bounds are not available: {reason}",
-                        recovery.lost.asked, recovery.lost.reason
+                        "offset {asked} cannot be read ({lost}), and the log's bounds are not available: {reason}"
                     );
                     if !self.is_damaged(slot) {
                         let remedy = "the query is retried until the brokers answer";
@@ -137,9 +110,7 @@ impl<R: Record> Engine<R> {
                 return;
             }
         };
-        // A client that delivers records again can be behind what was read: nothing is lost before that.
-        recovery.lost.asked = recovery.lost.asked.max(next);
-        let lost = recovery.lost.clone();
+        let lost = recovery.lost_from(next);
         match lost.judge(&log) {
             Judgement::Within => {
                 let cause = format!(
@@ -161,23 +132,23 @@ impl<R: Record> Engine<R> {
 
     /// Stops a partition whose log ends at `end`.
     fn stop_unfetched(&mut self, slot: AssignmentId, cause: &str, remedy: &str, end: i64) {
-        self.flow.assignment_mut(slot).recovery = None;
+        self.troubles.end_recovery(slot);
         self.flow.stop_partition(slot, cause, remedy);
         self.observations.record_end(slot, self.now_ms, end);
     }
 
     fn seek(&mut self, slot: AssignmentId, to: i64, goal: Goal) {
-        let assignment = self.flow.assignment_mut(slot);
-        if let Some(recovery) = &mut assignment.recovery {
-            recovery.stage = Stage::Seeking(goal);
+        if let Some(recovery) = self.troubles.recovery(slot) {
+            recovery.seek(goal);
         }
+        let assignment = self.flow.assignment(slot);
         self.effects.push_back(Effect::Seek(StartPartition {
             slot,
-            at: assignment.at.clone(),
+            at: assignment.at().clone(),
             start: StartAt::Offset(to),
             due: Some(to),
             leader_epoch: None,
-            topic_id: assignment.topic_id,
+            topic_id: assignment.topic_id(),
         }));
     }
 
@@ -202,37 +173,31 @@ impl<R: Record> Engine<R> {
              have settled"
         );
         self.flow.unreadable(slot, &words, &remedy);
-        if let Some(recovery) = &mut self.flow.assignment_mut(slot).recovery {
-            recovery.stage = Stage::Settling;
+        if let Some(recovery) = self.troubles.recovery(slot) {
+            recovery.settle_first();
         }
     }
 
     /// The client has been repositioned, or could not be.
     pub(crate) fn sought(&mut self, slot: AssignmentId, result: Result<(), SourceError>) {
         let now_ms = self.now_ms;
-        if !self.flow.is_known(slot) {
-            return;
-        }
-        let assignment = self.flow.assignment_mut(slot);
-        let delivered = assignment.delivered;
-        let Some(recovery) = &mut assignment.recovery else {
+        // Without one, the partition may have been released in the meantime.
+        let Some(recovery) = self.troubles.recovery(slot) else {
             return;
         };
-        let Stage::Seeking(goal) = recovery.stage.clone() else {
+        let Some(goal) = recovery.goal() else {
             return;
         };
         match (goal, result) {
             (Goal::Again { cause }, Ok(())) => {
-                recovery.stage = Stage::Reading { delivered };
-                recovery.due_ms = now_ms + READ_TIMEOUT_MS;
+                recovery.read(self.flow.assignment(slot).delivered(), now_ms);
                 if !self.is_damaged(slot) {
                     self.cannot_read(slot, &cause, "the read is retried from there");
                     self.watch(slot, PartitionFault::Passing);
                 }
             }
             (Goal::Again { cause }, Err(error)) => {
-                recovery.stage = Stage::Asking;
-                recovery.schedule_retry(now_ms);
+                recovery.retry_later(now_ms);
                 let cause = format!("{cause}; the retry failed: {error}");
                 self.cannot_read(slot, &cause, "it is retried");
             }
@@ -242,8 +207,7 @@ impl<R: Record> Engine<R> {
                 self.stop_unfetched(slot, &cause, "restart the service", log.end);
             }
             (Goal::Elsewhere { words, to, .. }, Err(error)) => {
-                recovery.stage = Stage::Asking;
-                recovery.schedule_retry(now_ms);
+                recovery.retry_later(now_ms);
                 let cause = format!("{words}; continuing at offset {to} failed: {error}");
                 self.cannot_read(slot, &cause, "it is retried");
             }
@@ -252,14 +216,16 @@ impl<R: Record> Engine<R> {
 
     /// The client continues at `to`.
     fn restarted(&mut self, slot: AssignmentId, words: &str, to: i64, log: &Range<i64>) {
-        let Some(recovery) = self.flow.assignment_mut(slot).recovery.take() else {
+        let Some(recovery) = self.troubles.end_recovery(slot) else {
             return;
         };
-        let asked = recovery.lost.asked;
+        let &Lost {
+            asked, truncated, ..
+        } = recovery.lost();
         let gone = u64::try_from(to - asked).unwrap_or(0);
-        let another_log = recovery.lost.truncated || asked > log.end;
+        let another_log = truncated || asked > log.end;
         self.flow.restart(slot, to, gone, another_log);
-        let at = &self.flow.assignment(slot).at;
+        let at = self.flow.assignment(slot).at();
         tracing::warn!(
             topic = &*at.topic,
             partition = at.partition,

@@ -14,14 +14,17 @@
 //! [`Assignment`](crate::partition::assignment::Assignment), with everything that keeps it from being read
 //! (`missing`, `faults`); [] and [`stop`] end it, one by one or all at once.
 
+mod fault;
 mod faults;
 mod handover;
 mod missing;
 mod observe;
 mod offers;
+mod recovery;
 pub mod stop;
+mod troubles;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::clock::WallClock;
@@ -41,6 +44,7 @@ use handover::Handovers;
 use observe::Observations;
 use offers::Offers;
 use stop::{StopReport, Stopping};
+use troubles::ReadTroubles;
 
 /// Maximum (topic, kind) pairs with a log limit of their own; all limits are reset when it is reached.
 const MAX_LOG_KINDS: usize = 1_024;
@@ -64,8 +68,8 @@ pub struct Engine<R: Record> {
     pub(crate) now_ms: u64,
     pub(crate) flow: Flow<R>,
     pub(crate) offers: Offers,
-    /// Owned partitions with a lost offset or a read error.
-    pub(crate) troubled: BTreeSet<AssignmentId>,
+    /// What keeps owned partitions from being read.
+    pub(crate) troubles: ReadTroubles,
     pub(crate) observations: Observations,
     pub(crate) handovers: Handovers,
     pub(crate) stopping: Stopping,
@@ -85,7 +89,7 @@ impl<R: Record> Engine<R> {
             flow: Flow::new(settings.flow.clone(), emitter, inbox),
             settings,
             offers: Offers::default(),
-            troubled: BTreeSet::new(),
+            troubles: ReadTroubles::default(),
             observations: Observations::default(),
             handovers: Handovers::default(),
             stopping: Stopping::No,

@@ -85,7 +85,7 @@ impl<R: Record> Engine<R> {
             let (since_ms, _) = unfetched.entry(slot).or_insert((now_ms, None));
             if now_ms.saturating_sub(*since_ms) >= END_QUERY_INTERVAL_MS {
                 *since_ms = now_ms;
-                due.push(self.flow.assignment(slot).at.clone());
+                due.push(self.flow.assignment(slot).at().clone());
             }
         }
         if !due.is_empty() {

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Engine;
+use super::troubles::ReadTroubles;
 use crate::event::Effect;
 use crate::partition::committer::LAST_COMMIT_GRACE_MS;
 use crate::record::Record;
@@ -245,7 +246,7 @@ impl<R: Record> Engine<R> {
         let is_served = |at: &TopicPartition| match flow.slot(at) {
             Some(slot) => {
                 let assignment = flow.assignment(slot);
-                assignment.moved_ms > assignment.assigned_ms || !assignment.admits()
+                assignment.has_moved() || !assignment.admits()
             }
             None => !offers.is_pending(at),
         };
@@ -285,7 +286,7 @@ impl<R: Record> Engine<R> {
         self.stopping = Stopping::No;
         self.observations.clear();
         self.offers.forget_all();
-        self.troubled.clear();
+        self.troubles = ReadTroubles::default();
         self.handovers.forget_revokes();
         self.flow.client_renewed();
     }

@@ -6,12 +6,10 @@ use std::sync::Arc;
 
 use super::{Flow, TopicCounts};
 use crate::dispatch::{HandlerIx, RecordId};
-use crate::partition::assignment::OverflowRecord;
 use crate::partition::ledger::Delivered;
 use crate::queue::HandlerQueue;
 use crate::queue::context::Context;
 use crate::record::Record;
-use crate::records::OVERHEAD;
 use crate::routing::Router;
 use crate::source::{AssignmentId, Delivery};
 
@@ -123,7 +121,7 @@ impl<R: Record> Outlet<'_, R> {
         }
         let assignment = &mut self.ctx.records.partitions[slot];
         if unrouted > 0
-            && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+            && let Some(counts) = self.topics.get_mut(&assignment.at().topic)
         {
             counts.unrouted += unrouted as u64;
         }
@@ -138,7 +136,7 @@ impl<R: Record> Outlet<'_, R> {
         deliveries: impl Iterator<Item = Delivery<R>>,
     ) {
         let assignment = &self.ctx.records.partitions[slot];
-        let (plan, partition) = (assignment.plan, assignment.at.partition);
+        let (plan, partition) = (assignment.plan(), assignment.at().partition);
         let (mut passed, mut unrouted) = (0..0, 0);
         for delivery in deliveries {
             let (lease, offset) = (&delivery.lease, delivery.offset);
@@ -197,33 +195,6 @@ impl<R: Record> Outlet<'_, R> {
 }
 
 impl<R: Record> Flow<R> {
-    /// Queues a record until its partition has room for it.
-    fn defer_record(&mut self, delivery: Delivery<R>, in_front: bool) {
-        let charge = (delivery.lease.size() + OVERHEAD) as u64;
-        let kept = OverflowRecord { delivery, charge };
-        self.ctx.records.charged += charge;
-        let now_ms = self.ctx.now_ms;
-        let assignment = &mut self.ctx.records.partitions[kept.delivery.slot];
-        assignment.overflow_bytes += charge;
-        assignment.full_since_ms.get_or_insert(now_ms);
-        match in_front {
-            true => assignment.overflow.push_front(kept),
-            false => assignment.overflow.push_back(kept),
-        }
-    }
-
-    /// Removes the oldest queued record of a partition.
-    fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery<R>> {
-        let assignment = &mut self.ctx.records.partitions[slot];
-        let OverflowRecord { delivery, charge } = assignment.overflow.pop_front()?;
-        assignment.overflow_bytes -= charge;
-        if assignment.overflow.is_empty() {
-            assignment.full_since_ms = None;
-        }
-        self.ctx.records.charged -= charge;
-        Some(delivery)
-    }
-
     /// Accepts fetched records, in order: a run (consecutive offsets of one partition) as a whole, if nothing distinguishes
     /// its records.
     pub fn deliver_all(&mut self, deliveries: &mut Vec<Delivery<R>>) {
@@ -248,28 +219,18 @@ impl<R: Record> Flow<R> {
             return Admitted::No;
         };
         let free = max_uncommitted - assignment.uncommitted();
-        let skipped = run.first - assignment.ledger.next();
-        let is_next = queued == Queued::First || assignment.overflow.is_empty();
+        let skipped = run.first - assignment.ledger().next();
+        let is_next = queued == Queued::First || assignment.overflow().is_empty();
         let has_room =
             is_next && assignment.has_room(max_uncommitted) && skipped + run.count as i64 <= free;
-        if !has_room
-            || !assignment.admits()
-            || run.leader_epoch > assignment.finished_leader_epoch
-            || self.record_log.is_some()
-        {
+        if !has_room || !assignment.admits() || self.record_log.is_some() {
             return Admitted::No;
         }
-        let was_settled = assignment.ledger.is_settled();
-        if !assignment.ledger.deliver_run(run.first, run.count) {
+        let now_ms = self.ctx.now_ms;
+        if !assignment.deliver_run(run.first, run.count, run.leader_epoch, now_ms) {
             return Admitted::No;
         }
-        if was_settled {
-            // Nothing was unsettled until now, so the wait of the frontier starts here.
-            assignment.begun_ms = self.ctx.now_ms;
-        }
-        assignment.delivered += run.count as u64;
-        assignment.leader_epochs.record(run.first, run.leader_epoch);
-        match self.router.constant(assignment.plan) {
+        match self.router.constant(assignment.plan()) {
             Some(_) => Admitted::AtOnce,
             None => Admitted::EachRouted,
         }
@@ -289,7 +250,7 @@ impl<R: Record> Flow<R> {
 
     /// Routes an admitted run, whose records go to the same handlers.
     fn route_run(&mut self, run: &Run, deliveries: impl Iterator<Item = Delivery<R>>) {
-        let plan = self.ctx.records.partitions[run.slot].plan;
+        let plan = self.ctx.records.partitions[run.slot].plan();
         let (mut outlet, router) = self.outlet();
         let wanted = router.constant(plan).unwrap_or_default();
         outlet.hand_out(wanted, run, deliveries);
@@ -308,58 +269,42 @@ impl<R: Record> Flow<R> {
         let Some(assignment) = known.filter(|assignment| assignment.admits()) else {
             return;
         };
-        if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
-            self.defer_record(delivery, false);
+        let now_ms = self.ctx.now_ms;
+        if !assignment.overflow().is_empty() || !assignment.has_room(self.settings.max_uncommitted)
+        {
+            self.ctx.records.push_overflow(delivery, now_ms);
             return;
         }
         if let Some(back) = self.admit(delivery) {
-            self.defer_record(back, false);
+            self.ctx.records.push_overflow(back, now_ms);
         }
     }
 
     /// Admits one record; returns it if the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery<R>) -> Option<Delivery<R>> {
         let assignment = &mut self.ctx.records.partitions[delivery.slot];
-        if delivery.leader_epoch > assignment.finished_leader_epoch {
-            let forgot = assignment.forget_inherited(delivery.offset);
-            if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
-                counts.metadata_dropped += 1;
-            }
+        let (offset, leader_epoch) = (delivery.offset, delivery.leader_epoch);
+        if assignment.check_inherited(offset, leader_epoch)
+            && let Some(counts) = self.topics.get_mut(&assignment.at().topic)
+        {
+            counts.metadata_dropped += 1;
         }
-        let was_settled = assignment.ledger.is_settled();
-        match assignment.ledger.deliver(delivery.offset) {
-            // Nothing was unsettled until now, so the wait of the frontier starts here.
-            Delivered::New if was_settled => assignment.begun_ms = self.ctx.now_ms,
+        match assignment.deliver(offset, leader_epoch, self.ctx.now_ms) {
             Delivered::New => {}
-            Delivered::Done => {
-                assignment.delivered += 1;
-                assignment
-                    .leader_epochs
-                    .record(delivery.offset, delivery.leader_epoch);
-                return None;
-            }
-            Delivered::Repeat => {
-                assignment.repeats += 1;
-                return None;
-            }
+            Delivered::Done | Delivered::Repeat => return None,
             Delivered::TooFar => return Some(delivery),
             Delivered::Fault => {
                 let cause = format!(
-                    "unexpected record at offset {} (next is {})",
-                    delivery.offset,
-                    assignment.ledger.next()
+                    "unexpected record at offset {offset} (next is {})",
+                    assignment.ledger().next()
                 );
                 let remedy = "restart the service to resume from the committed offset";
                 self.stop_partition(delivery.slot, &cause, remedy);
                 return None;
             }
         }
-        assignment.delivered += 1;
-        assignment
-            .leader_epochs
-            .record(delivery.offset, delivery.leader_epoch);
         if let Some(log) = &mut self.record_log {
-            log.record(&assignment.at, &delivery, self.ctx.now_ms);
+            log.record(assignment.at(), &delivery, self.ctx.now_ms);
         }
         self.route_each(delivery.slot, std::iter::once(delivery));
         None
@@ -372,7 +317,7 @@ impl<R: Record> Flow<R> {
             .records
             .partitions
             .each()
-            .filter(|(_, assignment)| !assignment.overflow.is_empty())
+            .filter(|(_, assignment)| !assignment.overflow().is_empty())
             .map(|(slot, _)| slot)
             .collect();
         for slot in slots {
@@ -387,14 +332,14 @@ impl<R: Record> Flow<R> {
         if !assignment.admits() || !assignment.has_room(max_uncommitted) {
             return false;
         }
-        let full_since_ms = assignment.full_since_ms;
+        let full_since_ms = assignment.overflow().full_since_ms();
+        let since_ms = full_since_ms.unwrap_or(self.ctx.now_ms);
         let room = (max_uncommitted - assignment.uncommitted()) as usize;
-        let queued = assignment.overflow.iter().take(room);
-        let Some(run) = Run::first_of(queued.map(|kept| &kept.delivery)) else {
+        let Some(run) = Run::first_of(assignment.overflow().iter().take(room)) else {
             return false;
         };
         let mut taken = std::mem::take(&mut self.queued);
-        let queued = (0..run.count).map_while(|_| self.pop_overflow(slot));
+        let queued = (0..run.count).map_while(|_| self.ctx.records.pop_overflow(slot));
         taken.extend(queued);
         let admits_more = match self.admit_run(&run, Queued::First) {
             Admitted::AtOnce => {
@@ -405,20 +350,15 @@ impl<R: Record> Flow<R> {
                 self.route_each(slot, taken.drain(..));
                 true
             }
-            Admitted::No => self.admit_each(&mut taken),
+            Admitted::No => self.admit_each(&mut taken, since_ms),
         };
         self.queued = taken;
-        let assignment = &mut self.ctx.records.partitions[slot];
-        if !assignment.overflow.is_empty() {
-            // What is queued again was never out of the queue.
-            assignment.full_since_ms = full_since_ms;
-        }
         admits_more
     }
 
     /// Admits records that left the queue of their partition, one by one; queues those again, in front, for which it has no
-    /// room. `false`: there were some.
-    fn admit_each(&mut self, taken: &mut Vec<Delivery<R>>) -> bool {
+    /// room: they have waited since `since_ms`. `false`: there were some.
+    fn admit_each(&mut self, taken: &mut Vec<Delivery<R>>, since_ms: u64) -> bool {
         let max_uncommitted = self.settings.max_uncommitted;
         let mut rest = taken.drain(..);
         let mut back = None;
@@ -438,13 +378,8 @@ impl<R: Record> Flow<R> {
         let Some(back) = back else { return true };
         let rest: Vec<Delivery<R>> = rest.collect();
         for delivery in rest.into_iter().rev().chain([back]) {
-            self.defer_record(delivery, true);
+            self.ctx.records.put_back(delivery, since_ms);
         }
         false
-    }
-
-    /// Drops the queued records of a partition that is revoked.
-    pub(super) fn drop_overflow(&mut self, slot: AssignmentId) {
-        while self.pop_overflow(slot).is_some() {}
     }
 }

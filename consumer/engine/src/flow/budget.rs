@@ -14,15 +14,12 @@
 //! burst of unusually large ones can exceed the budget once.
 
 use super::Flow;
-use crate::partition::assignment::AssignmentState;
-use crate::partition::usage::RATE_WINDOW_MS;
+use crate::partition::holdings::RATE_WINDOW_MS;
 use crate::record::Record;
 use crate::source::AssignmentId;
 
 /// Maximum number of queued records of full partitions; beyond it nothing is read until one has room or is paused.
 const MAX_OVERFLOW: usize = 8 * 1024;
-/// How long a partition is full before its fetching is paused: a pause discards prefetched records.
-const PAUSE_AFTER_MS: u64 = 500;
 /// A poll is skipped while less than this fraction of the limit is free.
 const MIN_ROOM_DIVISOR: u64 = 16;
 /// Records per poll while the mean record size is unknown.
@@ -71,7 +68,7 @@ impl<R: Record> Flow<R> {
     /// Mean size of held records, if there are any.
     fn mean_bytes(&self, reading: &Reading) -> Option<u64> {
         let records = self.ctx.records.slab.live() + reading.total_overflow;
-        self.ctx.records.charged.checked_div(records as u64)
+        self.ctx.records.charged().checked_div(records as u64)
     }
 
     /// Whether reading is blocked by lack of memory.
@@ -89,16 +86,17 @@ impl<R: Record> Flow<R> {
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
         for (_, assignment) in self.ctx.records.partitions.each() {
-            reading.total_overflow += assignment.overflow.len();
-            if !assignment.paused {
-                reading.overflow_records += assignment.overflow.len();
-                reading.overflow_bytes += assignment.overflow_bytes;
+            let overflow = assignment.overflow();
+            reading.total_overflow += overflow.len();
+            if !assignment.holdings().is_paused() {
+                reading.overflow_records += overflow.len();
+                reading.overflow_bytes += overflow.bytes();
             }
             if assignment.is_read() {
                 reading.partitions += 1;
-                reading.bytes += assignment.held_bytes();
-                reading.takes |= assignment.overflow.is_empty();
-                reading.waits |= !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
+                reading.bytes += assignment.holdings().bytes();
+                reading.takes |= overflow.is_empty();
+                reading.waits |= assignment.waits();
             }
         }
         reading
@@ -107,7 +105,7 @@ impl<R: Record> Flow<R> {
     /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
     /// the reserve that pausing one of them opens.
     fn read_limit(&self, reading: &Reading) -> u64 {
-        let all = self.ctx.records.charged + self.ctx.refused_bytes + self.excess_bytes();
+        let all = self.ctx.records.charged() + self.ctx.refused_bytes() + self.excess_bytes();
         let others = all.saturating_sub(reading.bytes);
         let room = self.settings.budget_bytes.saturating_sub(others);
         room - room / 4
@@ -124,24 +122,8 @@ impl<R: Record> Flow<R> {
             .records
             .partitions
             .for_each_mut(|slot, assignment| {
-                if assignment.state != AssignmentState::Assigned {
-                    return;
-                }
-                let full = assignment.stopped.is_some()
-                    || assignment
-                        .full_since_ms
-                        .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS);
-                let has_room = assignment.overflow.is_empty()
-                    && assignment.uncommitted() <= max_uncommitted / 2;
-                let held = assignment.held_bytes();
-                let usage = &mut assignment.usage;
-                usage.bound = full || (usage.bound && !has_room);
-                usage.paused_at = usage.paused_at.filter(|&paused_at| held > paused_at / 2);
-                let pause = usage.bound || usage.paused_at.is_some();
-                if pause != assignment.paused {
-                    assignment.paused = pause;
-                    due.push((slot, pause));
-                }
+                let changed = assignment.update_pause(max_uncommitted, now_ms);
+                due.extend(changed.map(|pause| (slot, pause)));
             });
         due
     }
@@ -151,13 +133,10 @@ impl<R: Record> Flow<R> {
         if self.ctx.now_ms < self.measured_ms + RATE_WINDOW_MS {
             return;
         }
-        // A partition assigned within this window has no complete window yet.
         let began_ms = self.measured_ms;
         self.measured_ms = self.ctx.now_ms;
-        self.ctx.records.partitions.for_each_mut(|_, assignment| {
-            let first = assignment.assigned_ms >= began_ms;
-            assignment.usage.end_window(first);
-        });
+        let partitions = &mut self.ctx.records.partitions;
+        partitions.for_each_mut(|_, assignment| assignment.end_window(began_ms));
     }
 
     /// Pauses the largest slow partition if the partitions that are read have used up their room.
@@ -169,20 +148,22 @@ impl<R: Record> Flow<R> {
         }
         let slow = self.ctx.records.partitions.each();
         let largest = slow
-            .filter(|(_, assignment)| assignment.is_read() && assignment.is_slow())
-            .max_by_key(|(_, assignment)| assignment.held_bytes());
+            .filter(|(_, assignment)| assignment.is_read() && assignment.holdings().is_slow())
+            .max_by_key(|(_, assignment)| assignment.holdings().bytes());
         let Some((slot, _)) = largest else { return };
         let assignment = &mut self.ctx.records.partitions[slot];
-        let held = assignment.held_bytes();
+        let held = assignment.holdings().bytes();
         // If bursts of other partitions hold most of the memory, pausing a small one frees little.
         if held.saturating_mul(2 * reading.partitions) < reading.bytes {
             return;
         }
-        assignment.usage.paused_at = Some(held);
+        assignment.holdings_mut().pause_for_memory();
         if let Some(pauses) = self.memory_log.count(self.ctx.now_ms) {
             let all = self.ctx.records.partitions.each();
-            let partitions = all.filter(|(_, one)| one.usage.paused_at.is_some()).count();
-            let at = &self.ctx.records.partitions[slot].at;
+            let partitions = all
+                .filter(|(_, one)| one.holdings().is_paused_for_memory())
+                .count();
+            let at = self.ctx.records.partitions[slot].at();
             tracing::warn!(
                 partitions,
                 pauses,

@@ -20,7 +20,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::Flow;
 use crate::dispatch::RecordId;
-use crate::partition::assignment::AssignmentState;
 use crate::record::Record;
 use crate::records::Records;
 use crate::records::slab::RecordEntry;
@@ -31,15 +30,8 @@ impl<R: Record> Flow<R> {
     /// partition that is draining already keeps an earlier deadline.
     pub fn start_drain(&mut self, slots: &[AssignmentId], deadline_ms: u64) {
         for &slot in slots {
-            self.drop_overflow(slot);
-            let state = &mut self.ctx.records.partitions[slot].state;
-            let earlier = match *state {
-                AssignmentState::Draining { deadline_ms } => deadline_ms,
-                AssignmentState::Assigned | AssignmentState::Released => u64::MAX,
-            };
-            *state = AssignmentState::Draining {
-                deadline_ms: deadline_ms.min(earlier),
-            };
+            self.ctx.records.drop_overflow(slot);
+            self.ctx.records.partitions[slot].start_drain(deadline_ms);
         }
         self.committer.start_drain(slots);
         self.leave_unstarted(slots);
@@ -58,7 +50,7 @@ impl<R: Record> Flow<R> {
     /// next owner, or stop waiting: while stopped calls are running, it is unknown which records of a draining partition
     /// they have started, and batches with such records are withheld.
     pub(super) fn call_ended(&mut self, stopped: bool) {
-        if !stopped || self.ctx.agenda.stopped_calls > 0 {
+        if !stopped || self.ctx.agenda.waits_for_calls() {
             return;
         }
         let slots: Vec<AssignmentId> = self.ctx.records.partitions.draining().collect();
@@ -107,7 +99,7 @@ impl<R: Record> Flow<R> {
     pub fn release(&mut self, slots: &[AssignmentId]) {
         let owned = |slot: &AssignmentId| {
             let known = self.ctx.records.partitions.get(*slot);
-            known.is_some_and(|one| one.state != AssignmentState::Released)
+            known.is_some_and(|one| !one.is_released())
         };
         // Another release would free a place that another partition may have by now.
         let slots: Vec<AssignmentId> = slots.iter().copied().filter(owned).collect();
@@ -115,9 +107,10 @@ impl<R: Record> Flow<R> {
         self.fence(slots);
         for &slot in slots {
             let assignment = &mut self.ctx.records.partitions[slot];
-            if let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
-                counts.consumed += std::mem::take(&mut assignment.delivered);
-                counts.repeats += std::mem::take(&mut assignment.repeats);
+            if let Some(counts) = self.topics.get_mut(&assignment.at().topic) {
+                let (delivered, repeats) = assignment.take_counts();
+                counts.consumed += delivered;
+                counts.repeats += repeats;
             }
             self.ownership_changed |= self.ctx.records.partitions.release(slot);
         }
@@ -134,10 +127,8 @@ impl<R: Record> Flow<R> {
             .partitions
             .each()
             .filter(|(_, assignment)| {
-                let AssignmentState::Draining { deadline_ms } = assignment.state else {
-                    return false;
-                };
-                !assignment.fenced && self.ctx.now_ms >= deadline_ms
+                let deadline_ms = assignment.drains_until_ms();
+                !assignment.is_fenced() && deadline_ms.is_some_and(|ms| self.ctx.now_ms >= ms)
             })
             .map(|(slot, _)| slot)
             .collect();
@@ -179,10 +170,11 @@ impl<R: Record> Flow<R> {
         let (records, _) = self.unfinished(slots, &started);
         self.unfinished_records += records as u64;
         let left = |slot: &&AssignmentId| {
-            let ledger = &self.ctx.records.partitions[**slot].ledger;
-            let committed = self.ctx.records.partitions[**slot].committed;
+            let assignment = &self.ctx.records.partitions[**slot];
+            let ledger = assignment.ledger();
             // An uncommitted token alone causes no reprocessing.
-            let handled = ledger.frontier() > committed || !ledger.settled_ahead().is_empty();
+            let handled =
+                ledger.frontier() > assignment.committed() || !ledger.settled_ahead().is_empty();
             handled && self.committer.entry(self.now(), **slot).is_some()
         };
         slots.iter().filter(left).count()
@@ -214,12 +206,12 @@ impl<R: Record> Flow<R> {
     /// them stop after their current record.
     fn fence(&mut self, slots: &[AssignmentId]) {
         for &slot in slots {
-            self.drop_overflow(slot);
-            self.ctx.records.partitions[slot].fenced = true;
+            self.ctx.records.drop_overflow(slot);
+            self.ctx.records.partitions[slot].fence();
         }
         let fenced = |records: &Records<R>, key: &RecordId| {
             let entry = records.slab.get(*key);
-            entry.is_some_and(|entry| records.partitions[entry.slot].fenced)
+            entry.is_some_and(|entry| records.partitions[entry.slot].is_fenced())
         };
         let mut cancelled = Vec::new();
         for (place, queue) in self.queues.iter_mut().enumerate() {
@@ -247,7 +239,7 @@ impl<R: Record> Flow<R> {
     /// Stops waiting for stopped calls without records of a draining partition: a hung one would block every later
     /// drain.
     fn forget_stopped_calls(&mut self) {
-        if self.ctx.agenda.stopped_calls == 0 {
+        if !self.ctx.agenda.waits_for_calls() {
             return;
         }
         let drains = |records: &Records<R>, key: &RecordId| {

@@ -39,15 +39,12 @@ use std::sync::Arc;
 
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
 use crate::emit::Emitter;
-use crate::partition::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
+use crate::partition::assignment::{Assignment, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
-use crate::partition::ledger::Ledger;
 use crate::partition::trouble::LogLimit;
-use crate::queue::context::{Agenda, Context};
+use crate::queue::context::Context;
 use crate::queue::{HandlerQueue, HandlerSettings, Order};
-use crate::random::Random;
 use crate::record::Record;
-use crate::records::Records;
 use crate::routing::{Router, RoutingIndex};
 use crate::source::{
     AssignmentId, CommitEntry, CommitError, CommitResult, Delivery, TopicPartition,
@@ -139,18 +136,7 @@ impl<R: Record> Flow<R> {
             interval_ms: settings.commit_interval_ms,
             max_uncommitted: settings.max_uncommitted,
         });
-        let ctx = Context {
-            now_ms: 0,
-            records: Records::default(),
-            agenda: Agenda::default(),
-            emitter,
-            inbox,
-            random: Random::new(settings.seed),
-            group: settings.group.clone(),
-            refused_bytes: 0,
-            missed_target: false,
-            late_outcomes: 0,
-        };
+        let ctx = Context::new(emitter, inbox, settings.group.clone(), settings.seed);
         let no_routes = RoutingIndex::compile(0, Vec::new()).expect("no routes cannot be refused");
         Self {
             settings,
@@ -246,8 +232,9 @@ impl<R: Record> Flow<R> {
         self.router.swap(index);
         self.ownership_changed = true;
         for assignment in self.ctx.records.partitions.iter_mut() {
-            if assignment.state == AssignmentState::Assigned {
-                assignment.plan = self.router.plan(&assignment.at.topic);
+            if assignment.is_assigned() {
+                let plan = self.router.plan(&assignment.at().topic);
+                assignment.replan(plan);
             }
         }
         self.record_closed();
@@ -259,50 +246,10 @@ impl<R: Record> Flow<R> {
         let plan = self.router.plan(&new.at.topic);
         self.topics.entry(new.at.topic.clone()).or_default();
         self.ownership_changed = true;
-        let mut leader_epochs = LeaderEpochs::default();
-        if let Some(epoch) = new.leader_epoch {
-            leader_epochs.record(new.start - 1, epoch);
-        }
+        let topic = topic_name::kept(&new.at.topic, new.topic_id);
         let (at, now_ms) = (new.at.clone(), self.ctx.now_ms);
-        self.ctx.records.partitions.insert(at, |id| Assignment {
-            id,
-            topic: topic_name::kept(&new.at.topic, new.topic_id),
-            at: new.at,
-            topic_id: new.topic_id,
-            epoch: new.epoch,
-            fenced: false,
-            token_first: new.token_first,
-            token_kept: false,
-            leader_epochs,
-            // Without a leader epoch the inherited list cannot be contradicted.
-            finished_leader_epoch: new.inherited.leader_epoch.unwrap_or(i32::MAX),
-            state: AssignmentState::Assigned,
-            ledger: Ledger::new(new.start, new.inherited.finished),
-            plan,
-            committed: new.start,
-            committed_metadata: String::new(),
-            overflow: std::collections::VecDeque::new(),
-            overflow_bytes: 0,
-            full_since_ms: None,
-            paused: false,
-            stopped: None,
-            unreadable: None,
-            fault: None,
-            recovery: None,
-            leaderless_since_ms: None,
-            end: None,
-            awaited: None,
-            entries: 0,
-            unsettled: 0,
-            parked: 0,
-            delivered: 0,
-            repeats: 0,
-            moved_ms: now_ms,
-            begun_ms: now_ms,
-            assigned_ms: now_ms,
-            usage: Default::default(),
-            at_frontier: Default::default(),
-        })
+        let begin = |id| Assignment::new(id, new, topic, plan, now_ms);
+        self.ctx.records.partitions.insert(at, begin)
     }
 
     /// Counts how a partition of a topic started.
@@ -320,16 +267,6 @@ impl<R: Record> Flow<R> {
     /// The assignment behind a slot.
     pub fn assignment(&self, slot: AssignmentId) -> &Assignment<R> {
         &self.ctx.records.partitions[slot]
-    }
-
-    /// Whether something may still refer to an assignment.
-    pub(crate) fn is_known(&self, slot: AssignmentId) -> bool {
-        self.ctx.records.partitions.get(slot).is_some()
-    }
-
-    /// The assignment behind a slot.
-    pub(crate) fn assignment_mut(&mut self, slot: AssignmentId) -> &mut Assignment<R> {
-        &mut self.ctx.records.partitions[slot]
     }
 
     /// The order of a handler's records that have left its backlog.
@@ -355,7 +292,7 @@ impl<R: Record> Flow<R> {
 
     /// The violated invariant, if one was found: the process must exit without committing (G13).
     pub fn fault(&self) -> Option<&str> {
-        self.ctx.records.fault.as_deref()
+        self.ctx.records.fault()
     }
 
     /// Handles one message of the inbox.
@@ -412,7 +349,7 @@ impl<R: Record> Flow<R> {
     /// Commits that are due, unless one is in flight; the result is passed to [`Flow::committed`]. None is due once an
     /// invariant was violated: what is settled is not known any more (G13).
     pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if self.ctx.records.fault.is_some() {
+        if self.fault().is_some() {
             return Vec::new();
         }
         let now = Moment {
@@ -454,12 +391,12 @@ impl<R: Record> Flow<R> {
 
     /// Bytes of held records.
     pub fn charged(&self) -> u64 {
-        self.ctx.records.charged
+        self.ctx.records.charged()
     }
 
     /// Bytes of refused emitted records that are kept for a resend; they count against the budget.
     pub fn kept_bytes(&self) -> u64 {
-        self.ctx.refused_bytes
+        self.ctx.refused_bytes()
     }
 
     /// Number of held records.
@@ -485,7 +422,7 @@ impl<R: Record> Flow<R> {
 
     /// Whether a dead-letter topic was found missing or not writable since the last call.
     pub fn take_missed_target(&mut self) -> bool {
-        std::mem::take(&mut self.ctx.missed_target)
+        self.ctx.take_missed_target()
     }
 
     /// Logs the counts of dead-lettered records that no line stands for yet: `all` of them, when the pump ends, or those

@@ -16,7 +16,7 @@ impl<R: Record> Flow<R> {
             vec![Vec::new(); self.queues.len()];
         for (at, slot) in self.ctx.records.partitions.iter() {
             let assignment = &self.ctx.records.partitions[slot];
-            for ix in self.router.candidates(assignment.plan) {
+            for ix in self.router.candidates(assignment.plan()) {
                 let Some(list) = owned.get_mut(ix.0 as usize) else {
                     continue;
                 };
@@ -24,7 +24,7 @@ impl<R: Record> Flow<R> {
                     let partition = OwnedPartition {
                         topic: at.topic.clone(),
                         partition: at.partition,
-                        epoch: assignment.epoch,
+                        epoch: assignment.epoch(),
                     };
                     list.push((slot, partition));
                 }

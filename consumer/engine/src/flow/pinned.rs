@@ -45,7 +45,7 @@ pub(super) struct Pinned {
 impl<R: Record> Flow<R> {
     /// Measures what held records pin if that is due, and copies records that wait.
     pub(super) fn detach_waiting(&mut self) {
-        if self.ctx.records.charged == 0 {
+        if self.ctx.records.charged() == 0 {
             (self.pinned.bytes, self.pinned.charged) = (0, 0);
             self.ctx.records.slab.copy_new(false);
             return;
@@ -99,19 +99,19 @@ impl<R: Record> Flow<R> {
 
     fn delivered(&self) -> u64 {
         let each = self.ctx.records.partitions.each();
-        each.map(|(_, assignment)| assignment.delivered).sum()
+        each.map(|(_, assignment)| assignment.delivered()).sum()
     }
 
     fn measure_pinned(&mut self) {
         // Another part of them each time.
         let first = self.pinned.delivered as usize;
         let overflow = self.ctx.records.partitions.each().flat_map(|(_, one)| {
-            let step = one.overflow.len().div_ceil(SAMPLE).max(1);
-            let sample = one.overflow.iter().skip(first % step).step_by(step);
-            sample.map(move |kept| (kept.delivery.lease.pinned_bytes() * step) as u64)
+            let step = one.overflow().len().div_ceil(SAMPLE).max(1);
+            let sample = one.overflow().iter().skip(first % step).step_by(step);
+            sample.map(move |kept| (kept.lease.pinned_bytes() * step) as u64)
         });
         self.pinned.bytes = self.ctx.records.slab.pinned_bytes(first) + overflow.sum::<u64>();
-        self.pinned.charged = self.ctx.records.charged;
+        self.pinned.charged = self.ctx.records.charged();
     }
 
     /// Copies records that wait out of their fetch buffers: all of them, or those that were here at the last call.
@@ -126,14 +126,8 @@ impl<R: Record> Flow<R> {
             queue.detach_waiting(records);
         }
         records.slab.detach_waiting();
-        records.partitions.for_each_mut(|_, assignment| {
-            for kept in &mut assignment.overflow {
-                let lease = &mut kept.delivery.lease;
-                if lease.pins_client_memory() {
-                    *lease = lease.detach();
-                }
-            }
-        });
+        let partitions = &mut records.partitions;
+        partitions.for_each_mut(|_, assignment| assignment.holdings_mut().detach_overflow());
     }
 
     /// Number of records that no worker has and that keep a fetch buffer alive.
@@ -144,10 +138,11 @@ impl<R: Record> Flow<R> {
         let held = records.slab.iter().filter(|(key, entry)| {
             !with_worker.contains(key) && entry.lease().is_some_and(Record::pins_client_memory)
         });
-        let overflow = records.partitions.each().flat_map(|(_, one)| &one.overflow);
+        let each = records.partitions.each();
+        let overflow = each.flat_map(|(_, one)| one.overflow().iter());
         held.count()
             + overflow
-                .filter(|kept| kept.delivery.lease.pins_client_memory())
+                .filter(|kept| kept.lease.pins_client_memory())
                 .count()
     }
 }

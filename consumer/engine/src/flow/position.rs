@@ -18,21 +18,12 @@ impl<R: Record> Flow<R> {
             return Vec::new();
         }
         self.positions_ms = self.ctx.now_ms;
-        let idle = |slot: &AssignmentId| self.ctx.records.partitions[*slot].ledger.is_settled();
+        let idle = |slot: &AssignmentId| self.ctx.records.partitions[*slot].ledger().is_settled();
         self.ctx.records.partitions.ids().filter(idle).collect()
     }
 
     /// The client has read everything before `position` and has passed all records of it to [`Flow::deliver`].
     pub fn consumed(&mut self, slot: AssignmentId, position: i64) {
-        let assignment = &mut self.ctx.records.partitions[slot];
-        // Records that are dropped or queued before admission are not in the ledger.
-        if !assignment.admits() || !assignment.overflow.is_empty() {
-            return;
-        }
-        let before = assignment.ledger.frontier();
-        assignment.ledger.pass(position);
-        if assignment.ledger.frontier() > before {
-            assignment.moved_ms = self.ctx.now_ms;
-        }
+        self.ctx.records.partitions[slot].consumed(position, self.ctx.now_ms);
     }
 }

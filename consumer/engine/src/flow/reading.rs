@@ -1,8 +1,6 @@
 //! What keeps a partition from being read or handled, and how it restarts from another offset (G12, G13).
 
 use super::Flow;
-use crate::partition::assignment::{AssignmentState, LeaderEpochs};
-use crate::partition::ledger::Ledger;
 use crate::partition::trouble::Trouble;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
@@ -12,40 +10,35 @@ impl<R: Record> Flow<R> {
     pub fn stop_partition(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
         let now_ms = self.ctx.now_ms;
         let assignment = &mut self.ctx.records.partitions[slot];
-        if assignment.stopped.is_none() {
+        if assignment.stop(cause, remedy, now_ms) {
             tracing::error!(
-                topic = &*assignment.at.topic,
-                partition = assignment.at.partition,
-                frontier = assignment.ledger.frontier(),
+                topic = &*assignment.at().topic,
+                partition = assignment.at().partition,
+                frontier = assignment.ledger().frontier(),
                 cause,
                 remedy,
                 "partition stopped"
             );
-            assignment.stopped = Some(Trouble::new(cause, remedy, now_ms));
-            assignment.unreadable = None;
             // They would never be admitted, and hold memory that others need.
-            self.drop_overflow(slot);
+            self.ctx.records.drop_overflow(slot);
         }
     }
 
     /// Records that a partition cannot be read at present. Returns whether that is new or has another cause than
     /// before.
     pub fn unreadable(&mut self, slot: AssignmentId, cause: &str, remedy: &str) -> bool {
-        let unreadable = &mut self.ctx.records.partitions[slot].unreadable;
-        Trouble::record(unreadable, cause, remedy, self.ctx.now_ms)
+        self.ctx.records.partitions[slot].set_unreadable(cause, remedy, self.ctx.now_ms)
     }
 
     /// Records that a partition can be read again. Returns the previous trouble, if there was any.
     pub fn readable(&mut self, slot: AssignmentId) -> Option<Trouble> {
-        self.ctx.records.partitions[slot].unreadable.take()
+        self.ctx.records.partitions[slot].set_readable()
     }
 
     /// Whether a partition is owned, and neither draining nor stopped.
     pub fn is_read(&self, at: &TopicPartition, slot: AssignmentId) -> bool {
         let assignment = &self.ctx.records.partitions[slot];
-        self.slot(at) == Some(slot)
-            && assignment.state == AssignmentState::Assigned
-            && assignment.stopped.is_none()
+        self.slot(at) == Some(slot) && assignment.admits()
     }
 
     /// Whether the client fetches a partition: it is neither draining, stopped nor paused.
@@ -56,8 +49,7 @@ impl<R: Record> Flow<R> {
     /// Whether nothing of a partition is in flight: it may restart from any offset. Records whose memory an abandoned call
     /// still has are settled, and do not count.
     pub fn is_unused(&self, slot: AssignmentId) -> bool {
-        let assignment = &self.ctx.records.partitions[slot];
-        assignment.overflow.is_empty() && assignment.ledger.is_settled()
+        !self.ctx.records.partitions[slot].waits()
     }
 
     /// Restarts a partition from `to` under the same epoch, skipping `gone` offsets. The new start is committed,
@@ -67,20 +59,11 @@ impl<R: Record> Flow<R> {
         debug_assert!(self.is_unused(slot), "in-flight records would be lost");
         let now_ms = self.ctx.now_ms;
         let assignment = &mut self.ctx.records.partitions[slot];
-        if another_log || to < assignment.ledger.next() {
-            assignment.ledger = Ledger::new(to, Vec::new());
-            assignment.leader_epochs = LeaderEpochs::default();
-            assignment.finished_leader_epoch = i32::MAX;
-            assignment.committed = to - 1;
-            assignment.committed_metadata.clear();
-            // Its result would be taken for a result about the new start.
+        *self.gone.entry(assignment.at().clone()).or_default() += gone;
+        if assignment.restart(to, another_log, now_ms) {
+            // The result of a commit in flight would be taken for a result about the new start.
             self.committer.release(&[slot]);
-        } else {
-            assignment.ledger.pass(to);
         }
-        assignment.unreadable = None;
-        assignment.moved_ms = now_ms;
-        *self.gone.entry(assignment.at.clone()).or_default() += gone;
     }
 
     /// Offsets of a partition skipped since process start because they have left the log.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Flow, TopicCounts};
 use crate::clock::WallClock;
 use crate::dispatch::RecordId;
-use crate::partition::assignment::{Assignment, AssignmentState};
-use crate::partition::usage::PausedFor;
+use crate::partition::assignment::Assignment;
+use crate::partition::holdings::PausedFor;
 use crate::queue::ReportTime;
 use crate::record::Record;
 use crate::source::{AssignmentId, TopicPartition};
@@ -21,8 +21,8 @@ const HELD_AFTER_MS: u64 = 1_000;
 
 /// Why a partition's fetching is paused, as an API value.
 fn pause_reason<R>(assignment: &Assignment<R>) -> Option<PauseReason> {
-    match assignment.paused_for()? {
-        _ if assignment.stopped.is_some() => None,
+    match assignment.holdings().paused_for()? {
+        _ if assignment.stopped().is_some() => None,
         PausedFor::Bound => Some(PauseReason::MaxUncommitted),
         PausedFor::Memory => Some(PauseReason::Memory),
     }
@@ -52,7 +52,7 @@ impl<R: Record> Flow<R> {
                 .flat_map(|queue| queue.report(clock, self.ctx.now_ms))
                 .collect(),
             topics,
-            in_flight_bytes: self.ctx.records.charged + self.kept_bytes(),
+            in_flight_bytes: self.ctx.records.charged() + self.kept_bytes(),
             in_flight_records: self.ctx.records.slab.live() as u64,
             commits: CommitCounts {
                 ok: self.committer.counts.ok,
@@ -72,9 +72,9 @@ impl<R: Record> Flow<R> {
         // What present and draining assignments have counted: those before are in `topics`.
         let mut counted: HashMap<&str, (u64, u64)> = HashMap::new();
         for (_, assignment) in self.ctx.records.partitions.each() {
-            let (delivered, repeats) = counted.entry(&assignment.at.topic).or_default();
-            *delivered += assignment.delivered;
-            *repeats += assignment.repeats;
+            let (delivered, repeats) = counted.entry(&assignment.at().topic).or_default();
+            *delivered += assignment.delivered();
+            *repeats += assignment.repeats();
         }
         let report = |(topic, counts): (&Arc<str>, &TopicCounts)| {
             let (delivered, repeats) = counted.get(&**topic).copied().unwrap_or_default();
@@ -101,15 +101,14 @@ impl<R: Record> Flow<R> {
         at_frontier: Option<RecordId>,
     ) -> PartitionReport {
         let assignment = self.assignment(slot);
-        let frontier = assignment.ledger.frontier();
-        let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
-        let state = if assignment.stopped.is_some() {
+        let frontier = assignment.ledger().frontier();
+        let state = if assignment.stopped().is_some() {
             PartitionState::Stopped
-        } else if assignment.unreadable.is_some() {
+        } else if assignment.unreadable().is_some() {
             PartitionState::Unreadable
-        } else if assignment.state != AssignmentState::Assigned {
+        } else if !assignment.is_assigned() {
             PartitionState::Draining
-        } else if assignment.paused {
+        } else if assignment.holdings().is_paused() {
             PartitionState::Paused
         } else {
             PartitionState::Running
@@ -119,13 +118,13 @@ impl<R: Record> Flow<R> {
         PartitionReport {
             topic: at.topic.to_string(),
             partition: at.partition,
-            epoch: assignment.epoch,
+            epoch: assignment.epoch(),
             frontier,
-            delivered: assignment.ledger.next(),
-            in_flight: assignment.ledger.unsettled(),
-            parked: assignment.parked,
+            delivered: assignment.ledger().next(),
+            in_flight: assignment.ledger().unsettled(),
+            parked: assignment.holdings().parked(),
             lag: end_offset
-                .or(assignment.end)
+                .or(assignment.log_end())
                 .map(|end| (end - frontier).max(0)),
             state,
             reason: trouble
@@ -139,7 +138,7 @@ impl<R: Record> Flow<R> {
             gone: self.gone(at),
             stalled: stalled.is_some(),
             stalled_since_ms: stalled.map(|stalled| clock.at(stalled.since_ms)),
-            held_by: match waits {
+            held_by: match assignment.waits() {
                 true => at_frontier.and_then(|key| self.first_holder(slot, key, clock)),
                 false => None,
             },
@@ -155,16 +154,16 @@ impl<R: Record> Flow<R> {
     ) -> Option<Explanation> {
         let slot = self.slot(at)?;
         let assignment = self.assignment(slot);
-        let frontier = assignment.ledger.frontier();
-        let delivered = assignment.ledger.next();
+        let frontier = assignment.ledger().frontier();
+        let delivered = assignment.ledger().next();
         let asked = offset.unwrap_or(frontier);
         let held_by = self.held_by(slot, asked, clock);
         let awaited = self.awaited(slot);
         let status = if !held_by.is_empty() {
             RecordStatus::InFlight
-        } else if assignment.stopped.is_some() {
+        } else if assignment.stopped().is_some() {
             RecordStatus::Stopped
-        } else if assignment.unreadable.is_some() && asked >= delivered {
+        } else if assignment.unreadable().is_some() && asked >= delivered {
             RecordStatus::Unreadable
         } else if asked >= delivered {
             if offset.is_some() || awaited.is_some() {
@@ -203,7 +202,7 @@ impl<R: Record> Flow<R> {
                 trouble.cause, trouble.remedy, trouble.count
             ));
         }
-        let (held, budget) = (assignment.held_bytes(), self.settings.budget_bytes);
+        let (held, budget) = (assignment.holdings().bytes(), self.settings.budget_bytes);
         match pause_reason(assignment) {
             Some(PauseReason::MaxUncommitted) => {
                 let uncommitted = assignment.uncommitted();
@@ -226,12 +225,15 @@ impl<R: Record> Flow<R> {
             return None;
         }
         // Ties are broken by partition order.
-        let largest = self
-            .partitions()
-            .max_by_key(|(at, slot)| (self.assignment(*slot).held_bytes(), std::cmp::Reverse(*at)));
+        let largest = self.partitions().max_by_key(|(at, slot)| {
+            (
+                self.assignment(*slot).holdings().bytes(),
+                std::cmp::Reverse(*at),
+            )
+        });
         let (at, slot) = largest?;
         let (held, budget) = (
-            self.assignment(slot).held_bytes(),
+            self.assignment(slot).holdings().bytes(),
             self.settings.budget_bytes,
         );
         Some(format!(
@@ -247,12 +249,12 @@ impl<R: Record> Flow<R> {
         let (mut found, mut sought) = (HashMap::new(), HashMap::new());
         for (slot, assignment) in records.partitions.each() {
             let waited_ms = self.ctx.now_ms.saturating_sub(assignment.waits_since_ms());
-            if assignment.ledger.is_settled() || waited_ms < HELD_AFTER_MS {
+            if assignment.ledger().is_settled() || waited_ms < HELD_AFTER_MS {
                 continue;
             }
-            let frontier = assignment.ledger.frontier();
-            match assignment.at_frontier.get() {
-                Some((offset, key)) if offset == frontier && !records.is_over(key) => {
+            let frontier = assignment.ledger().frontier();
+            match assignment.record_at(frontier) {
+                Some(key) if !records.is_over(key) => {
                     found.insert(slot, key);
                 }
                 _ => {
@@ -267,9 +269,7 @@ impl<R: Record> Flow<R> {
         for (key, entry) in held {
             let (slot, offset) = (entry.slot, entry.offset());
             if sought.get(&slot) == Some(&offset) {
-                records.partitions[slot]
-                    .at_frontier
-                    .set(Some((offset, key)));
+                records.partitions[slot].keep_record_at(offset, key);
                 found.insert(slot, key);
             }
         }

@@ -21,33 +21,17 @@ pub(super) struct Standstill {
 impl<R: Record> Flow<R> {
     /// Records the log end offset that the client knows. To be called about once per second.
     pub fn record_end(&mut self, slot: AssignmentId, end: Option<i64>) {
-        let now_ms = self.ctx.now_ms;
-        let assignment = &mut self.ctx.records.partitions[slot];
-        assignment.end = end.or(assignment.end);
-        let due = assignment.ledger.next();
-        let awaits = assignment.admits()
-            && assignment.unreadable.is_none()
-            && !assignment.paused
-            && assignment.overflow.is_empty()
-            && assignment.ledger.is_settled()
-            && assignment.end.is_some_and(|end| end > due);
-        let since_ms = match assignment.awaited {
-            Some((known, since_ms)) if known == due => since_ms,
-            _ => now_ms,
-        };
-        assignment.awaited = awaits.then_some((due, since_ms));
+        self.ctx.records.partitions[slot].record_end(end, self.ctx.now_ms);
     }
 
     /// Whether a partition has made no progress for `stall_timeout`.
     pub(super) fn stalled(&self, slot: AssignmentId) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let stall_ms = self.settings.stall_timeout_ms;
-        let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
-        if waits {
+        if assignment.waits() {
             // If everything admitted is settled, the queued records wait since the partition became full.
-            let overflow_since_ms = assignment
-                .full_since_ms
-                .filter(|_| assignment.ledger.is_settled());
+            let full_since_ms = assignment.overflow().full_since_ms();
+            let overflow_since_ms = full_since_ms.filter(|_| assignment.ledger().is_settled());
             let since_ms = assignment
                 .waits_since_ms()
                 .max(overflow_since_ms.unwrap_or_default());
@@ -67,13 +51,13 @@ impl<R: Record> Flow<R> {
 
     fn awaited_for(&self, slot: AssignmentId, least_ms: u64) -> Option<Standstill> {
         let assignment = self.assignment(slot);
-        let (due, since_ms) = assignment.awaited?;
+        let (due, since_ms) = assignment.awaited()?;
         let waited_ms = self.ctx.now_ms.saturating_sub(since_ms);
         // The record may have arrived since the last check.
-        if waited_ms < least_ms || due != assignment.ledger.next() {
+        if waited_ms < least_ms || due != assignment.ledger().next() {
             return None;
         }
-        let end = assignment.end.unwrap_or(due);
+        let end = assignment.log_end().unwrap_or(due);
         let awaits =
             format!("the log continues from offset {due} to {end}, but no record of it arrives");
         Some(Standstill {

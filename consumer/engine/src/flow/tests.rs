@@ -242,7 +242,7 @@ impl Bench {
     }
 
     fn frontier(&self) -> i64 {
-        self.flow.assignment(self.slot).ledger.frontier()
+        self.flow.assignment(self.slot).ledger().frontier()
     }
 }
 
@@ -405,9 +405,9 @@ fn dispatch_stops_at_max_uncommitted_and_continues_after_a_commit() {
 fn a_stopped_partition_keeps_no_overflow_records() {
     let mut bench = Bench::with(1, 10);
     bench.deliver(0..30, |_| None);
-    assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 20);
+    assert_eq!(bench.flow.assignment(bench.slot).overflow().len(), 20);
     bench.flow.stop_partition(bench.slot, "cause", "remedy");
-    assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 0);
+    assert_eq!(bench.flow.assignment(bench.slot).overflow().len(), 0);
     bench.finish(0, |_| ACK);
     assert_eq!(bench.flow.charged(), 0);
 }
@@ -421,7 +421,7 @@ fn nothing_settles_after_a_release() {
     let again = bench.flow.assign(NewAssignment::first(at(), 0, 2));
     bench.pools[0].taken.lock().unwrap().push(late);
     bench.finish(0, |_| ACK);
-    assert_eq!(bench.flow.assignment(again).ledger.frontier(), 0);
+    assert_eq!(bench.flow.assignment(again).ledger().frontier(), 0);
     assert_eq!(bench.flow.held_records(), 0);
 }
 

@@ -20,7 +20,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::assignment::AssignmentState;
 use super::commit_size::CommitSize;
 use super::table::Partitions;
 use super::trouble::{LogLimit, Trouble};
@@ -260,9 +259,9 @@ impl Committer {
             || now.partitions.ids().any(|slot| {
                 let assignment = &now.partitions[slot];
                 // A new owner commits its token and start offset at once.
-                let is_urgent = !assignment.token_kept
+                let is_urgent = !assignment.token_kept()
                     || (assignment.uncommitted() >= half
-                        && assignment.ledger.frontier() > assignment.committed);
+                        && assignment.ledger().frontier() > assignment.committed());
                 is_urgent && !self.is_backing_off(now, slot)
             })
     }
@@ -273,7 +272,7 @@ impl Committer {
         let rejected =
             |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
         refused.is_some_and(rejected)
-            && now.partitions[slot].state == AssignmentState::Assigned
+            && now.partitions[slot].is_assigned()
             && now.ms < self.rejections.due_ms(MAX_RETRY_DELAY_MS)
     }
 
@@ -288,7 +287,7 @@ impl Committer {
 
     /// Whether a partition is drained and its last commit may still be accepted.
     fn waits_for_commit<R>(&self, now: Moment<'_, R>, slot: AssignmentId) -> bool {
-        let AssignmentState::Draining { deadline_ms } = now.partitions[slot].state else {
+        let Some(deadline_ms) = now.partitions[slot].drains_until_ms() else {
             return false;
         };
         now.ms < deadline_ms.saturating_add(LAST_COMMIT_GRACE_MS)
@@ -324,7 +323,7 @@ impl Committer {
         }
         let ours = slots
             .iter()
-            .filter(|&&slot| now.partitions[slot].state != AssignmentState::Released);
+            .filter(|&&slot| !now.partitions[slot].is_released());
         HandOver::Ready {
             uncommitted: ours
                 .filter(|&&slot| self.entry(now, slot).is_some())
@@ -402,7 +401,7 @@ impl Committer {
             halve |= smaller && rejection == Rejection::RequestSize;
             if smaller && self.size.is_short(*slot) && !was_short {
                 tracing::warn!(
-                    at = %partitions[*slot].at,
+                    at = %partitions[*slot].at(),
                     error = error.reason,
                     remedy = remedy_of(error),
                     "commits omit which records are finished beyond the committed offset: its next owner handles them again"
@@ -424,13 +423,7 @@ impl Committer {
         self.counts.ok += 1;
         self.not_member_since_ms = None;
         self.refused.remove(&slot);
-        let assignment = &mut partitions[slot];
-        if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
-            assignment.committed = entry.offset;
-            assignment.committed_metadata.clone_from(&entry.metadata);
-            assignment.token_kept = true;
-            assignment.leader_epochs.forget_before(entry.offset - 1);
-        }
+        partitions[slot].accepted(entry);
     }
 
     /// The rebalance is over: rejected commits are resent at once.
@@ -509,7 +502,7 @@ impl Committer {
             let of_kind =
                 |(_, _, other): &&(AssignmentId, i64, &CommitError)| other.kind == error.kind;
             let partition_count = refusals.iter().filter(of_kind).count();
-            self.log_refusals(&partitions[*slot].at, now_ms, error, partition_count);
+            self.log_refusals(partitions[*slot].at(), now_ms, error, partition_count);
         }
     }
 

@@ -242,6 +242,7 @@ impl Ledger {
         }
     }
 
+    #[inline]
     fn take_done(&mut self, offset: i64) -> bool {
         while let Some(range) = self.done.front_mut() {
             if range.end <= offset {
@@ -279,6 +280,7 @@ impl Ledger {
         self.next = offset;
     }
 
+    #[inline]
     fn advance(&mut self) {
         while self.frontier < self.next {
             let at = self.frontier & 63;
@@ -318,9 +320,15 @@ impl Ledger {
     fn word_mut(&mut self, offset: i64) -> &mut Word {
         let index = ((offset - self.floor()) >> 6) as usize;
         if index >= self.words.len() {
-            self.words.resize(index + 1, Word::default());
+            self.grow(index + 1);
         }
         &mut self.words[index]
+    }
+
+    /// Once per 64 offsets: not inlined, so that what is inlined stays small.
+    #[cold]
+    fn grow(&mut self, words: usize) {
+        self.words.resize(words, Word::default());
     }
 }
 

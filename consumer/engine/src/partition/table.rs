@@ -85,9 +85,8 @@ impl<R> Partitions<R> {
     /// Marks an assignment as released. Returns whether its partition was owned under it.
     pub(crate) fn release(&mut self, id: AssignmentId) -> bool {
         let assignment = &mut self[id];
-        assignment.state = AssignmentState::Released;
-        assignment.forget();
-        let at = assignment.at.clone();
+        assignment.release();
+        let at = assignment.at().clone();
         let was_owned = self.owned.get(&at) == Some(&id);
         if was_owned {
             self.owned.remove(&at);
@@ -98,12 +97,12 @@ impl<R> Partitions<R> {
 
     /// Whether nothing of these partitions is in flight, or the deadline of their drain has passed.
     pub(crate) fn is_drained(&self, ids: &[AssignmentId], now_ms: u64) -> bool {
-        let overdue = ids.iter().all(|id| match self[*id].state {
+        let overdue = ids.iter().all(|id| match self[*id].state() {
             AssignmentState::Draining { deadline_ms } => now_ms >= deadline_ms,
             AssignmentState::Assigned => false,
             AssignmentState::Released => true,
         });
-        overdue || ids.iter().all(|id| self[*id].unsettled == 0)
+        overdue || ids.iter().all(|id| !self[*id].holdings().has_unsettled())
     }
 
     /// The owned partitions that are being handed over.
@@ -115,22 +114,22 @@ impl<R> Partitions<R> {
     pub(crate) fn get(&self, id: AssignmentId) -> Option<&Assignment<R>> {
         self.places
             .get(id.index())
-            .filter(|assignment| assignment.id == id)
+            .filter(|assignment| assignment.id() == id)
     }
 
     /// As [`Self::get`], to change it.
     pub(crate) fn get_mut(&mut self, id: AssignmentId) -> Option<&mut Assignment<R>> {
         self.places
             .get_mut(id.index())
-            .filter(|assignment| assignment.id == id)
+            .filter(|assignment| assignment.id() == id)
     }
 
     /// Frees the place of a released assignment without records. Its id is never used again in a way that can be confused:
     /// the next one in this place differs.
     pub(crate) fn free_if_over(&mut self, id: AssignmentId) {
         let assignment = &mut self[id];
-        if assignment.state == AssignmentState::Released && assignment.entries == 0 {
-            assignment.id = id.next();
+        if assignment.is_released() && assignment.holdings().has_no_entries() {
+            assignment.end(id.next());
             self.free.push(id.next());
         }
     }
@@ -153,7 +152,7 @@ impl<R> Index<AssignmentId> for Partitions<R> {
     #[inline]
     fn index(&self, id: AssignmentId) -> &Assignment<R> {
         let assignment = &self.places[id.index()];
-        debug_assert_eq!(assignment.id, id, "its place was used again");
+        debug_assert_eq!(assignment.id(), id, "its place was used again");
         assignment
     }
 }
@@ -162,7 +161,7 @@ impl<R> IndexMut<AssignmentId> for Partitions<R> {
     #[inline]
     fn index_mut(&mut self, id: AssignmentId) -> &mut Assignment<R> {
         let assignment = &mut self.places[id.index()];
-        debug_assert_eq!(assignment.id, id, "its place was used again");
+        debug_assert_eq!(assignment.id(), id, "its place was used again");
         assignment
     }
 }

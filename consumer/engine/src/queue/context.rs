@@ -24,14 +24,61 @@ pub(crate) struct Context<R: Record> {
     /// The consumer group, for dead letters.
     pub(crate) group: Arc<str>,
     /// Bytes of emitted records that are kept for a resend.
-    pub(crate) refused_bytes: u64,
+    refused_bytes: u64,
     /// A dead-letter topic was missing or not writable.
-    pub(crate) missed_target: bool,
+    missed_target: bool,
     /// Outcomes that arrived after their batch was abandoned.
-    pub(crate) late_outcomes: u64,
+    late_outcomes: u64,
 }
 
 impl<R: Record> Context<R> {
+    /// At time 0, without records.
+    pub(crate) fn new(
+        emitter: Arc<dyn Emitter>,
+        inbox: Arc<Inbox>,
+        group: Arc<str>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            now_ms: 0,
+            records: Records::default(),
+            agenda: Agenda::default(),
+            emitter,
+            inbox,
+            random: Random::new(seed),
+            group,
+            refused_bytes: 0,
+            missed_target: false,
+            late_outcomes: 0,
+        }
+    }
+
+    /// Emitted records of so many bytes are kept for a resend.
+    pub(crate) fn keep_refused(&mut self, bytes: u64) {
+        self.refused_bytes += bytes;
+    }
+
+    /// Emitted records of so many bytes are not kept any more.
+    pub(crate) fn drop_refused(&mut self, bytes: u64) {
+        debug_assert!(bytes <= self.refused_bytes, "dropped twice");
+        self.refused_bytes = self.refused_bytes.saturating_sub(bytes);
+    }
+
+    /// Bytes of emitted records that are kept for a resend.
+    pub(crate) fn refused_bytes(&self) -> u64 {
+        self.refused_bytes
+    }
+
+    /// A dead-letter topic was missing or not writable.
+    pub(crate) fn miss_target(&mut self) {
+        self.missed_target = true;
+    }
+
+    /// Whether a dead-letter topic was found missing or not writable since the last call.
+    pub(crate) fn take_missed_target(&mut self) -> bool {
+        std::mem::take(&mut self.missed_target)
+    }
+
     /// A batch that was abandoned earlier: its records are returned, its outcomes are discarded.
     pub(crate) fn return_late(&mut self, mut batch: Box<Batch>) -> Box<Batch> {
         self.late_outcomes += batch.keys.len() as u64;
@@ -59,10 +106,25 @@ pub(crate) struct Agenda {
     /// The serial of the last batch.
     serial: u32,
     /// Number of calls that end after their current record and that draining partitions wait for.
-    pub(crate) stopped_calls: usize,
+    stopped_calls: usize,
 }
 
 impl Agenda {
+    /// Draining partitions wait for so many more calls, which end after their current record.
+    pub(crate) fn wait_for_calls(&mut self, calls: usize) {
+        self.stopped_calls += calls;
+    }
+
+    /// So many of these calls have ended, or are not waited for any more.
+    pub(crate) fn end_wait_for_calls(&mut self, calls: usize) {
+        self.stopped_calls -= calls;
+    }
+
+    /// Whether draining partitions wait for calls.
+    pub(crate) fn waits_for_calls(&self) -> bool {
+        self.stopped_calls > 0
+    }
+
     /// A handler may have something to submit; it says so once until it is taken.
     pub(crate) fn push_dirty(&mut self, ix: HandlerIx) {
         self.dirty.push(ix);

@@ -116,7 +116,7 @@ impl HandlerQueue {
 /// Position of a record, while it exists.
 fn place_of<R: Record>(ctx: &Context<R>, key: RecordId) -> Option<(&TopicPartition, i64)> {
     let entry = ctx.records.slab.get(key)?;
-    Some((&ctx.records.partitions[entry.slot].at, entry.offset()))
+    Some((ctx.records.partitions[entry.slot].at(), entry.offset()))
 }
 
 #[cfg(test)]

@@ -380,7 +380,7 @@ impl HandlerQueue {
         let records = &ctx.records;
         let hit = |batch: &InFlightBatch| batch.keys.iter().any(|key| wanted(records, key));
         let stopped = self.batches.stop(hit);
-        ctx.agenda.stopped_calls += stopped;
+        ctx.agenda.wait_for_calls(stopped);
         if stopped > 0 {
             self.recall_queued();
         }
@@ -411,7 +411,8 @@ impl HandlerQueue {
     ) {
         let records = &ctx.records;
         let hit = |batch: &InFlightBatch| batch.keys.iter().any(|key| wanted(records, key));
-        ctx.agenda.stopped_calls -= self.batches.keep_stopped(hit);
+        ctx.agenda
+            .end_wait_for_calls(self.batches.keep_stopped(hit));
     }
 
     /// Makes its pools return the queued batches that were stopped or cancelled. A pool of an earlier generation returned its
@@ -453,7 +454,7 @@ impl HandlerQueue {
     ) -> bool {
         let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
             let assignment = ctx.records.partitions.get(*slot);
-            assignment.is_some_and(|assignment| !assignment.fenced)
+            assignment.is_some_and(|assignment| !assignment.is_fenced())
                 && !owned.iter().any(|(new, _)| new == slot)
         };
         let mut lingering: Vec<_> = self.announced.iter().filter(left_out).cloned().collect();

@@ -156,7 +156,9 @@ impl HandlerQueue {
             None => ProduceKind::DeadLetter,
         };
         // A deleted dead-letter topic is recreated by topic maintenance, if it may be created.
-        ctx.missed_target |= what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target;
+        if what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target {
+            ctx.miss_target();
+        }
         if !by_batch {
             let reason = format!("{what} refused: {failure}").into();
             self.errors.record(reason, now_ms);
@@ -174,7 +176,7 @@ impl HandlerQueue {
             failure,
             emits,
         };
-        ctx.refused_bytes += refusal.held_bytes;
+        ctx.keep_refused(refusal.held_bytes);
         self.refusals
             .begin(&self.settings.name, what, &mut refusal, now_ms);
         let state = match what {
@@ -287,7 +289,7 @@ impl HandlerQueue {
             return;
         };
         let Some(lease) = entry.lease() else { return };
-        let at = &records.partitions[entry.slot].at;
+        let at = records.partitions[entry.slot].at();
         let target = dead_letter_topic(&self.settings.dead_letter_topic, &at.topic);
         let provenance = dead_letter::Provenance {
             topic: &at.topic,
@@ -310,7 +312,7 @@ impl HandlerQueue {
     /// Ends a refusal: the record is produced, dead-lettered, or about to be resent.
     fn end_refusal<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
         if let Some(refusal) = &share.refusal {
-            ctx.refused_bytes = ctx.refused_bytes.saturating_sub(refusal.held_bytes);
+            ctx.drop_refused(refusal.held_bytes);
             if self.refusals.end(refusal) {
                 ctx.agenda.push_refusals_over(self.ix);
             }

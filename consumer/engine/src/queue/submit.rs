@@ -272,14 +272,14 @@ impl HandlerQueue {
     /// Ends a batch, and counts it if draining partitions wait for it.
     pub(super) fn end_batch<R: Record>(&mut self, ctx: &mut Context<R>, id: BatchId) -> Ended {
         let ended = self.batches.end(id);
-        ctx.agenda.stopped_calls -= usize::from(ended.stopped);
+        ctx.agenda.end_wait_for_calls(usize::from(ended.stopped));
         ended
     }
 
     /// Sets aside the ready batches that wait for stopped calls.
     fn withhold<R: Record>(&mut self, ctx: &Context<R>) -> VecDeque<BatchId> {
         let mut withheld = VecDeque::new();
-        if ctx.agenda.stopped_calls == 0 {
+        if !ctx.agenda.waits_for_calls() {
             return withheld;
         }
         let batches = &mut self.batches;

@@ -15,7 +15,6 @@ use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
 use crate::dispatch::RecordId;
-use crate::partition::assignment::AssignmentState;
 use crate::partition::table::Partitions;
 use crate::record::Record;
 use crate::source::{AssignmentId, Delivery, TopicPartition};
@@ -26,9 +25,9 @@ pub(crate) struct Records<R: Record> {
     pub(crate) slab: Slab<R>,
     pub(crate) partitions: Partitions<R>,
     /// Bytes charged for records: those in the slab, and those that wait for room in their partition.
-    pub(crate) charged: u64,
+    charged: u64,
     /// The violated invariant, if one was found.
-    pub(crate) fault: Option<Arc<str>>,
+    fault: Option<Arc<str>>,
 }
 
 impl<R: Record> Default for Records<R> {
@@ -64,9 +63,19 @@ impl Default for SettledRun {
 }
 
 /// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
-pub(crate) const OVERHEAD: usize = 304 + 96;
+const OVERHEAD: usize = 304 + 96;
 
 impl<R: Record> Records<R> {
+    /// Bytes charged for records: those in flight, and those that wait for room in their partition.
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    /// The violated invariant, if one was found.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
     /// Adds a record that `handlers` handlers have to settle, and charges it.
     #[inline]
     pub(crate) fn insert(&mut self, delivery: Delivery<R>, handlers: u16) -> RecordId {
@@ -77,9 +86,7 @@ impl<R: Record> Records<R> {
         let record = Lent::new(lease, place);
         let charge = (record.size() + OVERHEAD) as u32;
         self.charged += u64::from(charge);
-        assignment.entries += 1;
-        assignment.unsettled += 1;
-        assignment.usage.entry_bytes += u64::from(charge);
+        assignment.holdings_mut().insert(u64::from(charge));
         self.slab.insert(NewRecord {
             record,
             slot: delivery.slot,
@@ -87,6 +94,36 @@ impl<R: Record> Records<R> {
             charge,
             handlers,
         })
+    }
+
+    /// Charges a record that waits for room in its partition.
+    pub(crate) fn push_overflow(&mut self, delivery: Delivery<R>, now_ms: u64) {
+        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        self.charged += charge;
+        self.partitions[delivery.slot]
+            .holdings_mut()
+            .push_overflow(delivery, charge, now_ms);
+    }
+
+    /// Returns a record that has waited for room since `since_ms` to the front of its partition's queue.
+    pub(crate) fn put_back(&mut self, delivery: Delivery<R>, since_ms: u64) {
+        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        self.charged += charge;
+        self.partitions[delivery.slot]
+            .holdings_mut()
+            .put_back(delivery, charge, since_ms);
+    }
+
+    /// Takes the oldest record of a partition that waits for room; it is not charged any more.
+    pub(crate) fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery<R>> {
+        let (delivery, charge) = self.partitions[slot].holdings_mut().pop_overflow()?;
+        self.charged -= charge;
+        Some(delivery)
+    }
+
+    /// Drops the records of a partition that wait for room.
+    pub(crate) fn drop_overflow(&mut self, slot: AssignmentId) {
+        while self.pop_overflow(slot).is_some() {}
     }
 
     /// Settles a record for one handler; the last handler settles its offset.
@@ -103,15 +140,8 @@ impl<R: Record> Records<R> {
             return;
         }
         let assignment = &mut self.partitions[entry.slot];
-        assignment.unsettled -= 1;
-        if assignment.state != AssignmentState::Released {
-            let before = assignment.ledger.frontier();
-            if !assignment.ledger.settle(entry.offset()) {
-                self.fault = Some(settled_twice(entry.offset(), &assignment.at));
-            }
-            if assignment.ledger.frontier() != before {
-                assignment.moved_ms = now_ms;
-            }
+        if !assignment.settle(entry.offset(), now_ms) {
+            self.fault = Some(settled_twice(entry.offset(), assignment.at()));
         }
         self.free_if_done(key);
     }
@@ -152,29 +182,16 @@ impl<R: Record> Records<R> {
             offsets,
             bytes,
         } = std::mem::take(run);
-        let count = (offsets.end - offsets.start) as u32;
-        if count == 0 {
+        if offsets.is_empty() {
             return;
         }
-        let assignment = &mut self.partitions[slot];
-        assignment.unsettled -= count;
-        assignment.entries -= count;
-        assignment.usage.entry_bytes -= bytes;
-        assignment.usage.freed_bytes += bytes;
         self.charged -= bytes;
-        if assignment.state == AssignmentState::Released {
+        let assignment = &mut self.partitions[slot];
+        if let Some(offset) = assignment.settle_run(offsets, bytes, now_ms) {
+            self.fault = Some(settled_twice(offset, assignment.at()));
+        }
+        if assignment.is_released() {
             self.partitions.free_if_over(slot);
-            return;
-        }
-        let before = assignment.ledger.frontier();
-        if !assignment.ledger.settle_run(offsets.clone()) {
-            let twice = offsets.filter(|offset| !assignment.ledger.settle(*offset));
-            if let Some(offset) = twice.last() {
-                self.fault = Some(settled_twice(offset, &assignment.at));
-            }
-        }
-        if assignment.ledger.frontier() != before {
-            assignment.moved_ms = now_ms;
         }
     }
 
@@ -194,17 +211,16 @@ impl<R: Record> Records<R> {
         let charge = u64::from(entry.charge);
         let assignment = &mut self.partitions[entry.slot];
         if !entry.stranded {
-            assignment.usage.entry_bytes -= charge;
+            assignment.holdings_mut().uncharge(charge);
         }
         if entry.is_lent() {
             entry.stranded = true;
             return;
         }
         self.charged -= charge;
-        assignment.entries -= 1;
-        assignment.usage.freed_bytes += charge;
+        assignment.holdings_mut().free(charge);
         let slot = entry.slot;
-        let released = assignment.state == AssignmentState::Released;
+        let released = assignment.is_released();
         self.slab.remove(key);
         if released {
             self.partitions.free_if_over(slot);
@@ -236,7 +252,7 @@ impl<R: Record> Records<R> {
         if by != 0
             && let Some(assignment) = self.partitions.get_mut(slot)
         {
-            assignment.parked = assignment.parked.saturating_add_signed(by);
+            assignment.holdings_mut().count_parked(by);
         }
     }
 
@@ -252,7 +268,7 @@ impl<R: Record> Records<R> {
             if let Some(entry) = self.slab.get_mut(key)
                 && std::mem::take(&mut entry.unsettled) > 0
             {
-                self.partitions[entry.slot].unsettled -= 1;
+                self.partitions[entry.slot].holdings_mut().settle();
             }
             self.free_if_done(key);
         }

@@ -238,8 +238,8 @@ impl World {
             at: start.at.clone(),
             topic_id: start.topic_id,
             start: start.due.unwrap_or(0),
-            epoch: assignment.epoch,
-            token_first: assignment.token_first,
+            epoch: assignment.epoch(),
+            token_first: assignment.token_first(),
             leader_epoch: start.leader_epoch,
             inherited: self.client.found.remove(&start.at).unwrap_or_default(),
         };
@@ -347,7 +347,7 @@ impl World {
         }
         let mut observations = Vec::new();
         for slot in self.engine.slots() {
-            let log = self.log_of(&self.engine.flow().assignment(slot).at);
+            let log = self.log_of(self.engine.flow().assignment(slot).at());
             observations.push(Observation {
                 slot,
                 end: Some(self.script.logs[log].end()),
@@ -409,7 +409,7 @@ impl World {
     }
 
     fn frontier(&self, slot: AssignmentId) -> i64 {
-        self.flow().assignment(slot).ledger.frontier()
+        self.flow().assignment(slot).ledger().frontier()
     }
 
     /// Forgets partitions that the group has taken away, or that were handed over.

@@ -102,7 +102,7 @@ impl World {
                 continue;
             }
             let AssignmentState::Draining { deadline_ms } =
-                self.engine.flow().assignment(owned.slot).state
+                self.engine.flow().assignment(owned.slot).state()
             else {
                 continue;
             };

@@ -29,7 +29,7 @@ impl World {
             .last_key_value()
             .map_or(0, |(last, _)| last + 1);
         // A client that sought back is positioned before the frontier, which has advanced since.
-        let frontier = self.flow().assignment(owned.slot).ledger.frontier();
+        let frontier = self.flow().assignment(owned.slot).ledger().frontier();
         let due = given.max(owned.position).max(frontier);
         let start = (due + ahead).min(self.script.logs[log].end());
         let before = self.model.log_start.get(&log).copied().unwrap_or(0);

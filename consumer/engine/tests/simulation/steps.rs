@@ -351,7 +351,7 @@ impl World {
             .flow()
             .partitions()
             .map(|(at, slot)| {
-                let ledger = &self.flow().assignment(slot).ledger;
+                let ledger = self.flow().assignment(slot).ledger();
                 (at.to_string(), (ledger.frontier(), ledger.next()))
             })
             .collect();

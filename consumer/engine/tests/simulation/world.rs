@@ -441,12 +441,12 @@ impl World {
         let mut admitted = Vec::new();
         for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
             let assignment = self.flow().assignment(owned.slot);
-            if let Some(reason) = &assignment.stopped {
+            if let Some(reason) = assignment.stopped() {
                 return Err(format!("{} was stopped: {}", owned.at, reason.cause));
             }
             let waiting = owned.records.iter().filter(|(_, held)| !held.admitted);
             for (&offset, _) in
-                waiting.take_while(|(offset, _)| **offset < assignment.ledger.next())
+                waiting.take_while(|(offset, _)| **offset < assignment.ledger().next())
             {
                 admitted.push((epoch, offset));
             }

@@ -228,7 +228,7 @@ fn ends(end: impl FnOnce(&mut Flow<OwnedRecord>, AssignmentId)) {
         "records of the released partition never start, those of the other do"
     );
     let second = pump.flow.assignment(pump.slots[1]);
-    assert_eq!(second.ledger.frontier(), 102);
+    assert_eq!(second.ledger().frontier(), 102);
     let told = relock(&harness.script.notifications).clone();
     let at = |what: &str| told.iter().position(|told| told == what);
     assert!(at("revoked t/0 1") > at("called with 0"), "{told:?}");
@@ -253,7 +253,7 @@ fn no_record_of_a_partition_starts_after_its_drain_deadline() {
         assert!(flow.is_drained(&[slot]));
         let finished = flow.assignment(slot).commit_metadata().finished;
         assert_eq!(
-            (flow.assignment(slot).ledger.frontier(), finished),
+            (flow.assignment(slot).ledger().frontier(), finished),
             (0, vec![]),
             "none of its records was finished"
         );

@@ -136,7 +136,7 @@ fn a_partition_lost_while_its_last_commit_was_rejected_commits_nothing() {
 fn records_of_one_delivery_are_admitted_up_to_the_bound_and_the_others_once_there_is_room() {
     let mut bench = Bench::with(1, 10);
     bench.deliver(0..25, |offset| Some(offset.to_string()));
-    let delivered = |bench: &Bench| bench.flow.assignment(bench.slot).ledger.next();
+    let delivered = |bench: &Bench| bench.flow.assignment(bench.slot).ledger().next();
     assert_eq!(delivered(&bench), 10);
     assert_eq!(
         bench.finish(0, |_| ACK),
@@ -159,7 +159,7 @@ fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     let slot = bench.slot;
-    assert!(bench.flow.ctx.records.partitions[slot].ledger.settle(3));
+    bench.flow.ctx.records.partitions[slot].pass_by(3..4, 0);
     bench.finish(0, |_| ACK);
     bench.flow.tick(1_000);
     let fault = bench.flow.fault().expect("offset 3 was settled twice");
@@ -272,7 +272,7 @@ fn a_commit_whose_metadata_is_too_long_is_resent_without_the_finished_records() 
     let metadata = read.metadata.expect("the token is still in it");
     assert_eq!((metadata.epoch, metadata.finished), (1, Vec::new()));
     bench.answer_commit(&entries, None);
-    assert!(bench.flow.assignment(bench.slot).token_kept);
+    assert!(bench.flow.assignment(bench.slot).token_kept());
     let clock = crate::clock::WallClock { epoch_ms: 0 };
     assert!(bench.flow.report(clock, |_| None).problems.is_empty());
 }

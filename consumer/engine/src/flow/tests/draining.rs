@@ -123,7 +123,7 @@ fn what_a_hung_call_has_finished_counts_when_its_drain_times_out() {
     assert_eq!(bench.frontier(), 0, "the call may still end");
     bench.flow.tick(1_000);
     assert_eq!(bench.frontier(), 3);
-    let ledger = &bench.flow.assignment(bench.slot).ledger;
+    let ledger = bench.flow.assignment(bench.slot).ledger();
     assert_eq!(ledger.settled_ahead(), [4..5], "the emits of 3 are lost");
     assert_eq!(bench.flow.take_unfinished(), 4);
     assert_eq!(bench.flow.commits_due()[0].offset, 3);

@@ -171,7 +171,7 @@ impl Topics {
 
     fn settled(&self) -> i64 {
         let small = self.reads.last().unwrap();
-        self.flow.assignment(small.slot).ledger.frontier()
+        self.flow.assignment(small.slot).ledger().frontier()
     }
 
     /// Records of `small` settled in each of the next seconds.
@@ -245,7 +245,7 @@ fn a_failed_handler_of_large_records_leaves_other_topics_at_full_pace() {
     let report = topics.flow.report(clock, |_| None);
     assert!(report.partitions.iter().all(|row| row.paused_for.is_none()));
     for read in &topics.reads[..2] {
-        let frontier = topics.flow.assignment(read.slot).ledger.frontier();
+        let frontier = topics.flow.assignment(read.slot).ledger().frontier();
         assert!(frontier > before, "{frontier} of {before}");
     }
 }

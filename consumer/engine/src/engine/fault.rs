@@ -9,16 +9,35 @@ const DENIED_EXPIRY_MS: u64 = 3_000;
 
 /// A read error of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadFault {
+pub(crate) struct ReadFault {
     /// The next offset to read when the error was reported.
-    pub(crate) next: i64,
+    next: i64,
     /// When the error was last reported, on the engine's clock.
-    pub(crate) reported_ms: u64,
+    reported_ms: u64,
     /// Kind of the error, which decides when it is cleared.
-    pub(crate) kind: PartitionFault,
+    kind: PartitionFault,
 }
 
 impl ReadFault {
+    /// An error reported now, while `next` is the next offset to read.
+    pub(crate) fn new(kind: PartitionFault, next: i64, now_ms: u64) -> Self {
+        Self {
+            next,
+            reported_ms: now_ms,
+            kind,
+        }
+    }
+
+    /// Whether the data at the next offset is known to be damaged.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.kind == PartitionFault::Damaged
+    }
+
+    /// Whether a record was read since, `next` being the next offset to read now.
+    pub(crate) fn is_passed(&self, next: i64) -> bool {
+        next > self.next
+    }
+
     /// Whether the error is over although no record was read. `fetch` is the state of the fetching now.
     pub(crate) fn is_over(&self, now_ms: u64, fetch: FetchState) -> bool {
         let silence_ms = now_ms.saturating_sub(self.reported_ms);

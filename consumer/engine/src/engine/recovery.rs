@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 /// Initial delay before the bounds of a log are queried again, or a read is retried; doubles each time.
-pub(crate) const FIRST_RETRY_DELAY_MS: u64 = 500;
+const FIRST_RETRY_DELAY_MS: u64 = 500;
 /// Maximum such delay.
 const MAX_RETRY_DELAY_MS: u64 = 30_000;
 /// A retried read without another error for this time has succeeded.
-pub(crate) const READ_TIMEOUT_MS: u64 = 60_000;
+const READ_TIMEOUT_MS: u64 = 60_000;
 
 /// An offset that the client could not fetch from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub(crate) enum Goal {
 
 /// Stage of a recovery.
 #[derive(Clone, Debug)]
-pub(crate) enum Stage {
+enum Stage {
     /// The bounds of its log are being queried, or are about to be.
     Asking,
     /// Waits until its in-flight records have settled.
@@ -95,17 +95,108 @@ pub(crate) enum Stage {
 
 /// Recovery of a partition from a lost offset. Times are on the engine's clock.
 #[derive(Clone, Debug)]
-pub struct Recovery {
-    pub(crate) lost: Lost,
-    pub(crate) stage: Stage,
-    pub(crate) due_ms: u64,
-    pub(crate) delay_ms: u64,
+pub(crate) struct Recovery {
+    lost: Lost,
+    stage: Stage,
+    due_ms: u64,
+    delay_ms: u64,
     /// The bounds were queried, and the answer has not arrived.
-    pub(crate) asked: bool,
+    asked: bool,
 }
 
 impl Recovery {
-    pub(crate) fn schedule_retry(&mut self, now_ms: u64) {
+    /// The bounds of the log are to be queried.
+    pub(crate) fn new(lost: Lost, now_ms: u64) -> Self {
+        Self {
+            lost,
+            stage: Stage::Asking,
+            due_ms: now_ms,
+            delay_ms: FIRST_RETRY_DELAY_MS,
+            asked: false,
+        }
+    }
+
+    /// An offset was lost again: at once if the retried read has `delivered` records since, else later.
+    pub(crate) fn lose_again(&mut self, lost: Lost, delivered: u64, now_ms: u64) {
+        if let Stage::Reading { delivered: before } = self.stage {
+            if delivered > before {
+                self.delay_ms = FIRST_RETRY_DELAY_MS;
+                self.due_ms = now_ms;
+            } else {
+                self.schedule_retry(now_ms);
+            }
+        }
+        self.lost = lost;
+        self.asked = false;
+        self.stage = Stage::Asking;
+    }
+
+    /// Whether the bounds are to be queried now; from then on the answer is expected. `is_unused`: none of the partition's
+    /// records is in flight.
+    pub(crate) fn asks_bounds(&mut self, is_unused: bool, now_ms: u64) -> bool {
+        let ready = match self.stage {
+            Stage::Asking => true,
+            Stage::Settling => is_unused,
+            Stage::Seeking(_) | Stage::Reading { .. } => false,
+        };
+        let asks = ready && !self.asked && now_ms >= self.due_ms;
+        self.asked |= asks;
+        asks
+    }
+
+    /// An answer about the bounds has arrived; `false`: none was expected.
+    pub(crate) fn bounds_answered(&mut self) -> bool {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// What is lost, of which nothing is before `next`: a client that delivers records again can be behind what was read.
+    pub(crate) fn lost_from(&mut self, next: i64) -> Lost {
+        self.lost.asked = self.lost.asked.max(next);
+        self.lost.clone()
+    }
+
+    /// What is lost.
+    pub(crate) fn lost(&self) -> &Lost {
+        &self.lost
+    }
+
+    /// The bounds are not available: they are queried again later. Returns whether nothing is known yet.
+    pub(crate) fn bounds_unavailable(&mut self, now_ms: u64) -> bool {
+        self.schedule_retry(now_ms);
+        matches!(self.stage, Stage::Asking)
+    }
+
+    /// The client is being repositioned.
+    pub(crate) fn seek(&mut self, goal: Goal) {
+        self.stage = Stage::Seeking(goal);
+    }
+
+    /// It continues once the partition's records have settled.
+    pub(crate) fn settle_first(&mut self) {
+        self.stage = Stage::Settling;
+    }
+
+    /// What the client is being repositioned for, if it is.
+    pub(crate) fn goal(&self) -> Option<Goal> {
+        match &self.stage {
+            Stage::Seeking(goal) => Some(goal.clone()),
+            Stage::Asking | Stage::Settling | Stage::Reading { .. } => None,
+        }
+    }
+
+    /// The read is retried; so many records were delivered before.
+    pub(crate) fn read(&mut self, delivered: u64, now_ms: u64) {
+        self.stage = Stage::Reading { delivered };
+        self.due_ms = now_ms + READ_TIMEOUT_MS;
+    }
+
+    /// The client could not be repositioned: it begins again later.
+    pub(crate) fn retry_later(&mut self, now_ms: u64) {
+        self.stage = Stage::Asking;
+        self.schedule_retry(now_ms);
+    }
+
+    fn schedule_retry(&mut self, now_ms: u64) {
         self.due_ms = now_ms + self.delay_ms;
         self.delay_ms = (self.delay_ms * 2).min(MAX_RETRY_DELAY_MS);
     }
