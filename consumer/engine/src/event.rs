@@ -2,9 +2,9 @@
 //! appends [`Effect`]s.
 //!
 //! ```text
-//!  pump ── Tick, Message, Source, Observed, Records, Polled, TurnEnd ──► step ──► Effect ──► the client
-//!    ▲                                                                                          │
-//!    └────────────────────── Positions, Sought, Left: completions ◄─────────────────────────────┘
+//!  pump ── Clock, Message, Tick, Source, Observed, Records, Polled, TurnEnd ──► step ──► Effect ──► the client
+//!    ▲                                                                                                 │
+//!    └────────────────────── Positions, Sought, Left: completions ◄────────────────────────────────────┘
 //! ```
 //!
 //! Effects are carried out in order, each before the next event. None of them waits for a broker, except
@@ -29,8 +29,10 @@ pub struct Observation {
 
 /// What has happened.
 pub enum Event<'a, R> {
-    /// Time has passed; everything that is due runs. The time is in milliseconds since the engine's start and never
-    /// decreases.
+    /// Time has passed. It is in milliseconds since the engine's start and never decreases. Nothing that is due runs before
+    /// the next tick: messages that arrived in time come first, or a call that ended before a deadline would be too late.
+    Clock(u64),
+    /// Time has passed, and everything that is due runs.
     Tick(u64),
     /// A message of a worker or the producer.
     Message(PumpMessage),

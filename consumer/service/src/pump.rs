@@ -232,12 +232,13 @@ impl Pump {
             observations,
         } = buffers;
         let now_ms = self.now_ms();
-        self.step(Event::Tick(now_ms));
+        self.step(Event::Clock(now_ms));
         self.inbox.take(messages);
         let mut busy = !messages.is_empty();
         for message in messages.drain(..) {
             self.step(Event::Message(message));
         }
+        self.step(Event::Tick(now_ms));
         busy |= self.run_commands();
         self.source.events(events);
         for event in events.drain(..) {

@@ -104,6 +104,10 @@ impl<R: Record> Engine<R> {
     pub fn step(&mut self, event: Event<'_, R>, effects: &mut VecDeque<Effect>) {
         std::mem::swap(&mut self.effects, effects);
         match event {
+            Event::Clock(now_ms) => {
+                self.now_ms = now_ms;
+                self.flow.set_time(now_ms);
+            }
             Event::Tick(now_ms) => {
                 self.now_ms = now_ms;
                 self.flow.tick(now_ms);

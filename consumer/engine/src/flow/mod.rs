@@ -163,9 +163,14 @@ impl<R: Record> Flow<R> {
         }
     }
 
+    /// Advances the clock; what is due runs with the next [`Flow::tick`].
+    pub fn set_time(&mut self, now_ms: u64) {
+        self.ctx.now_ms = now_ms;
+    }
+
     /// Advances the clock and runs everything that is due.
     pub fn tick(&mut self, now_ms: u64) {
-        self.ctx.now_ms = now_ms;
+        self.set_time(now_ms);
         self.ownership_changed |= self.ownership_due_ms.is_some_and(|due_ms| now_ms >= due_ms);
         self.end_overdue_drains();
         self.run_due();

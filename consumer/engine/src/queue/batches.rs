@@ -43,6 +43,11 @@ impl InFlightBatch {
         self.used && self.batch.is_none()
     }
 
+    /// What runs it, once it is submitted.
+    pub(super) fn ran_by(&self) -> Option<Arc<GenerationId>> {
+        self.generation.clone()
+    }
+
     /// Whether what runs it takes batches as a whole.
     pub(super) fn takes_batches(&self) -> bool {
         let generation = self.generation.as_ref();

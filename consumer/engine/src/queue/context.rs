@@ -27,8 +27,6 @@ pub(crate) struct Context<R: Record> {
     refused_bytes: u64,
     /// A dead-letter topic was missing or not writable.
     missed_target: bool,
-    /// Outcomes that arrived after their batch was abandoned.
-    late_outcomes: u64,
 }
 
 impl<R: Record> Context<R> {
@@ -49,7 +47,6 @@ impl<R: Record> Context<R> {
             group,
             refused_bytes: 0,
             missed_target: false,
-            late_outcomes: 0,
         }
     }
 
@@ -81,7 +78,6 @@ impl<R: Record> Context<R> {
 
     /// A batch that was abandoned earlier: its records are returned, its outcomes are discarded.
     pub(crate) fn return_late(&mut self, mut batch: Box<Batch>) -> Box<Batch> {
-        self.late_outcomes += batch.keys.len() as u64;
         for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
             self.records.return_record(key, record);
             self.records.free_if_done(key);

@@ -71,9 +71,8 @@ impl HandlerQueue {
             let (lane, attempt) = (record.lane, record.attempt);
             let is_first = attempt == 1 && self.deferred.get(key).is_none();
             if outcome.code == outcome_code::ACK && quick && is_first {
-                acked += 1;
-                ctx.records
-                    .return_settled(&mut settled, key, record, ctx.now_ms);
+                let counts = (ctx.records).return_settled(&mut settled, key, record, ctx.now_ms);
+                acked += u64::from(counts);
                 continue;
             }
             ctx.records.return_record(key, record);

@@ -13,8 +13,7 @@ use crate::status::WaitsFor;
 impl HandlerQueue {
     /// Settles the records that `wanted` selects and that running calls have finished, before their partitions are fenced: the
     /// next owner would handle them again (G3). Outcomes with emits do not count: the emits are not handed over yet. Nor do those
-    /// of a batch handler, which may replace them until its call ends. In the counters, records that only succeed now appear if
-    /// the call ever returns.
+    /// of a batch handler, which may replace them until its call ends.
     pub(crate) fn settle_published<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
@@ -29,11 +28,18 @@ impl HandlerQueue {
             }
             let outcomes = call.published(id, &ctx.inbox).unwrap_or_default();
             let finished = call.keys.iter().zip(&outcomes);
-            let finished: Vec<RecordId> = finished
+            let finished: Vec<(RecordId, u16)> = finished
                 .filter(|(key, outcome)| is_final(outcome) && wanted(&ctx.records, key))
-                .map(|(key, _)| *key)
+                .map(|(key, outcome)| (*key, outcome.code))
                 .collect();
-            for key in finished {
+            let ran_by = call.ran_by();
+            for (key, code) in finished {
+                let counts = self.counts.of(ran_by.as_deref().unwrap_or(&self.current));
+                match code {
+                    outcome_code::DROP => counts.drop += 1,
+                    _ => counts.ack += 1,
+                }
+                self.errors.succeeded();
                 self.end_share(ctx, key);
                 ctx.records.settle_share(key, ctx.now_ms);
             }

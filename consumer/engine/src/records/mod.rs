@@ -146,8 +146,8 @@ impl<R: Record> Records<R> {
         self.free_if_done(key);
     }
 
-    /// Returns a record of a call in which it succeeded, and settles it for that handler. What concerns its partition follows
-    /// for a run of records at once, at the latest with [`Self::end_run`].
+    /// Returns a record of a call in which it succeeded, and settles it for that handler; `false`: it was over before. What
+    /// concerns its partition follows for a run of records at once, at the latest with [`Self::end_run`].
     #[inline]
     pub(crate) fn return_settled(
         &mut self,
@@ -155,14 +155,15 @@ impl<R: Record> Records<R> {
         key: RecordId,
         view: RawRecord,
         now_ms: u64,
-    ) {
+    ) -> bool {
         let Some(entry) = self.slab.get_mut(key) else {
-            return;
+            return false;
         };
         entry.return_record(view);
         if entry.unsettled != 1 || entry.is_lent() {
+            let counts = entry.unsettled > 0;
             self.settle_share(key, now_ms);
-            return;
+            return counts;
         }
         let (slot, offset, charge) = (entry.slot, entry.offset(), u64::from(entry.charge));
         if run.slot != slot || run.offsets.end != offset {
@@ -173,6 +174,7 @@ impl<R: Record> Records<R> {
         run.offsets.end += 1;
         run.bytes += charge;
         self.slab.remove(key);
+        true
     }
 
     /// Settles and frees a run in its partition.

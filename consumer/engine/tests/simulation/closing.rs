@@ -271,7 +271,7 @@ impl World {
     }
 
     /// Whether the flow has received the call's timeout.
-    fn is_abandoned(&self, hung: BatchId) -> bool {
+    pub fn is_abandoned(&self, hung: BatchId) -> bool {
         let reports_it = |message: &Message| matches!(&message.message, PumpMessage::CallTimedOut { batch, .. } if *batch == hung);
         self.timed_out.contains_key(&hung) && !self.messages.iter().any(reports_it)
     }

@@ -52,6 +52,7 @@ situations! {
     stops: "graceful stops",
     other_orders: "changes of a handler's order",
     other_workers: "changes of the number of workers of a handler that keeps state by key",
+    published: "records that running calls had finished when their drain timed out",
     splits: "changes of the keys that another generation of a handler gets",
     tokens_first: "assignments whose token had to be committed before a record ran",
 }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluicegate_abi::header_block::Headers;
-use sluicegate_engine::dispatch::{Batch, Inbox, PoolState, WorkerPool};
+use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PoolState, WorkerPool};
 use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
-use sluicegate_runtime::Emit;
+use sluicegate_runtime::{Emit, RawOutcome};
 
 /// A pool with a fixed number of seats.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ struct SimPoolState {
     owes_notice: bool,
     recalled: bool,
     taken: Vec<(usize, Box<Batch>)>,
+    /// What calls have published so far.
+    published: Vec<(BatchId, Vec<RawOutcome>)>,
 }
 
 impl SimPool {
@@ -38,6 +40,7 @@ impl SimPool {
                 owes_notice: false,
                 recalled: false,
                 taken: Vec::new(),
+                published: Vec::new(),
             }),
             seats,
         }
@@ -46,6 +49,16 @@ impl SimPool {
     /// Batches submitted since the last call, with their seats.
     pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
         std::mem::take(&mut self.lock().taken)
+    }
+
+    /// A call has published these outcomes so far; the last ones given count.
+    pub fn publish(&self, batch: BatchId, outcomes: Vec<RawOutcome>) {
+        self.lock().published.push((batch, outcomes));
+    }
+
+    /// Nothing is known of what calls have published.
+    pub fn hide_published(&self) {
+        self.lock().published.clear();
     }
 
     /// Whether batches were recalled since the last call.
@@ -94,6 +107,13 @@ impl WorkerPool for SimPool {
 
     fn recall(&self) {
         self.lock().recalled = true;
+    }
+
+    fn published(&self, _reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+        let state = self.lock();
+        let mut published = state.published.iter();
+        let (_, outcomes) = published.find(|(id, _)| *id == batch)?;
+        Some(outcomes.clone())
     }
 
     fn workers(&self) -> u32 {

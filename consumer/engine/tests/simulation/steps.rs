@@ -33,7 +33,7 @@ impl World {
             82..84 => self.return_hung(),
             84..90 => {
                 let ms = self.random.between(1, 60) as u64;
-                self.pass(ms);
+                self.pass(ms)?;
             }
             _ => self.inject_event()?,
         }
@@ -275,7 +275,7 @@ impl World {
         self.return_hung();
         self.settle_group()?;
         self.answer_commit()?;
-        self.pass(100);
+        self.pass(100)?;
         for _ in 0..8 {
             self.answer_produce()?;
             self.work()?;

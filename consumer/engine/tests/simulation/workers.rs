@@ -6,6 +6,7 @@ use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use sluicegate_engine::dispatch::{Inbox, PumpMessage};
 use sluicegate_engine::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
 use sluicegate_engine::event::Event;
+use sluicegate_engine::source::AssignmentId;
 
 use super::model::Check;
 use super::pools::{Emitted, SimPool};
@@ -188,6 +189,38 @@ impl World {
                 message: PumpMessage::PoolFree,
                 share: None,
             });
+        }
+    }
+
+    /// The drain of these partitions times out: what calls have finished of them settles, unless it has emits or the handler
+    /// may still replace it.
+    pub fn publish(&mut self, overdue: &[AssignmentId]) {
+        let mut finished = Vec::new();
+        for run in &self.running {
+            run.pool.publish(run.batch.id, run.outcomes.clone());
+            if run.takes_batches || self.is_abandoned(run.batch.id) {
+                continue;
+            }
+            for (record, outcome) in run.batch.records.iter().zip(&run.outcomes) {
+                let share = ShareKey {
+                    epoch: record.epoch,
+                    offset: record.offset,
+                    handler: run.batch.handler.0,
+                };
+                let succeeded = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP);
+                if succeeded && outcome.flags & outcome_flag::EMITTED == 0 {
+                    finished.push((share, *outcome));
+                }
+            }
+        }
+        for (share, outcome) in finished {
+            let owned = self.model.owned.get(&share.epoch);
+            if owned.is_some_and(|owned| {
+                overdue.contains(&owned.slot) && !owned.fenced && !owned.released
+            }) {
+                self.model.coverage.published += 1;
+                self.count(&share, outcome, false);
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use sluicegate_engine::event::{Effect, Event};
 use sluicegate_engine::flow::Flow;
 use sluicegate_engine::queue::{OnFailure, Order};
 use sluicegate_engine::routing::RoutingIndex;
-use sluicegate_engine::source::SourceEvent;
+use sluicegate_engine::source::{AssignmentId, SourceEvent};
 
 use super::client::Client;
 use super::closing::Closing;
@@ -402,17 +402,31 @@ impl World {
         }
     }
 
-    /// Time passes.
-    pub fn pass(&mut self, ms: u64) {
+    /// Time passes. What arrived in time is received before what is due.
+    pub fn pass(&mut self, ms: u64) -> Check {
         self.now_ms += ms;
-        for revoke in &self.revokes {
-            if self.now_ms >= revoke.deadline_ms {
-                self.model.fence(&revoke.slots);
+        self.engine
+            .step(Event::Clock(self.now_ms), &mut self.effects);
+        if self.random.chance(50) {
+            for _ in 0..self.messages.len() {
+                self.deliver_message()?;
             }
+        }
+        let overdue = |revoke: &&Revoke| self.now_ms >= revoke.deadline_ms;
+        let overdue: Vec<AssignmentId> = (self.revokes.iter().filter(overdue))
+            .flat_map(|revoke| revoke.slots.iter().copied())
+            .collect();
+        if !overdue.is_empty() {
+            self.publish(&overdue);
+            self.model.fence(&overdue);
         }
         self.engine
             .step(Event::Tick(self.now_ms), &mut self.effects);
+        self.running
+            .iter()
+            .for_each(|run| run.pool.hide_published());
         self.see_skips();
+        Ok(())
     }
 
     /// The core's state, as its own reports show it.

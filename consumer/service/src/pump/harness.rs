@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use sluicegate_engine::dispatch::PumpMessage;
 use sluicegate_engine::engine::EngineSettings;
-use sluicegate_engine::event::Event;
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::source::{Source, SourceError, StartAt, TopicPartition};
 use sluicegate_engine::status::PartitionReport;
@@ -113,17 +112,22 @@ impl Harness {
     pub(crate) fn run_all(&mut self, finish: bool) -> Vec<i64> {
         let offsets = self.pool.offsets();
         if finish {
-            for mut batch in self.pool.take() {
-                let done = RawOutcome {
-                    code: outcome_code::ACK,
-                    ..RawOutcome::default()
-                };
-                batch.outcomes = vec![done; batch.records.len()];
-                self.pump.step(Event::Message(PumpMessage::Finished(batch)));
-            }
+            self.finish();
         }
         self.turn();
         offsets
+    }
+
+    /// Acknowledges the records that the pool holds; the pump learns of it in its next turn.
+    pub(crate) fn finish(&mut self) {
+        for mut batch in self.pool.take() {
+            let done = RawOutcome {
+                code: outcome_code::ACK,
+                ..RawOutcome::default()
+            };
+            batch.outcomes = vec![done; batch.records.len()];
+            self.pump.inbox.push(PumpMessage::Finished(batch));
+        }
     }
 
     pub(crate) fn committed(&self) -> Option<i64> {

@@ -1,7 +1,7 @@
 //! Mutants of the queues of handlers: runs of records, retries, orders, waiting records and their memory, commit sizes.
 
 use super::super::Mutant;
-use super::super::suites::{COMMIT, FLOW, QUEUE, RAW, READING, SIMULATION, STATUS};
+use super::super::suites::{COMMIT, FLOW, PUMP, QUEUE, RAW, READING, SIMULATION, STATUS};
 
 pub(super) const QUEUES: &[Mutant] = &[
     Mutant {
@@ -123,6 +123,16 @@ pub(super) const QUEUES: &[Mutant] = &[
         name: "finished-in-a-hung-call-repeats",
         what: "what a hung call has finished does not count when a drain times out",
         suite: FLOW,
+    },
+    Mutant {
+        name: "late-ack-counts",
+        what: "a record that the next owner handles again is counted as acknowledged",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "due-before-messages",
+        what: "what a call has finished before a drain deadline does not count if the pump learns of it after it",
+        suite: PUMP,
     },
     Mutant {
         name: "published-emits-count",

@@ -127,8 +127,11 @@ fn what_a_hung_call_has_finished_counts_when_its_drain_times_out() {
     assert_eq!(ledger.settled_ahead(), [4..5], "the emits of 3 are lost");
     assert_eq!(bench.flow.take_unfinished(), 4);
     assert_eq!(bench.flow.commits_due()[0].offset, 3);
+    let counted = |bench: &Bench| (bench.outcomes().ack, bench.outcomes().drop);
+    assert_eq!(counted(&bench), (3, 1));
     bench.flow.release(&[bench.slot]);
     bench.finish(0, |_| ACK);
+    assert_eq!(counted(&bench), (3, 1), "what the next owner handles again");
     assert_eq!((bench.flow.fault(), bench.flow.held_records()), (None, 0));
     assert_eq!(bench.flow.charged(), 0);
 }

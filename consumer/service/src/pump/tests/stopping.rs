@@ -55,6 +55,17 @@ fn a_new_partition_settles_a_record_before_it_is_released() {
 }
 
 #[test]
+fn a_call_that_ends_before_the_drain_deadline_counts_even_if_the_pump_learns_of_it_later() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    harness.stop();
+    harness.finish();
+    harness.advance(Duration::from_mins(2));
+    harness.turn();
+    assert_eq!(harness.committed(), Some(5));
+    assert_eq!(harness.left().unfinished, 0);
+}
+
+#[test]
 fn a_stop_whose_leave_request_failed_reports_a_remaining_member() {
     for refused in [false, true] {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
