@@ -291,7 +291,7 @@ const SERVICE: &[Mutant] = &[
     Mutant {
         name: "resumes-before-what-was-read",
         what: "an out-of-range offset behind what was read resets the partition to the start of its log",
-        suite: SIMULATION,
+        suite: PUMP,
     },
     Mutant {
         name: "found-after-the-stop-is-started",
@@ -406,7 +406,7 @@ const SERVICE: &[Mutant] = &[
     Mutant {
         name: "token-not-committed-first",
         what: "records run before a token that a restart could issue again is committed",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "new-partition-at-the-end",

@@ -155,6 +155,26 @@ fn records_of_one_delivery_are_admitted_up_to_the_bound_and_the_others_once_ther
 }
 
 #[test]
+fn no_record_starts_before_a_token_is_committed_that_a_restart_could_issue_again() {
+    for token_first in [false, true] {
+        let mut bench = Bench::new(1);
+        bench.flow.release(&[bench.slot]);
+        bench.slot = bench.flow.assign(NewAssignment {
+            token_first,
+            ..NewAssignment::first(at(), 0, 7)
+        });
+        bench.deliver(0..3, |_| None);
+        let offsets = bench.finish(0, |_| ACK);
+        assert_eq!(offsets.is_empty(), token_first);
+        let entries = bench.next_commit(&mut 0).expect("the token is committed");
+        bench.answer_commit(&entries, None);
+        bench.flow.dispatch();
+        let rest = bench.finish(0, |_| ACK);
+        assert_eq!([offsets, rest].concat(), [0, 1, 2]);
+    }
+}
+
+#[test]
 fn nothing_is_committed_once_an_invariant_was_violated() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);

@@ -118,6 +118,28 @@ fn an_offset_within_the_log_is_retried_whatever_the_policy() {
 }
 
 #[test]
+fn an_offset_behind_what_was_read_loses_nothing_and_repeats_nothing() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    // A client that delivers records again asks for one that retention has deleted in the meantime.
+    harness.kafka.delete_before("t", 0, 3);
+    harness.kafka.tell(SourceEvent::OffsetMissing {
+        at: at(),
+        asked: Some(2),
+        fetched: Some(2),
+        truncated: false,
+        reason: "Broker: Offset out of range".into(),
+    });
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    harness.produce(3);
+    harness.turn();
+    assert_eq!(harness.run_all(true), [5, 6, 7]);
+    let report = harness.report();
+    assert_eq!((harness.committed(), report.gone), (Some(8), 0));
+    assert_eq!(report.state, PartitionState::Running);
+}
+
+#[test]
 fn a_truncated_log_restarts_at_its_beginning_even_below_the_committed_offset() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     harness.run_all(true);
