@@ -1,8 +1,8 @@
 //! One OS thread per Kafka client: polls, steps the engine, carries out its effects. It never blocks on a handler.
 //!
 //! ```text
-//!  turn: Tick ─► inbox (outcomes) and commands ─► source events ─► Observed, once per second ─► dispatch
-//!         ┌──────────────────────────────────────────────────────────────────────────────────────┘
+//!  turn: Clock ─► inbox (outcomes) ─► Tick ─► commands ─► source events ─► Observed, once per second ─► dispatch
+//!         ┌────────────────────────────────────────────────────────────────────────────────────────────┘
 //!         └─► up to 4 × (poll ─► Records) ─► Polled: positions ─► TurnEnd: commits, pauses, hand-overs, stop
 //!  a turn without work is followed by `wait`, until a record, an event, a message or the next timer
 //! ```
@@ -12,7 +12,8 @@
 //! (`client_state`), a client that alone reaches no broker (`stuck`), its replacement (`renewal`). A loop that blocks on
 //! a handler exceeds `max.poll.interval.ms` and loses the membership of the group (ADR 0002).
 //!
-//! - Outcomes are received before records are read: a turn frees memory before it takes more (G8).
+//! - Outcomes are received before records are read: a turn frees memory before it takes more (G8); and before what is due
+//!   runs: what ended before a drain deadline counts.
 //! - A turn takes the whole inbox, because [`Inbox::push`] wakes the pump only if the inbox was empty.
 //! - Positions are queried after all polled records are passed on: the client's consumed position covers polled records, and a
 //!   frontier moved past an undelivered one would be committed (G2).

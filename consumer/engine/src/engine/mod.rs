@@ -11,8 +11,8 @@
 //! ```
 //!
 //! `offers` has the partitions without a known start; an owned one is an
-//! [`Assignment`](crate::partition::assignment::Assignment), with everything that keeps it from being read
-//! (`missing`, `faults`); [] and [`stop`] end it, one by one or all at once.
+//! [`Assignment`](crate::partition::assignment::Assignment); what keeps it from being read is in `troubles` (`missing`,
+//! `faults`); `handover` and [`stop`] end it, one by one or all at once.
 
 mod fault;
 mod faults;

@@ -17,19 +17,20 @@ struct ReadTrouble {
     leaderless_since_ms: Option<u64>,
 }
 
-/// The owned partitions that cannot be read, or could not be a moment ago.
+/// The owned partitions that cannot be read, could not be a moment ago, or have had no leader for so short a time that it is
+/// not reported.
 #[derive(Default)]
 pub(crate) struct ReadTroubles {
     of: BTreeMap<AssignmentId, ReadTrouble>,
 }
 
 impl ReadTroubles {
-    /// Whether every partition can be read.
+    /// Whether there is nothing to watch.
     pub(crate) fn is_empty(&self) -> bool {
         self.of.is_empty()
     }
 
-    /// The partitions with troubles.
+    /// The partitions to watch.
     pub(crate) fn slots(&self) -> Vec<AssignmentId> {
         self.of.keys().copied().collect()
     }

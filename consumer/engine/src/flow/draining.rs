@@ -158,9 +158,10 @@ impl<R: Record> Flow<R> {
         }
     }
 
-    /// Takes the number of records that were started and unfinished when drains timed out.
+    /// Takes the number of records that were started and unfinished when drains timed out, or whose calls timed out while they
+    /// were drained.
     pub fn take_unfinished(&mut self) -> u64 {
-        std::mem::take(&mut self.unfinished_records)
+        std::mem::take(&mut self.unfinished_records) + self.ctx.take_unfinished()
     }
 
     /// Counts the unfinished records of partitions that are lost during shutdown. Returns the number of partitions with

@@ -6,7 +6,7 @@
 //!  messages of workers and producer ─► the handler's queue ─► records: settled ─► frontier ─► commits_due
 //! ```
 //!
-//! It has no Kafka client, no thread and no clock: time arrives with [`Flow::tick`], batches leave through
+//! It has no Kafka client, no thread and no clock: time arrives with [`Flow::set_time`] and [`Flow::tick`], batches leave through
 //! [`crate::dispatch::WorkerPool`], produced records through [`crate::emit::Emitter`]. The seeded simulator scripts all
 //! three, so whatever a decision depends on must come in through them. That includes the order of iteration: every
 //! collection that decides something by being iterated is ordered or has a fixed hasher, or a seed would not reproduce

@@ -389,7 +389,8 @@ impl<R> Assignment<R> {
     /// Settles records that no route selects. The frontier advances only if no earlier record is unsettled.
     #[inline]
     pub(crate) fn pass_by(&mut self, offsets: Range<i64>, now_ms: u64) {
-        self.progress.settle_run(offsets, now_ms);
+        let twice = self.progress.settle_run(offsets, now_ms);
+        debug_assert_eq!(twice, None, "they were just delivered");
     }
 
     /// The client has read everything before `position`, and has delivered all records of it.

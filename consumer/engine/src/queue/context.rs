@@ -27,6 +27,8 @@ pub(crate) struct Context<R: Record> {
     refused_bytes: u64,
     /// A dead-letter topic was missing or not writable.
     missed_target: bool,
+    /// Records that a call had handled and that the next owner handles again.
+    unfinished: u64,
 }
 
 impl<R: Record> Context<R> {
@@ -47,6 +49,7 @@ impl<R: Record> Context<R> {
             group,
             refused_bytes: 0,
             missed_target: false,
+            unfinished: 0,
         }
     }
 
@@ -64,6 +67,23 @@ impl<R: Record> Context<R> {
     /// Bytes of emitted records that are kept for a resend.
     pub(crate) fn refused_bytes(&self) -> u64 {
         self.refused_bytes
+    }
+
+    /// A call that timed out had handled a record, and its outcome does not count: if its partition is being revoked, the next
+    /// owner handles it again.
+    pub(crate) fn count_handled_again(&mut self, key: RecordId) {
+        let entry = self.records.slab.get(key);
+        let slot = entry
+            .filter(|entry| entry.unsettled > 0)
+            .map(|entry| entry.slot);
+        if slot.is_some_and(|slot| self.records.partitions[slot].is_draining()) {
+            self.unfinished += 1;
+        }
+    }
+
+    /// Takes the number of records that calls had handled and that the next owners handle again.
+    pub(crate) fn take_unfinished(&mut self) -> u64 {
+        std::mem::take(&mut self.unfinished)
     }
 
     /// A dead-letter topic was missing or not writable.

@@ -58,7 +58,7 @@ impl HandlerQueue {
         }
         let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
         let quick = batch.emits_pending.is_empty();
-        let mut acked = 0;
+        let (mut acked, mut succeeded) = (0, false);
         let mut settled = SettledRun::default();
         let mut back = Vec::new();
         let mut freed = ended.contended;
@@ -73,6 +73,7 @@ impl HandlerQueue {
             if outcome.code == outcome_code::ACK && quick && is_first {
                 let counts = (ctx.records).return_settled(&mut settled, key, record, ctx.now_ms);
                 acked += u64::from(counts);
+                succeeded = true;
                 continue;
             }
             ctx.records.return_record(key, record);
@@ -94,7 +95,7 @@ impl HandlerQueue {
         ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
         self.counts.of(&ran_by).ack += acked;
-        if acked > 0 {
+        if succeeded {
             self.errors.succeeded();
         }
         self.requeue_not_run(ctx, &back, &mut freed);
@@ -323,7 +324,12 @@ impl HandlerQueue {
                     self.log_hung(ctx, key, returned.number, &reason);
                     self.failed_attempt(ctx, &returned, reason, 0);
                 }
-                _ => back.push(returned),
+                outcome => {
+                    if outcome.is_some_and(|outcome| outcome.code != outcome_code::NOT_RUN) {
+                        ctx.count_handled_again(key);
+                    }
+                    back.push(returned);
+                }
             }
         }
         self.requeue_not_run(ctx, &back, &mut freed);

@@ -288,6 +288,11 @@ impl HandlerQueue {
         let Some(entry) = records.slab.get(key) else {
             return;
         };
+        let drains_until_ms = records.partitions[entry.slot].drains_until_ms();
+        if drains_until_ms.is_some_and(|deadline_ms| ctx.now_ms >= deadline_ms) {
+            // The record is about to be left to the next owner, which would write another.
+            return;
+        }
         let Some(lease) = entry.lease() else { return };
         let at = records.partitions[entry.slot].at();
         let target = dead_letter_topic(&self.settings.dead_letter_topic, &at.topic);

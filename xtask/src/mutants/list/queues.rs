@@ -135,6 +135,16 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: PUMP,
     },
     Mutant {
+        name: "letter-for-what-is-left",
+        what: "a dead letter is written for a record that is left to the next owner, which writes another",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "handled-again-unsaid",
+        what: "records whose call timed out in a drain after it had handled them are not reported as unfinished",
+        suite: FLOW,
+    },
+    Mutant {
         name: "published-emits-count",
         what: "a record of a hung call counts as finished although its emits are still in the call",
         suite: FLOW,

@@ -136,6 +136,62 @@ fn what_a_hung_call_has_finished_counts_when_its_drain_times_out() {
     assert_eq!(bench.flow.charged(), 0);
 }
 
+/// A bench whose drain is overdue, but not fenced yet: messages of calls come first.
+fn overdue(records: i64) -> Bench {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..records, |_| None);
+    bench.flow.start_drain(&[bench.slot], 1_000);
+    bench.flow.tick(999);
+    bench.flow.set_time(1_000);
+    bench
+}
+
+#[test]
+fn no_dead_letter_is_written_for_a_record_that_is_left_to_the_next_owner() {
+    let mut bench = overdue(1);
+    bench.finish(0, |_| outcome_code::DEAD_LETTER);
+    assert!(bench.emitter.sent.lock().unwrap().is_empty());
+    bench.flow.tick(1_000);
+    assert_eq!(bench.frontier(), 0);
+    assert_eq!(bench.flow.take_unfinished(), 1);
+    assert_eq!((bench.flow.fault(), bench.flow.held_records()), (None, 0));
+}
+
+#[test]
+fn what_a_call_has_handled_and_cannot_count_when_it_times_out_in_a_drain_is_unfinished() {
+    let mut bench = overdue(4);
+    let hung = bench.pools[0].taken.lock().unwrap()[0].id;
+    let completed = published(&[(ACK, 0), (ACK, outcome_flag::EMITTED)]);
+    bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
+        batch: hung,
+        completed: completed.into_inner().unwrap(),
+    });
+    bench.flow.tick(1_000);
+    assert_eq!(bench.frontier(), 1);
+    assert_eq!(bench.flow.take_unfinished(), 1, "the emits of 1 are lost");
+}
+
+#[test]
+fn a_late_success_ends_the_report_of_failing_attempts() {
+    let mut bench = Bench::new(1);
+    let problems = |bench: &Bench| {
+        let clock = crate::clock::WallClock { epoch_ms: 0 };
+        let report = bench.flow.report(clock, |_| None).handlers.remove(0);
+        report.problems.len()
+    };
+    for second in 0..40 {
+        bench.flow.tick(second as u64 * 1_000);
+        bench.deliver(second..second + 1, |_| None);
+        bench.finish(0, |_| outcome_code::RETRY);
+    }
+    assert_eq!(problems(&bench), 1);
+    bench.deliver(40..41, |_| None);
+    bench.flow.release(&[bench.slot]);
+    bench.finish(0, |_| ACK);
+    assert_eq!(problems(&bench), 0);
+}
+
 #[test]
 fn outcomes_of_a_batch_handler_count_only_when_its_call_has_ended() {
     let mut bench = Bench::new(1);
