@@ -160,7 +160,11 @@ impl<R: Record> Records<R> {
             return false;
         };
         entry.return_record(view);
-        if entry.unsettled != 1 || entry.is_lent() {
+        if entry.unsettled > 1 {
+            entry.unsettled -= 1;
+            return true;
+        }
+        if entry.unsettled == 0 || entry.is_lent() {
             let counts = entry.unsettled > 0;
             self.settle_share(key, now_ms);
             return counts;
