@@ -9,7 +9,7 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::flow::{Flow, FlowSettings};
 use sluicegate_engine::partition::assignment::NewAssignment;
 use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
@@ -50,9 +50,8 @@ impl WorkerPool for Pool {
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
-    fn send(&self, _record: &ProducerRecord<'_>, _way: Way, ticket: Ticket) -> Sent {
-        ticket.acknowledged();
-        Sent::Queued
+    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: &Arc<Inbox>, _: EmitToken) -> Sent {
+        Sent::NoRoom
     }
 }
 

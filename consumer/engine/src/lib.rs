@@ -6,7 +6,7 @@
 //!                     ▲                                               │                                     │
 //!                     │            ack, drop ◄── outcomes ◄───────────┼───────── inbox ◄── Finished ────────┘
 //!                     │               │        retry ─► parked ───────┘            ▲
-//!                     │               │        emits, dead letter ─► producer ─────┘ Produced
+//!                     │               │        emits, dead letter ─► producer ─────┘ Delivered
 //!                     │               ▼
 //!                     └── records: share settled ─► ledger.settle ─► frontier ─► committer ─► Effect
 //! ```

@@ -1,4 +1,3 @@
-//! Locks and atomics of state shared between threads; the models in `consumer/engine/loom` replace them with loom's.
+//! Locks of state shared between threads; the models in `consumer/engine/loom` replace them with loom's.
 
-pub(crate) use std::sync::atomic::AtomicU32;
-pub(crate) use std::sync::{Mutex, MutexGuard};
+pub(crate) use std::sync::Mutex;

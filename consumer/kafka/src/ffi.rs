@@ -13,6 +13,7 @@ mod message;
 mod metadata;
 pub(super) mod mock;
 mod record;
+mod reports;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -21,16 +22,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::producer::{PARTITION_UA, ProducerContext};
+use rdkafka::producer::PARTITION_UA;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use sluicegate_abi::header_block;
 use sluicegate_abi::lend::RecordBytes;
 use sluicegate_abi::record::Parts;
-use sluicegate_engine::emit::{ProducerRecord, Ticket};
+use sluicegate_engine::emit::ProducerRecord;
 use sluicegate_engine::record::Record;
 
 pub use record::RecordBuf;
@@ -40,6 +42,7 @@ pub use create_topics::{NewTopic, TopicNotCreated, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
 pub(super) use metadata::{NoLeader, TopicState, brokers_answer};
+pub(super) use reports::{ReportQueue, Reported, Reports, flush};
 
 thread_local! {
     /// Records in the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -405,27 +408,23 @@ impl<C: ConsumerContext> Drop for Connection<C> {
     }
 }
 
-/// Queues a record with a producer whose delivery opaque is the ticket; librdkafka copies the bytes. Header names and
+/// Queues a record with a producer, which gives `opaque` back with the answer; librdkafka copies the bytes. Header names and
 /// values pass through unchanged, whether or not they are text (G7).
 ///
 /// # Errors
-/// librdkafka's code, with the unanswered ticket.
-pub(crate) fn produce<C>(
+/// librdkafka's code.
+pub(crate) fn produce<C: ClientContext>(
     client: &Client<C>,
     record: &ProducerRecord<'_>,
-    ticket: Box<Ticket>,
-) -> Result<(), (RDKafkaErrorCode, Box<Ticket>)>
-where
-    C: ProducerContext<DeliveryOpaque = Box<Ticket>>,
-{
+    opaque: u64,
+) -> Result<(), RDKafkaErrorCode> {
     let Ok(topic) = CString::new(record.topic) else {
-        return Err((RDKafkaErrorCode::InvalidTopic, ticket));
+        return Err(RDKafkaErrorCode::InvalidTopic);
     };
     let (key, key_len) = parts(record.key);
     let (value, value_len) = parts(record.value);
-    let ticket = Box::into_raw(ticket);
     // SAFETY: the client is alive; all pointers are valid for the call, which copies key and value (F_COPY); on success
-    // it owns the headers, and the ticket comes back once, to the context's `delivery`; on failure both are still ours.
+    // it owns the headers, on failure they are still ours. The opaque is a number to librdkafka.
     unsafe {
         let headers = native_headers(record.headers);
         let error = sys::rd_kafka_producev(
@@ -445,7 +444,7 @@ where
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
             record.timestamp_ms.unwrap_or(0),
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
-            ticket.cast::<c_void>(),
+            opaque as *mut c_void,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
             headers,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
@@ -456,7 +455,7 @@ where
         if !headers.is_null() {
             sys::rd_kafka_headers_destroy(headers);
         }
-        Err((error.into(), Box::from_raw(ticket)))
+        Err(error.into())
     }
 }
 

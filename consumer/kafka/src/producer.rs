@@ -3,6 +3,9 @@
 //! The regular producer sends batches. Another one, created on first use, sends every record in a batch of its own: it
 //! is for records whose batch was refused, so that one bad record does not fail its neighbours.
 
+mod answers;
+mod client;
+mod error_log;
 mod refusal;
 mod slot;
 
@@ -10,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
-use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
 use sluicegate_config::secret::{Redaction, Redactor};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::dispatch::Inbox;
+use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 
 use crate::ffi::produce;
 use crate::settings::ClientSettings;
+use answers::Pumps;
 use refusal::Refused;
 use slot::Slot;
 
@@ -24,6 +28,7 @@ use slot::Slot;
 pub struct KafkaEmitter {
     batched: Arc<Slot>,
     alone: Arc<Slot>,
+    pumps: Arc<Pumps>,
     /// Secrets to redact from librdkafka's messages, some of which name topics.
     secrets: Arc<Redaction>,
 }
@@ -35,18 +40,20 @@ impl KafkaEmitter {
     /// If librdkafka rejects the config, with its error.
     pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
         let secrets = Arc::new(Redaction::default());
-        let slot = |config, way| Slot::new(config, way, Arc::clone(&secrets));
+        let pumps = Arc::new(Pumps::default());
+        let slot = |config, way| Slot::new(config, way, Arc::clone(&pumps), Arc::clone(&secrets));
         let batched = slot(settings.producer(), Way::Batched);
         batched.prepare()?;
         Ok(Self {
             batched,
             alone: slot(settings.lone_producer(), Way::Alone),
+            pumps,
             secrets,
         })
     }
 
-    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and their tickets
-    /// are failed.
+    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and answered as
+    /// failed.
     pub fn flush(&self, deadline: Duration) {
         self.batched.flush(deadline);
         self.alone.flush(deadline);
@@ -54,29 +61,35 @@ impl KafkaEmitter {
 }
 
 impl Emitter for KafkaEmitter {
-    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        way: Way,
+        reply_to: &Arc<Inbox>,
+        token: EmitToken,
+    ) -> Sent {
         let slot = match way {
             Way::Batched => &self.batched,
             Way::Alone => &self.alone,
         };
         let client = match slot.get() {
             Ok(client) => client,
-            Err(why) => {
-                ticket.failed(refusal::no_producer(record.topic, &why));
-                return Sent::Refused;
-            }
+            Err(why) => return Sent::Refused(Box::new(refusal::no_producer(record.topic, &why))),
+        };
+        let Some(opaque) = self.pumps.opaque(reply_to, token) else {
+            let why = "the producer serves 256 Kafka clients already";
+            return Sent::Refused(Box::new(refusal::no_producer(record.topic, why)));
         };
         let limits = slot.limits();
-        let (code, ticket) = match produce(client.client(), record, Box::new(ticket)) {
-            Ok(()) => return Sent::Queued,
-            Err(refused) => refused,
+        let Err(code) = produce(client.native(), record, opaque) else {
+            return Sent::Queued;
         };
         let value = record.value.map_or(0, <[u8]>::len) as u64;
         if code == RDKafkaErrorCode::QueueFull && value <= limits.queue {
-            return Sent::NoRoom(*ticket);
+            return Sent::NoRoom;
         }
-        let fatal = client.client().fatal_error();
-        ticket.failed(match fatal {
+        let fatal = client.native().fatal_error();
+        Sent::Refused(Box::new(match fatal {
             Some((_, reason)) => {
                 let reason = self.secrets.redact(&reason);
                 let failure = refusal::no_producer(record.topic, &reason);
@@ -91,8 +104,7 @@ impl Emitter for KafkaEmitter {
                 };
                 refusal::at_once(code, refused, limits)
             }
-        });
-        Sent::Refused
+        }))
     }
 
     fn hide(&self, secrets: &Redactor) {

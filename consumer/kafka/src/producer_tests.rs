@@ -3,20 +3,14 @@
 use std::time::Instant;
 
 use sluicegate_abi::header_block::{self, Headers};
-use sluicegate_engine::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
-use sluicegate_engine::emit::{AckGroup, FailureKind, RefusedEmits, send_from};
+use sluicegate_engine::dispatch::{Inbox, PumpMessage};
+use sluicegate_engine::emit::{EmitFailure, FailureKind, answer_unsent};
 use sluicegate_engine::record::Record;
 use sluicegate_kit::wait::wait_for;
-use sluicegate_runtime::Emit;
 
 use super::*;
 use crate::mock::MockKafka;
 use crate::testing::{consume_all, settings};
-
-const ENTRY: RecordId = RecordId {
-    index: 4,
-    serial: 2,
-};
 
 fn record<'a>(
     key: Option<&'a [u8]>,
@@ -33,69 +27,62 @@ fn record<'a>(
     }
 }
 
-fn emit(record: &ProducerRecord<'_>) -> Emit {
-    Emit {
-        record: 0,
-        topic: record.topic.to_owned(),
-        partition: record.partition,
-        timestamp_ms: record.timestamp_ms,
-        key: record.key.map(<[u8]>::to_vec),
-        value: record.value.map(<[u8]>::to_vec),
-        headers: record.headers.to_vec(),
-    }
-}
-
-/// Sends `records` as one group and returns what the pump receives.
+/// The answers for records, in the order of sending.
 fn send_all(
     emitter: &KafkaEmitter,
     way: Way,
     records: &[ProducerRecord<'_>],
-) -> Option<Box<RefusedEmits>> {
+) -> Vec<Option<Box<EmitFailure>>> {
     let inbox = Arc::new(Inbox::new());
-    let emits = records.iter().map(emit).collect();
-    let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, emits, None);
-    send_from(&group, 0, way, emitter);
-    group.seal();
-    received(&inbox)
+    send(emitter, way, records, &inbox);
+    received(&inbox, records.len())
 }
 
-/// Resends refused records, as the pump does.
-fn send_again(
-    emitter: &KafkaEmitter,
-    way: Way,
-    refused: &RefusedEmits,
-) -> Option<Box<RefusedEmits>> {
-    let records: Vec<_> = refused
-        .group
-        .records()
-        .iter()
-        .map(ProducerRecord::from)
-        .collect();
-    send_all(emitter, way, &records[refused.first as usize..])
+/// Sends records, as a worker does.
+fn send(emitter: &KafkaEmitter, way: Way, records: &[ProducerRecord<'_>], inbox: &Arc<Inbox>) {
+    for (place, record) in records.iter().enumerate() {
+        let token = EmitToken::default().at(place).unwrap();
+        let sent = emitter.send(record, way, inbox, token);
+        answer_unsent(sent, record.topic, inbox, token);
+    }
 }
 
-/// Waits for the one message to the pump.
-fn received(inbox: &Inbox) -> Option<Box<RefusedEmits>> {
+/// Waits for the answers, of which each record has one.
+fn received(inbox: &Inbox, records: usize) -> Vec<Option<Box<EmitFailure>>> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let mut told = Vec::new();
-    while told.is_empty() {
-        assert!(Instant::now() < deadline, "the pump received nothing");
+    let mut answers: Vec<(u64, Option<Box<EmitFailure>>)> = Vec::new();
+    while answers.len() < records {
+        assert!(Instant::now() < deadline, "{} answers", answers.len());
         std::thread::yield_now();
-        inbox.take(&mut told);
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        for message in messages {
+            let PumpMessage::Delivered(deliveries) = message else {
+                panic!("the pump received another message");
+            };
+            let deliveries = deliveries.into_iter();
+            answers.extend(deliveries.map(|one| (one.token.bits(), one.failure)));
+        }
     }
-    assert_eq!(told.len(), 1, "one message");
-    match told.remove(0) {
-        PumpMessage::Produced {
-            handler: HandlerIx(1),
-            entry: ENTRY,
-            refused,
-        } => refused,
-        _ => panic!("the pump received another message"),
-    }
+    answers.sort_by_key(|(token, _)| *token);
+    let tokens: Vec<u64> = answers.iter().map(|(token, _)| *token).collect();
+    assert_eq!(tokens, (0..records as u64).collect::<Vec<_>>(), "one each");
+    answers.into_iter().map(|(_, failure)| failure).collect()
+}
+
+/// The only answer, a failure.
+fn refusal(mut answers: Vec<Option<Box<EmitFailure>>>) -> EmitFailure {
+    assert_eq!(answers.len(), 1);
+    *answers.remove(0).expect("it is refused")
+}
+
+/// Whether all are acknowledged.
+fn all_acknowledged(answers: &[Option<Box<EmitFailure>>]) -> bool {
+    answers.iter().all(Option::is_none)
 }
 
 #[test]
-fn bytes_pass_through_unchanged_and_the_pump_gets_one_message() {
+fn bytes_pass_through_unchanged_and_each_record_is_answered() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -111,7 +98,11 @@ fn bytes_pass_through_unchanged_and_the_pump_gets_one_message() {
         record(None, None, &[]),
         record(Some(b""), Some(b""), &[]),
     ];
-    assert!(send_all(&emitter, Way::Batched, &records).is_none());
+    assert!(all_acknowledged(&send_all(
+        &emitter,
+        Way::Batched,
+        &records
+    )));
     let (_source, got) = consume_all(&kafka.bootstrap_servers(), "out", records.len());
     for (sent, got) in records.iter().zip(&got) {
         assert_eq!(got.lease.key(), sent.key);
@@ -130,15 +121,19 @@ fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
     let large = vec![0; 10 << 20];
     let large = record(None, Some(&large), &[]);
-    assert!(send_all(&emitter, Way::Batched, &[large]).is_none());
-    assert!(send_all(&emitter, Way::Alone, &[large]).is_none());
+    assert!(all_acknowledged(&send_all(
+        &emitter,
+        Way::Batched,
+        &[large]
+    )));
+    assert!(all_acknowledged(&send_all(&emitter, Way::Alone, &[large])));
 
     let producer = [("message.max.bytes", "2000000")];
     let settings = with_producer(&kafka, &producer);
     let emitter = KafkaEmitter::new(&settings).unwrap();
-    let refused = send_all(&emitter, Way::Batched, &[large]).unwrap();
-    assert_eq!(refused.failure.kind, FailureKind::Record);
-    let text = refused.failure.to_string();
+    let refused = refusal(send_all(&emitter, Way::Batched, &[large]));
+    assert_eq!(refused.kind, FailureKind::Record);
+    let text = refused.to_string();
     assert!(text.contains("the record has 10485760 bytes"), "{text}");
     assert!(text.contains("the producer takes 2000000"), "{text}");
     assert!(
@@ -147,9 +142,9 @@ fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
     );
     let queue = [("queue.buffering.max.kbytes", "1024")];
     let emitter = KafkaEmitter::new(&with_producer(&kafka, &queue)).unwrap();
-    let refused = send_all(&emitter, Way::Batched, &[large]).unwrap();
-    assert_eq!(refused.failure.kind, FailureKind::Record);
-    let text = refused.failure.to_string();
+    let refused = refusal(send_all(&emitter, Way::Batched, &[large]));
+    assert_eq!(refused.kind, FailureKind::Record);
+    let text = refused.to_string();
     assert!(text.contains("`queue.buffering.max.kbytes`"), "{text}");
 }
 
@@ -177,11 +172,11 @@ fn a_refused_batch_counts_against_a_record_only_if_it_was_alone() {
         (Way::Alone, FailureKind::Record),
     ] {
         cluster.request_errors(rdkafka::types::RDKafkaApiKey::Produce, &[too_large]);
-        let refused = send_all(&emitter, way, &records).unwrap();
-        assert_eq!((refused.failure.kind, refused.first), (kind, 0), "{way:?}");
-        assert_eq!(refused.group.records().len(), 2, "they are kept");
-        let again = send_again(&emitter, Way::Alone, &refused);
-        assert!(again.is_none(), "each alone succeeds");
+        let answers = send_all(&emitter, way, &records);
+        let first = answers[0].as_ref().expect("it is refused");
+        assert_eq!(first.kind, kind, "{way:?}");
+        let again = send_all(&emitter, Way::Alone, &records);
+        assert!(all_acknowledged(&again), "each alone succeeds");
     }
 }
 
@@ -196,16 +191,20 @@ fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
     cluster.topic_error("out", unknown).unwrap();
     let mut out = record(Some(b"k"), Some(b"v"), &[]);
     out.partition = None;
-    let refused = send_all(&emitter, Way::Batched, &[out]).unwrap();
-    assert_eq!(refused.failure.kind, FailureKind::Target);
-    let text = refused.failure.to_string();
+    let refused = refusal(send_all(&emitter, Way::Batched, &[out]));
+    assert_eq!(refused.kind, FailureKind::Target);
+    let text = refused.to_string();
     assert!(text.contains("cannot produce to out"), "{text}");
     assert!(text.contains("create the topic"), "{text}");
     let fine = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
     cluster.topic_error("out", fine).unwrap();
-    let resend = || send_again(&emitter, Way::Batched, &refused);
+    let inbox = Arc::new(Inbox::new());
+    let resend = || {
+        send(&emitter, Way::Batched, &[out], &inbox);
+        received(&inbox, 1).remove(0)
+    };
     wait_for(Duration::from_secs(20), resend, Option::is_none, |last| {
-        let why = last.as_ref().map(|refused| refused.failure.to_string());
+        let why = last.as_ref().map(|refused| refused.to_string());
         format!("the topic exists again, and its record is still refused: {why:?}")
     });
 }
@@ -216,14 +215,11 @@ fn unacknowledged_records_are_abandoned_at_the_deadline() {
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
     let one = [record(None, Some(b"a"), &[])];
-    assert!(send_all(&emitter, Way::Batched, &one).is_none());
+    assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
     kafka.cluster().unwrap().broker_down(1).unwrap();
     let inbox = Arc::new(Inbox::new());
-    let emits = one.iter().map(emit).collect();
-    let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, emits, None);
-    send_from(&group, 0, Way::Batched, &emitter);
-    group.seal();
+    send(&emitter, Way::Batched, &one, &inbox);
     emitter.flush(Duration::from_millis(100));
-    let refused = received(&inbox).expect("the group's record was failed");
-    assert_eq!(refused.failure.kind, FailureKind::Cluster);
+    let refused = refusal(received(&inbox, 1));
+    assert_eq!(refused.kind, FailureKind::Cluster);
 }

@@ -147,11 +147,14 @@ fn a_panic_costs_one_instance_and_emits_of_acknowledged_records_are_sent() {
     assert_eq!(codes(&finished), [ACK, PANICKED, NOT_RUN]);
     let detail = &finished.output.details[0];
     assert!(detail.contains("panic on purpose at in/1/1"), "{detail}");
-    let entry = replies.next("answer of the producer", |message| match message {
-        PumpMessage::Produced { entry, refused, .. } => Ok((entry.index, refused.is_none())),
+    let emits = finished.output.emits.iter().map(|emit| emit.record);
+    assert_eq!(emits.collect::<Vec<_>>(), [0]);
+    let answers = replies.next("answer of the producer", |message| match message {
+        PumpMessage::Delivered(deliveries) => Ok(deliveries),
         other => Err(other),
     });
-    assert_eq!(entry, (0, true));
+    let failures = answers.iter().map(|one| one.failure.is_some());
+    assert_eq!(failures.collect::<Vec<_>>(), [false]);
     assert_eq!(*service.emitter.topics.lock().unwrap(), ["out"]);
     give(&replies, &plan, batch(1, &[0, 2]));
     assert_eq!(codes(&replies.finished()), [ACK, ACK]);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, Inbox};
-use sluicegate_engine::emit::{
-    AckGroup, EmitCounts, EmitFailure, Emitter, ProducerRecord, Sent, Ticket, Way,
-};
+use sluicegate_engine::emit::{EmitCounts, EmitToken, Emitter, Sent, Way, answer_unsent};
 use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
 
 /// Delay before the first retry while the producer's queue is full; doubled from there on.
@@ -15,86 +13,36 @@ const INITIAL_RETRY_DELAY: Duration = Duration::from_micros(200);
 /// Upper bound of the retry delay.
 const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Sends the emits of `batch` and marks the records that wait for their acks. The returned groups, which own the emitted
-/// records, must be sealed after the batch is in `reply_to`. Blocks while the producer's queue is full, up to `timeout` without
-/// progress; emits that still find no room are left to the pump, which sends them again.
+/// Sends the emits of `batch`, in the order of its records; the answers arrive at `reply_to`. Keeps only what counts: the pump takes it
+/// over with the batch. Blocks while the producer's queue is full, up to `timeout` without progress; emits that still find no room
+/// are left to the pump, which sends them again.
 pub(super) fn send(
     batch: &mut Batch,
     reply_to: &Arc<Inbox>,
     emitter: &dyn Emitter,
     counts: &Arc<EmitCounts>,
     timeout: Duration,
-) -> Vec<Arc<AckGroup>> {
-    let (mut by_record, order) = sort(batch);
-    if order.is_empty() {
-        return Vec::new();
+) {
+    let outcomes = &batch.outcomes;
+    let emits = &mut batch.output.emits;
+    emits.retain(|emit| outcomes.get(emit.record as usize).is_some_and(is_final));
+    // A batch handler may emit in any order; within a record, the order of emitting stays.
+    emits.sort_by_key(|emit| emit.record);
+    if emits.is_empty() {
+        return;
     }
-    batch.emits_pending.resize(batch.records.len(), false);
-    let mut groups: Vec<Option<Sending>> = Vec::new();
-    groups.resize_with(batch.records.len(), || None);
-    let mut waiting = Waiting {
+    batch.emitted = Some(Arc::clone(counts));
+    let mut sending = Sending {
+        emitter,
+        reply_to,
         timeout,
-        since: None,
+        full_since: None,
+        stopped: None,
     };
-    for (at, index) in order {
-        let sending = groups[at].get_or_insert_with(|| {
-            batch.emits_pending[at] = true;
-            let (reply_to, counts) = (Arc::clone(reply_to), Arc::clone(counts));
-            let emits = std::mem::take(&mut by_record[at]);
-            Sending {
-                group: AckGroup::new(reply_to, batch.handler, batch.keys[at], emits, Some(counts)),
-                stopped: false,
-            }
-        });
-        sending.send(index, emitter, &mut waiting);
-    }
-    let groups = groups.into_iter().flatten();
-    groups.map(|sending| sending.group).collect()
-}
-
-/// The emits to send, by input record, and the order in which they were emitted: (record, index within the record).
-fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
-    let mut sizes = vec![0_usize; batch.records.len()];
-    for emit in &batch.output.emits {
-        if let Some(size) = sizes.get_mut(emit.record as usize) {
-            *size += 1;
-        }
-    }
-    let mut by_record: Vec<Vec<Emit>> = sizes.into_iter().map(Vec::with_capacity).collect();
-    let mut order = Vec::with_capacity(batch.output.emits.len());
-    for emit in batch.output.emits.drain(..) {
-        let at = emit.record as usize;
-        if batch.outcomes.get(at).is_some_and(is_final)
-            && let Some(emits) = by_record.get_mut(at)
-        {
-            order.push((at, emits.len() as u32));
-            emits.push(emit);
-        }
-    }
-    (by_record, order)
-}
-
-/// A group while its records are being sent.
-struct Sending {
-    group: Arc<AckGroup>,
-    /// A record of the group was refused, so the pump will send the rest again; sending it now would duplicate it.
-    stopped: bool,
-}
-
-impl Sending {
-    fn send(&mut self, index: u32, emitter: &dyn Emitter, waiting: &mut Waiting) {
-        if self.stopped {
-            return;
-        }
-        let emit = &self.group.records()[index as usize];
-        let ticket = self.group.ticket(index);
-        match waiting.send(emitter, &ProducerRecord::from(emit), ticket) {
-            Sent::Queued => {}
-            Sent::Refused => self.stopped = true,
-            Sent::NoRoom(ticket) => {
-                ticket.failed(EmitFailure::no_room(&emit.topic));
-                self.stopped = true;
-            }
+    for (place, emit) in emits.iter().enumerate() {
+        let token = batch.shipment.at(place);
+        if !token.is_some_and(|token| sending.send(emit, token)) {
+            batch.unsent.push(place as u32);
         }
     }
 }
@@ -107,33 +55,45 @@ fn is_final(outcome: &RawOutcome) -> bool {
     )
 }
 
-/// Retry time for a full producer, shared by all records of a batch; restored only when a record is accepted.
-struct Waiting {
+/// The emits of a call while they are being sent.
+struct Sending<'s> {
+    emitter: &'s dyn Emitter,
+    reply_to: &'s Arc<Inbox>,
+    /// Retry time for a full producer, shared by all records of a batch; restored only when a record is accepted.
     timeout: Duration,
-    since: Option<Instant>,
+    full_since: Option<Instant>,
+    /// The record of which an emit was refused: the pump sends its later ones again, and sending them now would duplicate them.
+    stopped: Option<u32>,
 }
 
-impl Waiting {
-    fn send(
-        &mut self,
-        emitter: &dyn Emitter,
-        record: &ProducerRecord<'_>,
-        mut ticket: Ticket,
-    ) -> Sent {
+impl Sending<'_> {
+    /// Sends a record or has its refusal answered; `false`: neither, because one before it was refused.
+    fn send(&mut self, emit: &Emit, token: EmitToken) -> bool {
+        if self.stopped == Some(emit.record) {
+            return false;
+        }
+        let sent = self.send_in_time(emit, token);
+        if !answer_unsent(sent, &emit.topic, self.reply_to, token) {
+            self.stopped = Some(emit.record);
+        }
+        true
+    }
+
+    fn send_in_time(&mut self, emit: &Emit, token: EmitToken) -> Sent {
         let mut pause = INITIAL_RETRY_DELAY;
         loop {
-            match emitter.send(record, Way::Batched, ticket) {
-                Sent::NoRoom(back) => {
-                    let since = *self.since.get_or_insert_with(Instant::now);
+            let record = emit.into();
+            match (self.emitter).send(&record, Way::Batched, self.reply_to, token) {
+                Sent::NoRoom => {
+                    let since = *self.full_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.timeout {
-                        return Sent::NoRoom(back);
+                        return Sent::NoRoom;
                     }
-                    ticket = back;
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(MAX_RETRY_DELAY);
                 }
                 answer => {
-                    self.since = None;
+                    self.full_since = None;
                     return answer;
                 }
             }

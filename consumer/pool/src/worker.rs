@@ -195,27 +195,21 @@ impl Worker {
             return false;
         }
         let setup = &member.setup;
-        let groups = match batch.output.emits.is_empty() {
-            true => Vec::new(),
-            false => {
-                if let Some(handler) = &setup.provenance {
-                    provenance::add(&mut batch, handler);
-                }
-                let counts = setup.stats.emitted();
-                emits::send(
-                    &mut batch,
-                    &reply_to,
-                    &*setup.emitter,
-                    counts,
-                    setup.timeout,
-                )
+        if !batch.output.emits.is_empty() {
+            if let Some(handler) = &setup.provenance {
+                provenance::add(&mut batch, handler);
             }
-        };
+            let counts = setup.stats.emitted();
+            emits::send(
+                &mut batch,
+                &reply_to,
+                &*setup.emitter,
+                counts,
+                setup.timeout,
+            );
+        }
         setup.stats.returned(batch.records.len() as u64);
         reply_to.push(PumpMessage::Finished(batch));
-        for group in groups {
-            group.seal();
-        }
         if let Some(why) = poisoned {
             tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
             self.to_rebuild.insert(member.id);

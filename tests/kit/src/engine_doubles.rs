@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{Batch, HandlerIx, Inbox, PoolState, WorkerPool};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::flow::FlowSettings;
 use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
 use sluicegate_engine::routing::RoutingIndex;
@@ -66,7 +66,7 @@ impl WorkerPool for HeldPool {
 pub struct NoEmitter;
 
 impl Emitter for NoEmitter {
-    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
+    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: &Arc<Inbox>, _: EmitToken) -> Sent {
         panic!("nothing is emitted here")
     }
 }

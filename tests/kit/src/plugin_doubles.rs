@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_abi::view::RecordParts;
 use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PumpMessage, RecordId};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::emit::{Delivery, EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::source::Wake;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, Emit, HandlerInfo,
@@ -393,14 +393,20 @@ pub struct Producer {
 }
 
 impl Emitter for Producer {
-    fn send(&self, record: &ProducerRecord<'_>, _way: Way, ticket: Ticket) -> Sent {
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        _way: Way,
+        reply_to: &Arc<Inbox>,
+        token: EmitToken,
+    ) -> Sent {
         let full = &self.full_for;
         let refuses = full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         if refuses.is_ok() {
-            return Sent::NoRoom(ticket);
+            return Sent::NoRoom;
         }
         relock(&self.topics).push(record.topic.to_owned());
-        ticket.acknowledged();
+        reply_to.push(PumpMessage::Delivered(vec![Delivery::acknowledged(token)]));
         Sent::Queued
     }
 }

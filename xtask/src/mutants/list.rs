@@ -129,6 +129,11 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "early-answers-lost",
+        what: "what the producer answers before the call has ended is lost, so that its record waits for ever",
+        suite: EMIT,
+    },
+    Mutant {
         name: "only-the-refused-sent-again",
         what: "of a record's emits only the refused one is sent again, behind later ones",
         suite: SIMULATION,

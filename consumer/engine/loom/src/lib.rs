@@ -9,8 +9,7 @@
 /// What the included files use of `crate::sync`, from loom.
 #[cfg(loom)]
 mod sync {
-    pub use loom::sync::atomic::AtomicU32;
-    pub use loom::sync::{Mutex, MutexGuard};
+    pub use loom::sync::Mutex;
 }
 
 /// As in the engine.
@@ -24,7 +23,7 @@ mod batch;
 mod inbox;
 
 mod dispatch {
-    pub use crate::batch::{Batch, BatchId, HandlerIx, RecordId};
+    pub use crate::batch::{Batch, BatchId, HandlerIx};
     #[cfg(all(loom, test))]
     pub use crate::inbox::{Inbox, PumpMessage};
 }
@@ -37,13 +36,19 @@ mod source {
     }
 }
 
+#[path = "../../src/emit/counts.rs"]
+mod counts;
+#[path = "../../src/emit/delivery.rs"]
+mod delivery;
 #[path = "../../src/emit/failure.rs"]
 mod failure;
-#[path = "../../src/emit/group.rs"]
-mod group;
+#[path = "../../src/emit/token.rs"]
+mod token;
 
 mod emit {
-    pub use crate::group::{Answers, RefusedEmits};
+    pub use crate::counts::EmitCounts;
+    pub use crate::delivery::Delivery;
+    pub use crate::token::EmitToken;
 }
 
 #[cfg(all(loom, test))]

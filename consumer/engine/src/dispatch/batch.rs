@@ -10,6 +10,9 @@
 //! because a worker may still hold the flag of an earlier use. Batches travel as boxes and keep their allocations: in a
 //! steady state none is made.
 
+use std::sync::Arc;
+
+use crate::emit::{EmitCounts, EmitToken};
 use sluicegate_runtime::{CallOutput, CancelFlag, RawOutcome, RawRecord};
 
 /// Index of a handler in the pump's table; it belongs to the handler's name and survives its generations.
@@ -61,9 +64,12 @@ pub struct Batch {
     pub outcomes: Vec<RawOutcome>,
     /// Texts and emitted records of the call.
     pub output: CallOutput,
-    /// Which records have emits that are not acknowledged yet: `emits_pending[i]` is for `records[i]`. Empty if nothing
-    /// was emitted.
-    pub emits_pending: Vec<bool>,
+    /// The name of what the call emits, for the producer's answers.
+    pub shipment: EmitToken,
+    /// Counts the emitted records that are acknowledged; `None` if nothing was emitted.
+    pub emitted: Option<Arc<EmitCounts>>,
+    /// Places in `output.emits` of those that were not sent, because one before them was refused.
+    pub unsent: Vec<u32>,
     /// Bytes of the records, as charged.
     pub bytes: u64,
     /// Duration of the call in microseconds; 0 if the batch was returned without a call.
@@ -85,7 +91,9 @@ impl Batch {
             keys: Vec::new(),
             outcomes: Vec::new(),
             output: CallOutput::default(),
-            emits_pending: Vec::new(),
+            shipment: EmitToken::default(),
+            emitted: None,
+            unsent: Vec::new(),
             bytes: 0,
             elapsed_us: 0,
         }
@@ -94,7 +102,8 @@ impl Batch {
     /// Marks all records as not run.
     pub fn not_run(&mut self) {
         self.output.clear();
-        self.emits_pending.clear();
+        self.emitted = None;
+        self.unsent.clear();
         self.outcomes.clear();
         self.outcomes
             .resize(self.records.len(), RawOutcome::default());
@@ -109,7 +118,8 @@ impl Batch {
         self.keys.clear();
         self.outcomes.clear();
         self.output.clear();
-        self.emits_pending.clear();
+        self.emitted = None;
+        self.unsent.clear();
         self.bytes = 0;
         self.elapsed_us = 0;
     }

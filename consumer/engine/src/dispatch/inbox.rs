@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use sluicegate_runtime::RawOutcome;
 
-use crate::dispatch::{Batch, BatchId, HandlerIx, RecordId};
-use crate::emit::{Answers, RefusedEmits};
+use crate::dispatch::{Batch, BatchId, HandlerIx};
+use crate::emit::Delivery;
 use crate::source::Wake;
 use crate::sync::Mutex;
 
@@ -25,15 +25,8 @@ pub enum PumpMessage {
         /// The outcomes that the call had written; the record after them is the one that hangs.
         completed: Vec<RawOutcome>,
     },
-    /// The producer has answered for everything that one record emitted, or for its dead letter.
-    Produced {
-        /// The handler.
-        handler: HandlerIx,
-        /// The record.
-        entry: RecordId,
-        /// The refused emits, if not everything was acknowledged.
-        refused: Option<Box<RefusedEmits>>,
-    },
+    /// Answers of the producer, for emitted records and dead letters.
+    Delivered(Vec<Delivery>),
     /// A pool that had refused a batch accepts one again.
     PoolFree,
 }
@@ -43,16 +36,6 @@ pub enum PumpMessage {
 pub struct Inbox {
     queue: Mutex<Vec<PumpMessage>>,
     waker: OnceLock<Arc<dyn Wake>>,
-}
-
-impl Answers for Inbox {
-    fn produced(&self, handler: HandlerIx, entry: RecordId, refused: Option<Box<RefusedEmits>>) {
-        self.push(PumpMessage::Produced {
-            handler,
-            entry,
-            refused,
-        });
-    }
 }
 
 impl Inbox {

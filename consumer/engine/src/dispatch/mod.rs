@@ -5,7 +5,7 @@
 //!   ▲                                             │ refused            │
 //!   └── inbox ◄── PoolFree, once there is room ◄──┘                    │
 //!         ▲                                                            │
-//!         └── Finished · CallTimedOut · Produced ◄─────────────────────┘
+//!         └── Finished · CallTimedOut · Delivered ◄────────────────────┘
 //! ```
 //!
 //! These types are the whole contract between a pump and the threads that run its handlers. Neither side waits for the

@@ -38,7 +38,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
-use crate::emit::Emitter;
+use crate::emit::outbox::Answered;
+use crate::emit::{Delivery, Emitter};
 use crate::partition::assignment::{Assignment, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};
 use crate::partition::trouble::LogLimit;
@@ -46,9 +47,7 @@ use crate::queue::context::Context;
 use crate::queue::{HandlerQueue, HandlerSettings, Order};
 use crate::record::Record;
 use crate::routing::{Router, RoutingIndex};
-use crate::source::{
-    AssignmentId, CommitEntry, CommitError, CommitResult, Delivery, TopicPartition,
-};
+use crate::source::{self, AssignmentId, CommitEntry, CommitError, CommitResult, TopicPartition};
 use pinned::Pinned;
 use record_log::RecordLog;
 
@@ -125,7 +124,9 @@ pub struct Flow<R: Record> {
     /// The queues that records of the run being routed have arrived at; kept for its memory.
     arrived: Vec<HandlerIx>,
     /// Records that leave the queue of their partition; kept for its memory.
-    queued: Vec<Delivery<R>>,
+    queued: Vec<source::Delivery<R>>,
+    /// Records of which the producer has answered everything; kept for its memory.
+    answered: Vec<Answered>,
 }
 
 impl<R: Record> Flow<R> {
@@ -160,6 +161,7 @@ impl<R: Record> Flow<R> {
             keys: Vec::new(),
             arrived: Vec::new(),
             queued: Vec::new(),
+            answered: Vec::new(),
         }
     }
 
@@ -302,45 +304,57 @@ impl<R: Record> Flow<R> {
 
     /// Handles one message of the inbox.
     pub fn receive(&mut self, message: PumpMessage) {
-        let of = match &message {
-            PumpMessage::Finished(batch) => batch.handler,
-            PumpMessage::CallTimedOut { handler, .. } | PumpMessage::Produced { handler, .. } => {
-                *handler
+        match message {
+            PumpMessage::Finished(batch) => {
+                let Some(queue) = self.queues[batch.handler.0 as usize].as_mut() else {
+                    // The handler has been removed: its calls were abandoned.
+                    self.ctx.return_late(batch);
+                    return;
+                };
+                let stopped = queue.finished(&mut self.ctx, batch);
+                self.received(stopped);
+            }
+            PumpMessage::CallTimedOut {
+                handler,
+                batch,
+                completed,
+            } => {
+                if let Some(queue) = self.queues[handler.0 as usize].as_mut() {
+                    let stopped = queue.call_timed_out(&mut self.ctx, batch, &completed);
+                    self.received(stopped);
+                }
+            }
+            PumpMessage::Delivered(deliveries) => {
+                self.receive_deliveries(deliveries);
+                self.received(false);
             }
             PumpMessage::PoolFree => {
                 for queue in self.queues.iter_mut().flatten() {
                     queue.unblock(&mut self.ctx);
                 }
-                return;
             }
-        };
-        let Some(queue) = self.queues[of.0 as usize].as_mut() else {
-            self.receive_late(message);
-            return;
-        };
-        let ctx = &mut self.ctx;
-        let stopped = match message {
-            PumpMessage::Finished(batch) => queue.finished(ctx, batch),
-            PumpMessage::CallTimedOut {
-                batch, completed, ..
-            } => queue.call_timed_out(ctx, batch, &completed),
-            PumpMessage::Produced { entry, refused, .. } => {
-                queue.produced(ctx, entry, refused);
-                false
+        }
+    }
+
+    /// Handles answers of the producer.
+    fn receive_deliveries(&mut self, deliveries: Vec<Delivery>) {
+        let mut answered = std::mem::take(&mut self.answered);
+        self.ctx.outbox.answer(deliveries, &mut answered);
+        for one in answered.drain(..) {
+            match self.queues[one.handler.0 as usize].as_mut() {
+                Some(queue) => queue.produced(&mut self.ctx, one.key, one.refused),
+                None => self.ctx.outbox.forget(one.refused),
             }
-            PumpMessage::PoolFree => false,
-        };
-        if queue.is_over() {
+        }
+        self.answered = answered;
+    }
+
+    /// A message was handled, after which draining partitions may wait for no stopped call any more, or a handler be over.
+    fn received(&mut self, stopped: bool) {
+        if self.queues.iter().flatten().any(HandlerQueue::is_over) {
             self.drop_retired();
         }
         self.call_ended(stopped);
-    }
-
-    /// A message for a handler that has been removed: its calls were abandoned.
-    fn receive_late(&mut self, message: PumpMessage) {
-        if let PumpMessage::Finished(batch) = message {
-            self.ctx.return_late(batch);
-        }
     }
 
     /// The partitions now.
@@ -407,6 +421,11 @@ impl<R: Record> Flow<R> {
     /// Number of held records.
     pub fn held_records(&self) -> usize {
         self.ctx.records.slab.live()
+    }
+
+    /// Number of calls and dead letters of which something is with the producer, or kept to be sent again.
+    pub fn shipments(&self) -> usize {
+        self.ctx.outbox.len()
     }
 
     /// Whether some call still has a record, settled or not.

@@ -25,7 +25,7 @@ use super::{Flow, FlowSettings};
 use crate::dispatch::{
     Batch, BatchId, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use crate::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 use crate::partition::assignment::NewAssignment;
 use crate::partition::commit::{CommitMetadata, CommitTarget};
 use crate::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
@@ -96,16 +96,22 @@ impl WorkerPool for ScriptedPool {
 
 #[derive(Default)]
 struct ScriptedEmitter {
-    sent: Mutex<Vec<(String, Way, Ticket)>>,
+    sent: Mutex<Vec<(String, Way, EmitToken)>>,
 }
 
 impl Emitter for ScriptedEmitter {
-    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        way: Way,
+        _: &Arc<Inbox>,
+        token: EmitToken,
+    ) -> Sent {
         let text = match record.value.and_then(|value| str::from_utf8(value).ok()) {
             Some(value) if record.topic == "out" => format!("out {value}"),
             _ => record.topic.to_owned(),
         };
-        self.sent.lock().unwrap().push((text, way, ticket));
+        self.sent.lock().unwrap().push((text, way, token));
         Sent::Queued
     }
 }

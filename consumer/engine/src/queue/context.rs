@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::dispatch::{Batch, HandlerIx, Inbox, RecordId};
 use crate::emit::Emitter;
+use crate::emit::outbox::Outbox;
 use crate::random::Random;
 use crate::record::Record;
 use crate::records::Records;
@@ -18,6 +19,8 @@ pub(crate) struct Context<R: Record> {
     pub(crate) now_ms: u64,
     pub(crate) records: Records<R>,
     pub(crate) agenda: Agenda,
+    /// What is with the producer.
+    pub(crate) outbox: Outbox,
     pub(crate) emitter: Arc<dyn Emitter>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) random: Random,
@@ -43,6 +46,7 @@ impl<R: Record> Context<R> {
             now_ms: 0,
             records: Records::default(),
             agenda: Agenda::default(),
+            outbox: Outbox::default(),
             emitter,
             inbox,
             random: Random::new(seed),
@@ -98,6 +102,10 @@ impl<R: Record> Context<R> {
 
     /// A batch that was abandoned earlier: its records are returned, its outcomes are discarded.
     pub(crate) fn return_late(&mut self, mut batch: Box<Batch>) -> Box<Batch> {
+        if !batch.output.emits.is_empty() {
+            // Their answers may still come; the records wait for none.
+            self.outbox.ship_late(&mut batch);
+        }
         for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
             self.records.return_record(key, record);
             self.records.free_if_done(key);

@@ -12,7 +12,8 @@ use rapidhash::fast::RapidHasher;
 
 use super::targets::GenerationId;
 use crate::dispatch::RecordId;
-use crate::emit::{AckGroup, EmitFailure, Way};
+use crate::emit::outbox::ShippedAt;
+use crate::emit::{EmitFailure, Way};
 use crate::source::AssignmentId;
 
 /// What a deferred share waits for.
@@ -81,9 +82,8 @@ pub(super) struct Refusal {
     pub(super) tries: u32,
     /// How it is resent.
     pub(super) way: Way,
-    /// The records kept, and the index of the first to resend; `None` for a dead letter, which is built from the
-    /// record.
-    pub(super) emits: Option<(Arc<AckGroup>, u32)>,
+    /// Where they are kept, and the place of the first to resend; `None` for a dead letter, which is built from the record.
+    pub(super) emits: Option<(ShippedAt, u32)>,
     /// Bytes kept.
     pub(super) held_bytes: u64,
     /// The topic under which it is counted.

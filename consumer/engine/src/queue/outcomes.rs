@@ -24,6 +24,7 @@ use super::deferred::{Attempt, Ending, Share, ShareState};
 use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
 use crate::dispatch::{Batch, BatchId, RecordId};
+use crate::emit::EmitToken;
 use crate::record::Record;
 use crate::records::SettledRun;
 
@@ -33,6 +34,37 @@ const PREFETCH: usize = 8;
 
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
+
+/// Which records of a batch have emitted, in order.
+struct Emitting {
+    records: std::iter::Peekable<std::vec::IntoIter<u32>>,
+}
+
+impl Emitting {
+    /// Hands what the batch has emitted over to the outbox.
+    fn ship<R: Record>(ctx: &mut Context<R>, batch: &mut Batch) -> Self {
+        let emits = &batch.output.emits;
+        let mut records: Vec<u32> = emits.iter().map(|emit| emit.record).collect();
+        records.dedup();
+        if !records.is_empty() {
+            ctx.outbox.ship(batch);
+        }
+        Self {
+            records: records.into_iter().peekable(),
+        }
+    }
+
+    fn is_empty(&mut self) -> bool {
+        self.records.peek().is_none()
+    }
+
+    /// Whether the record at this place has. To be asked in order.
+    fn has(&mut self, place: usize) -> bool {
+        self.records
+            .next_if(|next| *next as usize == place)
+            .is_some()
+    }
+}
 
 impl HandlerQueue {
     /// Handles a returned batch. Returns whether draining partitions waited for it.
@@ -57,7 +89,8 @@ impl HandlerQueue {
             self.back_off_after(ctx, run, batch.elapsed_us);
         }
         let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
-        let quick = batch.emits_pending.is_empty();
+        let mut emitting = Emitting::ship(ctx, &mut batch);
+        let quick = emitting.is_empty();
         let (mut acked, mut succeeded) = (0, false);
         let mut settled = SettledRun::default();
         let mut back = Vec::new();
@@ -88,7 +121,7 @@ impl HandlerQueue {
                 back.push(returned);
                 continue;
             }
-            let pending = batch.emits_pending.get(i).copied().unwrap_or(false);
+            let pending = emitting.has(i);
             let detail = detail_of(&batch, outcome);
             self.outcome(ctx, &returned, outcome, pending, detail);
         }
@@ -102,9 +135,23 @@ impl HandlerQueue {
         for lane in freed {
             self.release_lane(ctx, lane);
         }
+        self.answer_early(ctx, batch.shipment);
         self.batches.recycle(batch);
         self.mark_dirty(ctx);
         ended.stopped
+    }
+
+    /// Handles the producer's answers that came before the call had ended.
+    fn answer_early<R: Record>(&mut self, ctx: &mut Context<R>, shipment: EmitToken) {
+        let early = ctx.outbox.take_early(shipment);
+        if early.is_empty() {
+            return;
+        }
+        let mut answered = Vec::new();
+        ctx.outbox.answer(early, &mut answered);
+        for one in answered {
+            self.produced(ctx, one.key, one.refused);
+        }
     }
 
     /// Requeues records that the call did not run: they go ahead of those waiting in their lanes, and no attempt is

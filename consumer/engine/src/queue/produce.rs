@@ -24,7 +24,8 @@ use super::context::Context;
 use super::deferred::{Attempt, Ending, Refusal, Share, ShareState};
 use super::refusals::ProduceKind;
 use crate::dispatch::RecordId;
-use crate::emit::{AckGroup, EmitFailure, FailureKind, RefusedEmits, Way, send_from};
+use crate::emit::outbox::{RefusedEmits, ShippedAt, answer_unsent};
+use crate::emit::{EmitFailure, FailureKind, Way};
 use crate::record::Record;
 use crate::settlement::{RetryPolicy, dead_letter};
 
@@ -48,14 +49,15 @@ impl HandlerQueue {
         &mut self,
         ctx: &mut Context<R>,
         key: RecordId,
-        refused: Option<Box<RefusedEmits>>,
+        refused: Option<RefusedEmits>,
     ) {
         let Some(share) = self.deferred.get(key).cloned() else {
+            ctx.outbox.forget(refused);
             return;
         };
         match (share.state, refused) {
             (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, &share),
-            (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, *refused),
+            (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, refused),
             (ShareState::DeadLettering, None) => {
                 self.counts.of(&share.ran_by).dead_letter += 1;
                 self.log_dead_letter(ctx, key, &share);
@@ -69,8 +71,8 @@ impl HandlerQueue {
                 | ShareState::Running
                 | ShareState::EmitsDue { .. }
                 | ShareState::DeadLetterDue { .. },
-                _,
-            ) => {}
+                refused,
+            ) => ctx.outbox.forget(refused),
         }
     }
 
@@ -110,11 +112,12 @@ impl HandlerQueue {
         refused: RefusedEmits,
     ) {
         if refused.failure.kind != FailureKind::Record {
-            let emits = (refused.group, refused.first);
+            let emits = (refused.at, refused.first);
             self.schedule_resend(ctx, key, share, refused.failure, Some(emits));
             return;
         }
         self.end_refusal(ctx, &share);
+        ctx.outbox.release(refused.at);
         self.refusals.count();
         let mut reason = format!(
             "an emitted record is permanently rejected: {}",
@@ -136,12 +139,12 @@ impl HandlerQueue {
         key: RecordId,
         share: Share,
         failure: EmitFailure,
-        emits: Option<(Arc<AckGroup>, u32)>,
+        emits: Option<(ShippedAt, u32)>,
     ) {
         let random = ctx.random.unit();
         ctx.records.detach(key);
         let now_ms = ctx.now_ms;
-        self.end_refusal(ctx, &share);
+        self.count_refusal_end(ctx, &share);
         let before = share.refusal.as_deref();
         let tries = before.map_or(0, |before| before.tries) + 1;
         let alone_before = before.is_some_and(|before| before.way == Way::Alone);
@@ -171,7 +174,7 @@ impl HandlerQueue {
             } else {
                 Way::Batched
             },
-            held_bytes: emits.as_ref().map_or(0, |(group, _)| group.bytes()),
+            held_bytes: emits.map_or(0, |(at, _)| ctx.outbox.bytes(at)),
             counted_as: failure.topic.clone(),
             failure,
             emits,
@@ -208,15 +211,14 @@ impl HandlerQueue {
             self.run_again(ctx, key, share);
             return;
         }
-        let Some((group, first)) = refusal.emits.clone() else {
+        let Some((at, first)) = refusal.emits else {
             return;
         };
         let way = refusal.way;
         let state = ShareState::Emitting;
         self.defer(ctx, key, Share { state, ..share });
-        group.reopen();
-        send_from(&group, first, way, &*ctx.emitter);
-        group.seal();
+        ctx.outbox
+            .send_again(at, first, way, &*ctx.emitter, &ctx.inbox);
     }
 
     fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
@@ -309,13 +311,22 @@ impl HandlerQueue {
             message: message.as_deref().unwrap_or("unknown"),
             target: &target,
         };
-        let group = AckGroup::new(ctx.inbox.clone(), self.ix, key, Vec::new(), None);
-        dead_letter::send(lease, &provenance, &*ctx.emitter, way, group.ticket(0));
-        group.seal();
+        let token = ctx.outbox.dead_letter(self.ix, key);
+        let sent = dead_letter::send(lease, &provenance, &*ctx.emitter, way, &ctx.inbox, token);
+        answer_unsent(sent, &target, &ctx.inbox, token);
     }
 
-    /// Ends a refusal: the record is produced, dead-lettered, or about to be resent.
+    /// Ends a refusal: the record is produced, dead-lettered, or run again. What was refused is not kept any longer.
     fn end_refusal<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
+        self.count_refusal_end(ctx, share);
+        let refusal = share.refusal.as_ref();
+        if let Some((at, _)) = refusal.and_then(|refusal| refusal.emits) {
+            ctx.outbox.release(at);
+        }
+    }
+
+    /// A refusal is over for the reports, or another follows.
+    fn count_refusal_end<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
         if let Some(refusal) = &share.refusal {
             ctx.drop_refused(refusal.held_bytes);
             if self.refusals.end(refusal) {

@@ -238,7 +238,7 @@ impl HandlerQueue {
                 refused.push_back(id);
                 continue;
             };
-            let Some(batch) = self.batches.submit(id, target, ctx.now_ms) else {
+            let Some(mut batch) = self.batches.submit(id, target, ctx.now_ms) else {
                 continue;
             };
             if batch.records.is_empty() {
@@ -247,6 +247,7 @@ impl HandlerQueue {
                 freed.append(&mut self.end_batch(ctx, id).contended);
                 continue;
             }
+            batch.shipment = ctx.outbox.reserve();
             match target.pool.submit(batch, &ctx.inbox) {
                 Ok(()) => submitted = true,
                 Err(batch) => {

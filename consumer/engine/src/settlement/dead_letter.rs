@@ -4,7 +4,10 @@ use sluicegate_abi::header_block::{self, Headers};
 
 use crate::record::Record;
 
-use crate::emit::{EmitFailure, Emitter, FailureKind, ProducerRecord, Sent, Ticket, Way};
+use std::sync::Arc;
+
+use crate::dispatch::Inbox;
+use crate::emit::{EmitFailure, EmitToken, Emitter, FailureKind, ProducerRecord, Sent, Way};
 
 /// Values of the headers that a dead letter adds.
 #[derive(Clone, Copy, Debug)]
@@ -96,18 +99,18 @@ fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     block
 }
 
-/// Sends the dead letter of a record; `ticket` is answered exactly once. A record that circulates is refused, so that it holds
-/// its lane like a record whose dead letter cannot be written (G7).
+/// Sends the dead letter of a record. One that circulates is refused, so that it holds its lane like a record whose dead letter
+/// cannot be written (G7).
 pub fn send(
     record: &impl Record,
     provenance: &Provenance<'_>,
     emitter: &dyn Emitter,
     way: Way,
-    ticket: Ticket,
-) {
+    reply_to: &Arc<Inbox>,
+    token: EmitToken,
+) -> Sent {
     if let Some(failure) = refuse_lap(record.headers(), provenance.target) {
-        ticket.failed(failure);
-        return;
+        return Sent::Refused(Box::new(failure));
     }
     let outgoing = ProducerRecord {
         topic: provenance.target,
@@ -117,9 +120,7 @@ pub fn send(
         value: record.value(),
         headers: &headers(record.headers(), provenance),
     };
-    if let Sent::NoRoom(ticket) = emitter.send(&outgoing, way, ticket) {
-        ticket.failed(EmitFailure::no_room(provenance.target));
-    }
+    emitter.send(&outgoing, way, reply_to, token)
 }
 
 #[cfg(test)]

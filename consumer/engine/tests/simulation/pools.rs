@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluicegate_abi::header_block::Headers;
 use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PoolState, WorkerPool};
-use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::emit::{EmitToken, Emitter, FailureKind, ProducerRecord, Sent, Way};
 use sluicegate_runtime::{Emit, RawOutcome};
+
+use super::workers::failure;
 
 /// A pool with a fixed number of seats.
 #[derive(Debug)]
@@ -181,14 +183,14 @@ pub struct Emitted {
 }
 
 impl Emitted {
-    /// The record that the handler emits.
-    pub fn emit(&self) -> Emit {
+    /// The record that the handler emits for the one at this place of its call.
+    pub fn emit(&self, record: u32) -> Emit {
         let key = format!(
             "{}/{}/{}/{}",
             self.epoch, self.offset, self.handler, self.index
         );
         Emit {
-            record: 0,
+            record,
             topic: OUT.to_owned(),
             partition: None,
             timestamp_ms: None,
@@ -219,13 +221,13 @@ pub enum Handed {
     Emit(Emitted),
 }
 
-/// A record that the producer holds, with the ticket to complete.
+/// A record that the producer holds, with the token to answer.
 pub struct InProducer {
     pub what: Handed,
     pub way: Way,
-    /// The call refused it.
-    pub refused: bool,
-    pub ticket: Ticket,
+    /// Why the call refused it.
+    pub refused: Option<FailureKind>,
+    pub token: EmitToken,
 }
 
 /// A producer that accepts or refuses records.
@@ -234,13 +236,13 @@ pub struct SimProducer(Mutex<SimProducerState>);
 
 #[derive(Default)]
 struct SimProducerState {
-    refusing: bool,
+    refusing: Option<FailureKind>,
     given: Vec<InProducer>,
 }
 
 impl SimProducer {
-    /// Sets whether the next records are refused.
-    pub fn set_refusing(&self, refusing: bool) {
+    /// Sets whether the next records are refused, and why.
+    pub fn set_refusing(&self, refusing: Option<FailureKind>) {
         self.lock().refusing = refusing;
     }
 
@@ -255,8 +257,13 @@ impl SimProducer {
 }
 
 impl Emitter for SimProducer {
-    // The world completes the tickets of refused records too, so that it can attribute the answer.
-    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        way: Way,
+        _: &Arc<Inbox>,
+        token: EmitToken,
+    ) -> Sent {
         let mut state = self.lock();
         let what = match Emitted::of(record).filter(|_| record.topic == OUT) {
             Some(emitted) => Handed::Emit(emitted),
@@ -267,11 +274,11 @@ impl Emitter for SimProducer {
             what,
             way,
             refused,
-            ticket,
+            token,
         });
         match refused {
-            true => Sent::Refused,
-            false => Sent::Queued,
+            Some(kind) => Sent::Refused(Box::new(failure(kind))),
+            None => Sent::Queued,
         }
     }
 }

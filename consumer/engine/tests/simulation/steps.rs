@@ -22,8 +22,7 @@ const MAX_ROUNDS: usize = 5_000;
 impl World {
     /// One event, followed by the flow's usual work.
     pub fn step(&mut self) -> Check {
-        self.producer
-            .set_refusing(self.random.chance(self.faults.produce_fails / 2));
+        self.refuse_some(self.faults.produce_fails / 2);
         match self.random.below(100) {
             0..20 => self.poll()?,
             20..50 => self.work()?,
@@ -287,7 +286,7 @@ impl World {
         }
         self.poll()?;
         self.faults = FaultRates::default();
-        self.producer.set_refusing(false);
+        self.producer.set_refusing(None);
         self.end_turn()
     }
 
@@ -329,6 +328,9 @@ impl World {
                     script.at, record.offset
                 ));
             }
+        }
+        if self.flow().shipments() != 0 {
+            return Err(format!("{} shipments are kept", self.flow().shipments()));
         }
         if self.flow().kept_bytes() != 0 {
             return Err(format!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use sluicegate_engine::dispatch::{Inbox, PumpMessage};
-use sluicegate_engine::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
+use sluicegate_engine::emit::{Delivery, EmitFailure, Emitter, FailureKind, Sent, Way};
 use sluicegate_engine::event::Event;
 use sluicegate_engine::source::AssignmentId;
 
@@ -258,7 +258,7 @@ impl World {
 
     fn return_batch(&mut self, at: usize) -> Check {
         let mut run = self.running.swap_remove(at);
-        let groups = self.emit(&mut run)?;
+        self.emit(&mut run)?;
         let Running {
             pool,
             seat,
@@ -272,47 +272,50 @@ impl World {
             message: PumpMessage::Finished(batch),
             share: None,
         });
-        for (share, group) in groups {
-            group.seal();
-            let pushed = taken(&self.inbox);
-            self.expect(pushed, Some(share))?;
-        }
         self.free_seat(&pool, seat);
         Ok(())
     }
 
-    /// Passes the batch's emits to the producer.
-    fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<AckGroup>)>, String> {
-        let mut groups = Vec::new();
+    /// Passes the batch's emits to the producer, as a worker does.
+    fn emit(&mut self, run: &mut Running) -> Check {
         for &(index, count) in &run.emits {
             let record = &run.batch.records[index];
-            run.batch
-                .emits_pending
-                .resize(run.batch.records.len(), false);
-            run.batch.emits_pending[index] = true;
-            let key = run.batch.keys[index];
             let share = ShareKey {
                 epoch: record.epoch,
                 offset: record.offset,
                 handler: run.batch.handler.0,
             };
             self.model.emits(&share, count);
-            let emitted = |index| Emitted {
+            let emitted = |number| Emitted {
                 epoch: share.epoch,
                 offset: share.offset,
                 handler: share.handler,
-                index,
+                index: number,
             };
-            let emits = (0..count).map(|index| emitted(index).emit()).collect();
-            let reply_to = self.inbox.clone();
-            let group = AckGroup::new(reply_to, run.batch.handler, key, emits, None);
-            let refuses = self.random.chance(self.faults.produce_fails / 4);
-            self.producer.set_refusing(refuses);
-            send_from(&group, 0, Way::Batched, &*self.producer);
-            self.see_given(true)?;
-            groups.push((share, group));
+            let emits = (0..count).map(|number| emitted(number).emit(index as u32));
+            run.batch.output.emits.extend(emits);
         }
-        Ok(groups)
+        // What the flow has sent before is not the worker's.
+        self.see_given(false)?;
+        let mut stopped = None;
+        for (place, emit) in run.batch.output.emits.iter().enumerate() {
+            let token = run.batch.shipment.at(place);
+            let Some(token) = token.filter(|_| stopped != Some(emit.record)) else {
+                run.batch.unsent.push(place as u32);
+                continue;
+            };
+            self.refuse_some(self.faults.produce_fails / 8);
+            let sent = (self.producer).send(&emit.into(), Way::Batched, &self.inbox, token);
+            if matches!(sent, Sent::Refused(_)) {
+                stopped = Some(emit.record);
+            }
+            self.see_given(true)?;
+            // Some answers arrive before the call ends.
+            if self.random.chance(10) {
+                self.answer_produce()?;
+            }
+        }
+        Ok(())
     }
 
     /// The producer completes one record.
@@ -324,7 +327,7 @@ impl World {
         let Unanswered {
             share,
             way,
-            ticket,
+            token,
             written,
         } = self.unanswered.swap_remove(at);
         if self.random.chance(self.faults.produce_fails) {
@@ -333,13 +336,13 @@ impl World {
                 Way::Alone => FailureKind::Record,
             };
             let kinds = [FailureKind::Cluster, FailureKind::Target, own];
-            ticket.failed(failure(*self.random.pick(&kinds)));
+            let failure = failure(*self.random.pick(&kinds));
+            self.deliver(Delivery::failed(token, failure), share);
         } else {
             self.model.acknowledged(&share, written);
-            ticket.acknowledged();
+            self.deliver(Delivery::acknowledged(token), share);
         }
-        let pushed = taken(&self.inbox);
-        self.expect(pushed, Some(share))
+        Ok(())
     }
 
     /// The flow receives the oldest message; the model receives it just before.
@@ -360,17 +363,20 @@ impl World {
                 let of = self.timed_out.get(batch);
                 format!("received timeout of {of:?} after {}", completed.len())
             }
-            PumpMessage::Produced { refused, .. } => {
-                let why = refused.as_ref().map(|refused| refused.failure.kind);
-                format!("received produced {share:?}: {why:?}")
+            PumpMessage::Delivered(deliveries) => {
+                let kind = |one: &Delivery| one.failure.as_ref().map(|failure| failure.kind);
+                let why: Vec<_> = deliveries.iter().map(kind).collect();
+                format!("received answer {share:?}: {why:?}")
             }
             _ => "received pool free".into(),
         });
+        let mut shipped = Vec::new();
         match (&message, share) {
             // The model has already accounted for a batch that timed out.
             (PumpMessage::Finished(batch), _) if self.timed_out.remove(&batch.id).is_none() => {
+                let emits = &batch.output.emits;
                 for (i, record) in batch.records.iter().enumerate() {
-                    let pending = batch.emits_pending.get(i) == Some(&true);
+                    let pending = emits.iter().any(|emit| emit.record == i as u32);
                     let share = ShareKey {
                         epoch: record.epoch,
                         offset: record.offset,
@@ -382,6 +388,9 @@ impl World {
                         outcome = RawOutcome::default();
                     }
                     self.count(&share, outcome, pending);
+                    if pending {
+                        shipped.push(share);
+                    }
                 }
             }
             (
@@ -392,11 +401,16 @@ impl World {
             ) => {
                 self.count_timeout(*batch, completed);
             }
-            (PumpMessage::Produced { refused, .. }, Some(share)) => {
-                let kind = refused.as_ref().map(|refused| refused.failure.kind);
-                self.count_produced(&share, kind)?;
+            (PumpMessage::Delivered(deliveries), Some(share)) => {
+                for one in deliveries {
+                    let kind = one.failure.as_ref().map(|failure| failure.kind);
+                    self.count_answer(&share, kind)?;
+                }
             }
             _ => {}
+        }
+        for share in shipped {
+            self.ship(&share)?;
         }
         self.tell(Event::Message(message))
     }
@@ -454,7 +468,7 @@ impl World {
     }
 
     /// The producer's result for all emits of a share; a refusal does not count as an attempt.
-    fn count_produced(&mut self, share: &ShareKey, refused: Option<FailureKind>) -> Check {
+    pub fn count_produced(&mut self, share: &ShareKey, refused: Option<FailureKind>) -> Check {
         let ShareKey {
             epoch,
             offset,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sluicegate_abi::RawOutcome;
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_engine::dispatch::{Batch, BatchId, HandlerIx, Inbox, PumpMessage};
-use sluicegate_engine::emit::{Ticket, Way};
+use sluicegate_engine::emit::{EmitToken, FailureKind, Way};
 use sluicegate_engine::engine::Engine;
 use sluicegate_engine::event::{Effect, Event};
 use sluicegate_engine::flow::Flow;
@@ -25,7 +25,7 @@ use super::script::{
 };
 
 /// The share that a producer message concerns.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShareKey {
     pub epoch: u32,
     pub offset: i64,
@@ -48,11 +48,21 @@ pub struct Running {
     pub takes_batches: bool,
 }
 
+/// What was sent for a share and is not answered, or of which the flow has not received all answers.
+#[derive(Default)]
+pub struct Round {
+    pub unanswered: u32,
+    /// The failure with the highest precedence.
+    pub worst: Option<FailureKind>,
+    /// The flow knows of it: its call has ended, or the flow itself has sent it.
+    pub shipped: bool,
+}
+
 /// A record whose result the producer has not reported yet.
 pub struct Unanswered {
     pub share: ShareKey,
     pub way: Way,
-    pub ticket: Ticket,
+    pub token: EmitToken,
     /// For an emitted record, its index among the share's written copies.
     pub written: Option<usize>,
 }
@@ -85,6 +95,7 @@ pub struct World {
     pub pools: Vec<(HandlerIx, bool, Arc<SimPool>)>,
     pub running: Vec<Running>,
     pub unanswered: Vec<Unanswered>,
+    pub rounds: HashMap<ShareKey, Round>,
     pub messages: VecDeque<Message>,
     pub commit: Option<CommitUnderWay>,
     pub revokes: Vec<Revoke>,
@@ -141,6 +152,7 @@ impl World {
             pools: Vec::new(),
             running: Vec::new(),
             unanswered: Vec::new(),
+            rounds: HashMap::new(),
             messages: VecDeque::new(),
             commit: None,
             revokes: Vec::new(),
@@ -338,6 +350,7 @@ impl World {
         self.running.clear();
         self.timed_out.clear();
         self.unanswered.clear();
+        self.rounds.clear();
         self.messages.clear();
         self.commit = None;
         self.revokes.clear();
@@ -552,19 +565,5 @@ impl World {
                 self.send_back(at);
             }
         }
-    }
-
-    /// Queues messages that were pushed into the inbox for `share`.
-    pub fn expect(&mut self, pushed: Vec<PumpMessage>, share: Option<ShareKey>) -> Check {
-        for message in pushed {
-            if matches!(message, PumpMessage::Produced { .. }) && share.is_none() {
-                return Err("a producer result without a record".into());
-            }
-            self.messages.push_back(Message {
-                message,
-                share: share.clone(),
-            });
-        }
-        Ok(())
     }
 }

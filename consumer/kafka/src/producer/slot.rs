@@ -1,22 +1,18 @@
 //! A producer that is created on first use, and recreated with backoff after a fatal error.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
-use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{ClientContext, Message};
 use sluicegate_config::secret::Redaction;
-use sluicegate_engine::emit::{Ticket, Way};
+use sluicegate_engine::emit::Way;
 
-use crate::client_log::log;
-use crate::producer::refusal;
-use crate::producer::refusal::{Limits, Refused};
+use super::answers::{Answers, Pumps};
+use super::client::Client;
+use super::error_log::ErrorLog;
+use super::refusal::Limits;
 
 /// Delay before a broken producer is recreated; doubled each time that the next one breaks.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -24,12 +20,6 @@ const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 /// A producer that lived this long was healthy: the delay starts again at its initial value.
 const HEALTHY_LIFETIME: Duration = Duration::from_secs(120);
-/// Minimum time between two log lines about the same kind of client error.
-const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// A librdkafka producer with our callbacks.
-pub(super) type Client = ThreadedProducer<Answers>;
-
 /// Holder of one producer.
 pub(super) struct Slot {
     config: ClientConfig,
@@ -37,6 +27,7 @@ pub(super) struct Slot {
     limits: Limits,
     client: ArcSwapOption<Client>,
     state: Mutex<State>,
+    pumps: Arc<Pumps>,
     errors: Arc<ErrorLog>,
     secrets: Arc<Redaction>,
 }
@@ -54,7 +45,12 @@ struct State {
 
 impl Slot {
     /// An empty slot; messages of its producer are redacted with `secrets`.
-    pub(super) fn new(config: ClientConfig, way: Way, secrets: Arc<Redaction>) -> Arc<Self> {
+    pub(super) fn new(
+        config: ClientConfig,
+        way: Way,
+        pumps: Arc<Pumps>,
+        secrets: Arc<Redaction>,
+    ) -> Arc<Self> {
         let number = |key: &str| config.get(key).and_then(|text| text.parse::<u64>().ok());
         let limits = Limits {
             record: number("message.max.bytes").unwrap_or(1_000_000),
@@ -66,6 +62,7 @@ impl Slot {
             limits,
             client: ArcSwapOption::empty(),
             state: Mutex::default(),
+            pumps,
             errors: Arc::default(),
             secrets,
         })
@@ -105,13 +102,13 @@ impl Slot {
     }
 
     fn make(&self, state: &mut State) -> Result<Arc<Client>, KafkaError> {
-        let answers = Answers {
-            way: self.way,
-            errors: Arc::clone(&self.errors),
-            secrets: Arc::clone(&self.secrets),
-            fatal: OnceLock::new(),
-        };
-        let client = Arc::new(Client::from_config_and_context(&self.config, answers)?);
+        let answers = Answers::new(
+            self.way,
+            Arc::clone(&self.pumps),
+            Arc::clone(&self.errors),
+            Arc::clone(&self.secrets),
+        );
+        let client = Client::start(&self.config, answers)?;
         self.client.store(Some(Arc::clone(&client)));
         state.made = Some(Instant::now());
         state.reason = None;
@@ -147,9 +144,9 @@ impl Slot {
         };
         let slot = Arc::downgrade(self);
         let renew = move || {
-            broken.purge(PurgeConfig::default().queue().inflight());
-            std::thread::sleep(pause);
+            broken.end();
             drop(broken);
+            std::thread::sleep(pause);
             if let Some(slot) = slot.upgrade() {
                 slot.renew();
             }
@@ -172,19 +169,19 @@ impl Slot {
         }
     }
 
-    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and their tickets
-    /// are failed.
+    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and answered as
+    /// failed.
     pub(super) fn flush(&self, deadline: Duration) {
         let Some(client) = self.client.load_full() else {
             return;
         };
-        if client.flush(deadline).is_err() {
+        if !client.flush(deadline) {
             tracing::warn!(
-                records = client.in_flight_count(),
+                records = client.unanswered(),
                 "emitted records were not acknowledged in time"
             );
-            client.purge(PurgeConfig::default().queue().inflight());
-            let _ = client.flush(Duration::from_secs(1));
+            client.abandon();
+            client.flush(Duration::from_secs(1));
         }
     }
 
@@ -193,117 +190,18 @@ impl Slot {
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.swap(None) {
+            client.end();
+        }
+    }
+}
+
 /// The delay before the producer after the `broken`-th broken one is created.
 fn pause_after(broken: u32) -> Duration {
     let doublings = broken.saturating_sub(1).min(16);
     (INITIAL_RETRY_DELAY * 2_u32.pow(doublings)).min(MAX_RETRY_DELAY)
-}
-
-/// Passes the brokers' responses on to tickets and log.
-pub(super) struct Answers {
-    way: Way,
-    errors: Arc<ErrorLog>,
-    secrets: Arc<Redaction>,
-    fatal: OnceLock<String>,
-}
-
-impl ClientContext for Answers {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, &self.secrets.redact(text));
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        let reason = self.secrets.redact(reason);
-        if code == Some(RDKafkaErrorCode::Fatal) {
-            let _ = self.fatal.set(reason.clone().into_owned());
-        }
-        self.errors.log(code, &error, &reason);
-    }
-}
-
-impl ProducerContext for Answers {
-    type DeliveryOpaque = Box<Ticket>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let (error, record) = match result {
-            Ok(_) => return ticket.acknowledged(),
-            Err((error, record)) => (error, record),
-        };
-        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-        let ended = matches!(
-            code,
-            RDKafkaErrorCode::Fatal
-                | RDKafkaErrorCode::PurgeQueue
-                | RDKafkaErrorCode::PurgeInflight
-        );
-        ticket.failed(match self.fatal.get() {
-            Some(reason) if ended => refusal::no_producer(record.topic(), reason),
-            _ => {
-                let bytes = record.key_len() + record.payload_len();
-                let refused = Refused {
-                    topic: record.topic(),
-                    bytes: bytes as u64,
-                };
-                refusal::answered(code, refused, self.way)
-            }
-        });
-    }
-}
-
-fn is_connection_error(code: Option<RDKafkaErrorCode>) -> bool {
-    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
-    matches!(
-        code,
-        Some(AllBrokersDown | BrokerTransportFailure | Resolve)
-    )
-}
-
-/// Connection errors are logged here only if they last this long: the pump's client reports the first ones, but may use
-/// other brokers.
-const CONNECTION_ERROR_GRACE: Duration = Duration::from_secs(30);
-
-/// Client errors, one line per kind and minute: they recur with every connection attempt.
-#[derive(Default)]
-struct ErrorLog {
-    logged: Mutex<BTreeMap<Option<i32>, (Instant, u64)>>,
-    /// When a connection error occurred first and last, in a series without a gap of a minute.
-    connection: Mutex<Option<(Instant, Instant)>>,
-}
-
-impl ErrorLog {
-    fn log(&self, code: Option<RDKafkaErrorCode>, error: &KafkaError, reason: &str) {
-        let now = Instant::now();
-        // The pump's own client connects to the same brokers at startup, and reports the failure with a remedy.
-        if is_connection_error(code) && self.connection_fails_since(now) < CONNECTION_ERROR_GRACE {
-            tracing::debug!(%error, reason, "producer");
-            return;
-        }
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = code.map(|code| code as i32);
-        let suppressed = match logged.get_mut(&kind) {
-            Some((last, suppressed)) if now.duration_since(*last) < ERROR_LOG_INTERVAL => {
-                *suppressed += 1;
-                return;
-            }
-            Some((_, suppressed)) => *suppressed,
-            None => 0,
-        };
-        logged.insert(kind, (now, 0));
-        tracing::warn!(%error, reason, suppressed, "producer");
-    }
-
-    /// Records a connection error, and returns for how long the series has lasted.
-    fn connection_fails_since(&self, now: Instant) -> Duration {
-        let mut noted = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = noted.filter(|(_, last)| now.duration_since(*last) < ERROR_LOG_INTERVAL);
-        let first = before.map_or(now, |(first, _)| first);
-        *noted = Some((first, now));
-        now.duration_since(first)
-    }
 }
 
 #[cfg(test)]
@@ -314,17 +212,5 @@ mod tests {
     fn delays_double_up_to_the_maximum() {
         let seconds = [1, 2, 3, 5, 6, 60].map(|broken| pause_after(broken).as_secs());
         assert_eq!(seconds, [1, 2, 4, 16, 30, 30]);
-    }
-
-    #[test]
-    fn a_series_of_connection_errors_counts_from_its_first_one() {
-        let (log, start) = (ErrorLog::default(), Instant::now());
-        let after = |seconds| log.connection_fails_since(start + Duration::from_secs(seconds));
-        let waited = [0, 20, 40, 95, 200].map(|seconds| after(seconds).as_secs());
-        assert_eq!(
-            waited,
-            [0, 20, 40, 95, 0],
-            "a minute without errors starts a new series"
-        );
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
-use sluicegate_engine::emit::FailureKind;
+use sluicegate_engine::emit::{Delivery, FailureKind};
 use sluicegate_kit::plugin_doubles::{
     Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
@@ -117,7 +117,7 @@ fn a_batch_is_returned_with_its_outcomes_and_counted() {
     let back = replies.finished();
     assert_eq!(back.id.index, 7);
     assert_eq!(codes(&back), [ACK, outcome_code::DROP, outcome_code::RETRY]);
-    assert!(back.emits_pending.is_empty());
+    assert!(back.output.emits.is_empty());
     let counts = harness.stats.counts();
     assert_eq!((counts.batches, counts.in_flight), (1, 0));
     assert_eq!(counts.durations.buckets.iter().sum::<u64>(), 3);
@@ -269,25 +269,14 @@ fn every_final_outcome_emits_and_waits_for_the_producer() {
         pool.submit(batch(0, &[0, 1, 2, 3, 4]), &replies.inbox)
             .is_ok()
     );
-    let mut order = Vec::new();
-    for _ in 0..4 {
-        order.push(replies.next("message", |message| match message {
-            PumpMessage::Finished(batch) => Ok(format!("finished {:?}", batch.emits_pending)),
-            PumpMessage::Produced { entry, refused, .. } => {
-                Ok(format!("produced {} {}", entry.index, refused.is_none()))
-            }
-            other => Err(other),
-        }));
+    let back = replies.finished();
+    let emits = back.output.emits.iter().map(|emit| emit.record);
+    assert_eq!(emits.collect::<Vec<_>>(), [1, 3, 4]);
+    assert!(back.unsent.is_empty() && back.emitted.is_some());
+    for place in 0..3 {
+        let token = delivery(&mut replies).token;
+        assert_eq!(Some(token), back.shipment.at(place));
     }
-    assert_eq!(
-        order,
-        [
-            "finished [false, true, false, true, true]",
-            "produced 1 true",
-            "produced 3 true",
-            "produced 4 true"
-        ]
-    );
     let topics = relock(&harness.producer.topics);
     assert_eq!(*topics, ["acked", "dropped", "lettered"]);
 }
@@ -300,20 +289,24 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
     setup.timeout = Duration::from_millis(50);
     let (pool, mut replies) = (harness.threads(1).join_first(setup), Replies::new());
     assert!(pool.submit(batch(0, &[1, 2]), &replies.inbox).is_ok());
-    assert_eq!(replies.finished().emits_pending, [true, true]);
-    for entry_index in [0, 1] {
-        let (entry, refused) = replies.next("answer", |message| match message {
-            PumpMessage::Produced { entry, refused, .. } => Ok((entry, refused)),
-            other => Err(other),
-        });
-        assert_eq!(entry.index, entry_index);
-        let refused = refused.unwrap();
-        assert_eq!(refused.failure.kind, FailureKind::Cluster);
-        assert_eq!(&*refused.failure.error, "the producer's queue is full");
-        assert_eq!((refused.first, refused.group.records().len()), (0, 1));
-        let kept = &refused.group.records()[0];
+    let back = replies.finished();
+    assert!(back.unsent.is_empty(), "each is answered");
+    for (place, kept) in back.output.emits.iter().enumerate() {
         assert_eq!(kept.value.as_deref(), Some(b"emitted".as_slice()));
+        let answer = delivery(&mut replies);
+        assert_eq!(Some(answer.token), back.shipment.at(place));
+        let failure = answer.failure.unwrap();
+        assert_eq!(failure.kind, FailureKind::Cluster);
+        assert_eq!(&*failure.error, "the producer's queue is full");
     }
+}
+
+/// The next answer of the producer.
+fn delivery(replies: &mut Replies) -> Delivery {
+    replies.next("answer", |message| match message {
+        PumpMessage::Delivered(mut deliveries) => Ok(deliveries.remove(0)),
+        other => Err(other),
+    })
 }
 
 #[test]

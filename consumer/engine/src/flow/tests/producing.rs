@@ -3,7 +3,7 @@
 use sluicegate_runtime::Emit;
 
 use super::*;
-use crate::emit::{AckGroup, EmitFailure, FailureKind, send_from};
+use crate::emit::{Delivery, EmitFailure, FailureKind};
 use crate::status::WaitsFor;
 
 /// A refusal of this kind, as a broker might report it.
@@ -29,13 +29,15 @@ impl Bench {
     ) -> Vec<(String, Way)> {
         let sent = std::mem::take(&mut *self.emitter.sent.lock().unwrap());
         let mut answered = Vec::new();
-        for (text, way, ticket) in sent {
-            match broker(&text, way) {
-                None => ticket.acknowledged(),
-                Some(kind) => ticket.failed(refusal(kind)),
-            }
+        let mut deliveries = Vec::new();
+        for (text, way, token) in sent {
+            deliveries.push(match broker(&text, way) {
+                None => Delivery::acknowledged(token),
+                Some(kind) => Delivery::failed(token, refusal(kind)),
+            });
             answered.push((text, way));
         }
+        self.flow.receive(PumpMessage::Delivered(deliveries));
         let mut messages = Vec::new();
         self.inbox.take(&mut messages);
         for message in messages {
@@ -47,11 +49,10 @@ impl Bench {
 
     /// Finishes the records of pool 0; each has emitted `emits` records and ends with `code`.
     pub(super) fn finish_emitting(&mut self, code: u16, emits: usize) {
-        let mut groups = Vec::new();
         for mut batch in std::mem::take(&mut *self.pools[0].taken.lock().unwrap()) {
-            for (&key, record) in batch.keys.iter().zip(&batch.records) {
+            for (place, record) in batch.records.iter().enumerate() {
                 let emit = |i: usize| Emit {
-                    record: 0,
+                    record: place as u32,
                     topic: "out".to_owned(),
                     partition: None,
                     timestamp_ms: None,
@@ -59,20 +60,20 @@ impl Bench {
                     value: Some(format!("{}.{i}", record.offset).into_bytes()),
                     headers: Vec::new(),
                 };
-                let emits = (0..emits).map(emit).collect();
-                let group = AckGroup::new(self.inbox.clone(), batch.handler, key, emits, None);
-                send_from(&group, 0, Way::Batched, &*self.emitter);
-                groups.push(group);
+                batch.output.emits.extend((0..emits).map(emit));
+            }
+            for (place, emit) in batch.output.emits.iter().enumerate() {
+                let token = batch.shipment.at(place).unwrap();
+                self.emitter
+                    .send(&emit.into(), Way::Batched, &self.inbox, token);
             }
             let outcome = RawOutcome {
                 code,
                 ..RawOutcome::default()
             };
             batch.outcomes = vec![outcome; batch.records.len()];
-            batch.emits_pending = vec![true; batch.records.len()];
             self.flow.receive(PumpMessage::Finished(batch));
         }
-        groups.iter().for_each(|group| group.seal());
         self.flow.dispatch();
     }
 

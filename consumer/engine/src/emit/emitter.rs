@@ -1,0 +1,75 @@
+//! The interface to the producer.
+
+use std::sync::Arc;
+
+use sluicegate_config::secret::Redactor;
+use sluicegate_runtime::Emit;
+
+use super::failure::EmitFailure;
+use super::token::EmitToken;
+use crate::dispatch::Inbox;
+
+/// A record to produce, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct ProducerRecord<'a> {
+    /// Target topic.
+    pub topic: &'a str,
+    /// Target partition; `None` lets the producer choose by key.
+    pub partition: Option<i32>,
+    /// Timestamp in milliseconds; `None` means now.
+    pub timestamp_ms: Option<i64>,
+    /// Key; `None` means null.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` means a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Header block in Kafka's format; empty means none.
+    pub headers: &'a [u8],
+}
+
+impl<'a> From<&'a Emit> for ProducerRecord<'a> {
+    fn from(emit: &'a Emit) -> Self {
+        Self {
+            topic: &emit.topic,
+            partition: emit.partition,
+            timestamp_ms: emit.timestamp_ms,
+            key: emit.key.as_deref(),
+            value: emit.value.as_deref(),
+            headers: &emit.headers,
+        }
+    }
+}
+
+/// How a record is batched on its way to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In a batch with other records. A refusal of the batch says little about one of its records.
+    Batched,
+    /// In a batch of its own, so that the broker's response applies to this record.
+    Alone,
+}
+
+/// Result of sending a record.
+#[derive(Debug)]
+pub enum Sent {
+    /// It is queued: its token is answered once, sooner or later.
+    Queued,
+    /// It was refused at once; its token is not answered.
+    Refused(Box<EmitFailure>),
+    /// The queue is full; retry when answers have arrived. Its token is not answered.
+    NoRoom,
+}
+
+/// Sends records to a producer with `acks=all`. Called by workers and pumps; never blocks.
+pub trait Emitter: Send + Sync {
+    /// Queues one record. Its answer arrives at `reply_to`: exactly one, if [`Sent::Queued`] is returned.
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        way: Way,
+        reply_to: &Arc<Inbox>,
+        token: EmitToken,
+    ) -> Sent;
+
+    /// Redacts these secrets, which topic names may contain, from the client's own messages from now on.
+    fn hide(&self, _secrets: &Redactor) {}
+}

@@ -1,0 +1,85 @@
+//! A librdkafka producer, and the thread that takes its reports.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rdkafka::client;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
+
+use super::answers::{Answers, Batch};
+use crate::ffi::{self, ReportQueue};
+
+/// Longest wait for a report.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A producer whose answers are passed on until it has ended and nothing is unanswered.
+pub(super) struct Client {
+    producer: BaseProducer<Answers>,
+    ended: AtomicBool,
+}
+
+impl Client {
+    /// Creates a producer; it connects in the background.
+    ///
+    /// # Errors
+    /// If librdkafka rejects the config, or no thread can be started.
+    pub(super) fn start(config: &ClientConfig, answers: Answers) -> Result<Arc<Self>, KafkaError> {
+        let producer = BaseProducer::from_config_and_context(config, answers)?;
+        let client = Arc::new(Self {
+            producer,
+            ended: AtomicBool::new(false),
+        });
+        let queue = ReportQueue::of(client.native());
+        let queue =
+            queue.ok_or_else(|| KafkaError::ClientCreation("it has no queue".to_owned()))?;
+        let reader = Arc::clone(&client);
+        std::thread::Builder::new()
+            .name("producer".to_owned())
+            .spawn(move || reader.read(queue))
+            .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        Ok(client)
+    }
+
+    /// librdkafka's client.
+    pub(super) fn native(&self) -> &client::Client<Answers> {
+        self.producer.client()
+    }
+
+    /// Passes reports on until the producer has ended.
+    fn read(&self, mut queue: ReportQueue) {
+        let answers = self.native().context();
+        let mut batch = Batch::new(answers);
+        loop {
+            let reported = queue.poll(POLL_INTERVAL, &mut batch);
+            batch.push();
+            if !reported && self.ended.load(Ordering::Acquire) && self.unanswered() == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Number of records without an answer.
+    pub(super) fn unanswered(&self) -> i32 {
+        self.producer.in_flight_count()
+    }
+
+    /// Sends what is queued, and waits for the answers. Returns whether all have arrived in time.
+    pub(super) fn flush(&self, timeout: Duration) -> bool {
+        ffi::flush(self.native(), timeout)
+    }
+
+    /// Answers everything as failed that is unanswered.
+    pub(super) fn abandon(&self) {
+        self.producer
+            .purge(PurgeConfig::default().queue().inflight());
+    }
+
+    /// Abandons what is unanswered. It is dropped once everything is answered.
+    pub(super) fn end(&self) {
+        self.abandon();
+        self.ended.store(true, Ordering::Release);
+    }
+}
