@@ -42,6 +42,8 @@ pub use create_topics::{NewTopic, TopicNotCreated, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
 pub(super) use metadata::{NoLeader, TopicState, brokers_answer};
+#[cfg(test)]
+pub(super) use reports::break_for_test;
 pub(super) use reports::{ReportQueue, Reported, Reports, flush};
 
 thread_local! {

@@ -223,3 +223,118 @@ fn unacknowledged_records_are_abandoned_at_the_deadline() {
     let refused = refusal(received(&inbox, 1));
     assert_eq!(refused.kind, FailureKind::Cluster);
 }
+
+/// Counts the lines of librdkafka.
+struct Lines(std::sync::atomic::AtomicUsize);
+
+impl tracing::Subscriber for &'static Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "librdkafka"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn lines_of_a_producer_are_logged() {
+    use std::sync::atomic::Ordering;
+    static LINES: Lines = Lines(std::sync::atomic::AtomicUsize::new(0));
+    // The lines are written by the producer's own thread.
+    let _ = tracing::subscriber::set_global_default(&LINES);
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("out", 1).unwrap();
+    let emitter = KafkaEmitter::new(&with_producer(&kafka, &[("debug", "broker,msg")])).unwrap();
+    let one = [record(None, Some(b"a"), &[])];
+    assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
+    let lines = || LINES.0.load(Ordering::Relaxed);
+    wait_for(
+        Duration::from_secs(10),
+        lines,
+        |lines| *lines > 10,
+        |last| format!("{last} lines"),
+    );
+}
+
+#[test]
+fn everything_is_answered_when_a_flush_returns() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("out", 1).unwrap();
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let many = vec![record(None, Some(b"a"), &[]); 200];
+    let inbox = Arc::new(Inbox::new());
+    for round in 0..100 {
+        send(&emitter, Way::Batched, &many, &inbox);
+        emitter.flush(Duration::from_secs(20));
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        let answers = messages.iter().map(|message| match message {
+            PumpMessage::Delivered(deliveries) => deliveries.len(),
+            _ => 0,
+        });
+        assert_eq!(answers.sum::<usize>(), many.len(), "round {round}");
+    }
+}
+
+#[test]
+fn each_pump_gets_one_message_of_a_report() {
+    use crate::ffi::{Reported, Reports};
+    let pumps: Arc<Pumps> = Arc::default();
+    let (errors, secrets) = (Arc::default(), Arc::default());
+    let answers = answers::Answers::new(Way::Batched, Arc::clone(&pumps), errors, secrets);
+    let inboxes = [Arc::new(Inbox::new()), Arc::new(Inbox::new())];
+    let mut batch = answers::Batch::new(&answers);
+    for place in 0..1_000 {
+        let token = EmitToken::default().at(place).unwrap();
+        batch.record(&Reported {
+            opaque: pumps.opaque(&inboxes[place % 2], token).unwrap(),
+            code: 0,
+            topic: "",
+            bytes: 1,
+        });
+    }
+    batch.end();
+    for inbox in inboxes {
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        assert_eq!(messages.len(), 1);
+    }
+}
+
+#[test]
+fn what_a_broken_producer_has_is_answered_with_its_reason() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("out", 1).unwrap();
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let one = [record(None, Some(b"a"), &[])];
+    assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
+    kafka.cluster().unwrap().broker_down(1).unwrap();
+    let inbox = Arc::new(Inbox::new());
+    send(&emitter, Way::Batched, &one, &inbox);
+    let client = emitter.batched.get().unwrap();
+    crate::ffi::break_for_test(client.native(), c"authorization is missing");
+    let weak = Arc::downgrade(&client);
+    drop(client);
+    // The next record finds the producer broken, and has it replaced.
+    let next = refusal(send_all(&emitter, Way::Batched, &one));
+    let queued = refusal(received(&inbox, 1));
+    for refused in [next, queued] {
+        let text = refused.to_string();
+        assert!(text.contains("authorization is missing"), "{text}");
+        assert!(text.contains("grant the service Write"), "{text}");
+    }
+    let is_gone = || weak.upgrade().is_none();
+    wait_for(
+        Duration::from_secs(20),
+        is_gone,
+        |gone| *gone,
+        |_| "the broken producer is still there".to_owned(),
+    );
+}

@@ -129,6 +129,26 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "refused-keeps-its-call",
+        what: "a refused emit keeps everything alive that its call has emitted",
+        suite: EMIT,
+    },
+    Mutant {
+        name: "acknowledged-emits-kept",
+        what: "acknowledged emits stay in memory while another one of their call waits",
+        suite: EMIT,
+    },
+    Mutant {
+        name: "answered-after-the-flush",
+        what: "a flush of the producer returns before its answers are passed on",
+        suite: KAFKA,
+    },
+    Mutant {
+        name: "producer-lines-lost",
+        what: "log lines of the producer are dropped",
+        suite: KAFKA,
+    },
+    Mutant {
         name: "early-answers-lost",
         what: "what the producer answers before the call has ended is lost, so that its record waits for ever",
         suite: EMIT,

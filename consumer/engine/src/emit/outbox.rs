@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A shipment has what one call emitted, kept until it is acknowledged, so that a refusal does not require running the handler
-//! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. A shipment ends when no record of it waits
-//! for an answer or a resend. Its memory is bounded by the producer's queue, and beyond it by the pump's byte budget.
+//! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. The bytes of a record's emits are freed
+//! once they are acknowledged, so that what is kept is with the producer, whose queue bounds it. What is refused moves to a
+//! shipment of its own, which keeps nothing else of its call alive, and counts against the pump's byte budget.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -36,7 +37,7 @@ pub(crate) struct ShippedAt {
 pub(crate) struct RefusedEmits {
     /// Where they are kept.
     pub(crate) at: ShippedAt,
-    /// Place in the shipment of the first refused one. Those after it are sent again too, so that the last copies are in order.
+    /// The first refused one, counted from the record's first. Those after it are sent again too, so that the last copies are in order.
     pub(crate) first: u32,
     /// The failure with the highest precedence.
     pub(crate) failure: EmitFailure,
@@ -80,6 +81,8 @@ struct Shipment {
     open: u32,
     /// Acknowledged and not counted yet: the place of one, and their number; all have the same topic.
     uncounted: (u32, u64),
+    /// Records that are over, and whose bytes are not freed yet.
+    ended: Vec<u32>,
 }
 
 impl Shipment {
@@ -116,6 +119,7 @@ impl Shipment {
             records,
             counts: batch.emitted.take(),
             uncounted: (0, 0),
+            ended: Vec::new(),
         }
     }
 
@@ -131,6 +135,45 @@ impl Shipment {
             counts: None,
             open: 1,
             uncounted: (0, 0),
+            ended: Vec::new(),
+        }
+    }
+
+    /// The emits of one record, which are refused, apart from the others of its call.
+    fn split(&mut self, owner: u32) -> Self {
+        let record = &mut self.records[owner as usize];
+        record.over = true;
+        self.open -= 1;
+        let (first, end) = (record.first, record.end);
+        let key = record.key;
+        let emits = &mut self.emits[first as usize..end as usize];
+        let emits: Vec<Emit> = emits.iter_mut().map(take_emit).collect();
+        let mut record = ShippedRecord::new(key, 0);
+        record.end = end - first;
+        Self {
+            handler: self.handler,
+            owners: vec![0; emits.len()],
+            emits,
+            records: vec![record],
+            counts: self.counts.clone(),
+            open: 1,
+            uncounted: (0, 0),
+            ended: Vec::new(),
+        }
+    }
+
+    /// Counts what is acknowledged, and frees the bytes of records that are over.
+    fn tidy_up(&mut self) {
+        self.count();
+        for owner in std::mem::take(&mut self.ended) {
+            let record = &self.records[owner as usize];
+            let emits = self
+                .emits
+                .get_mut(record.first as usize..record.end as usize);
+            emits
+                .unwrap_or_default()
+                .iter_mut()
+                .for_each(|emit| drop(take_emit(emit)));
         }
     }
 
@@ -170,6 +213,21 @@ impl Shipment {
         });
     }
 
+    /// Splits off the records that were refused, unless nothing else is kept with them.
+    fn split_refused(&mut self, answered: &[Answered]) -> Vec<(usize, Self)> {
+        let mut parts = Vec::new();
+        for (place, one) in answered.iter().enumerate() {
+            let Some(refused) = &one.refused else {
+                continue;
+            };
+            let owner = refused.at.record;
+            if self.records.len() > 1 && !self.records[owner as usize].over {
+                parts.push((place, self.split(owner)));
+            }
+        }
+        parts
+    }
+
     /// Handles an answer. Returns the record that waits for no other answer then.
     fn answer(&mut self, number: u32, delivery: Delivery) -> Option<Answered> {
         let place = delivery.token.place();
@@ -189,6 +247,7 @@ impl Shipment {
         if refused.is_none() || is_letter || record.released {
             record.over = true;
             self.open -= 1;
+            self.ended.push(owner);
         }
         let at = ShippedAt {
             shipment: number,
@@ -199,7 +258,8 @@ impl Shipment {
             key: record.key,
             refused: refused.map(|(first, failure)| RefusedEmits {
                 at,
-                first,
+                // Also if it is split off.
+                first: first - record.first,
                 failure: *failure,
             }),
         })
@@ -217,6 +277,19 @@ impl ShippedRecord {
             released: false,
             over: false,
         }
+    }
+}
+
+/// Takes the bytes of an emit out of its place.
+fn take_emit(emit: &mut Emit) -> Emit {
+    Emit {
+        record: emit.record,
+        topic: std::mem::take(&mut emit.topic),
+        partition: emit.partition,
+        timestamp_ms: emit.timestamp_ms,
+        key: emit.key.take(),
+        value: emit.value.take(),
+        headers: std::mem::take(&mut emit.headers),
     }
 }
 
@@ -245,8 +318,9 @@ impl Outbox {
 
     /// Takes over what a call has emitted and its worker has sent. Afterwards its answers count: see [`Self::take_early`].
     pub(crate) fn ship(&mut self, batch: &mut Batch) {
-        self.shipments
-            .insert(batch.shipment.shipment(), Shipment::of(batch));
+        let number = batch.shipment.shipment();
+        let before = self.shipments.insert(number, Shipment::of(batch));
+        debug_assert!(before.is_none(), "its name is in use");
     }
 
     /// As [`Self::ship`], for a call of which nothing counts any more.
@@ -280,9 +354,10 @@ impl Outbox {
     }
 
     /// Handles answers of the producer; `done` receives the records that wait for no other answer.
-    pub(crate) fn answer(&mut self, deliveries: Vec<Delivery>, done: &mut Vec<Answered>) {
+    pub(crate) fn answer(&mut self, mut deliveries: Vec<Delivery>, done: &mut Vec<Answered>) {
+        // Several workers send at once; the answers of each call are in order, so that little is left to sort.
+        deliveries.sort_by_key(|one| one.token.shipment());
         let mut deliveries = deliveries.into_iter().peekable();
-        // Reports follow the order of sending, so that consecutive answers are mostly for one shipment.
         while let Some(first) = deliveries.peek() {
             let number = first.token.shipment();
             let mut same =
@@ -291,15 +366,32 @@ impl Outbox {
                 self.early.entry(number).or_default().extend(same);
                 continue;
             };
+            let first = done.len();
             done.extend(same.by_ref().filter_map(|one| shipment.answer(number, one)));
-            shipment.count();
+            let parts = shipment.split_refused(&done[first..]);
+            shipment.tidy_up();
             if shipment.open == 0 {
                 self.shipments.remove(&number);
+            }
+            self.keep_parts(parts, &mut done[first..]);
+        }
+    }
+
+    /// Keeps what was refused of a call.
+    fn keep_parts(&mut self, parts: Vec<(usize, Shipment)>, done: &mut [Answered]) {
+        for (place, part) in parts {
+            let shipment = self.reserve().shipment();
+            self.shipments.insert(shipment, part);
+            if let Some(refused) = &mut done[place].refused {
+                refused.at = ShippedAt {
+                    shipment,
+                    record: 0,
+                };
             }
         }
     }
 
-    /// Sends emits of a record again, from the place `first` on, in order, up to the first one that is refused at once: those after
+    /// Sends emits of a record again, from its `first`-th on, in order, up to the first one that is refused at once: those after
     /// it would have to be sent twice.
     pub(crate) fn send_again(
         &mut self,
@@ -314,7 +406,7 @@ impl Outbox {
         };
         let record = &mut shipment.records[at.record as usize];
         debug_assert_eq!(record.unanswered, 0, "the previous round has not ended");
-        for place in first..record.end {
+        for place in record.first + first..record.end {
             let (Some(emit), Some(token)) = (
                 shipment.emits.get(place as usize),
                 EmitToken::of(at.shipment).at(place as usize),
@@ -490,7 +582,7 @@ mod tests {
         answer(&mut outbox, first.into());
         let mut done = answer(&mut outbox, vec![refused(shipment, 2, FailureKind::Target)]);
         let refused = done.remove(0).refused.expect("it is refused");
-        assert_eq!(refused.first, 2);
+        assert_eq!(refused.first, 0);
         let told = format!("{:?} {}", refused.failure, refused.failure);
         assert!(
             told.contains("my-***") && !told.contains("secret"),
@@ -500,6 +592,42 @@ mod tests {
         outbox.release(refused.at);
         outbox.release(refused.at);
         assert_eq!(outbox.len(), 1, "the first record is kept");
+    }
+
+    /// Bytes of all emits that are kept.
+    fn kept(outbox: &Outbox) -> usize {
+        let emits = outbox.shipments.values().flat_map(|one| &one.emits);
+        emits
+            .map(|emit| emit.value.as_ref().map_or(0, Vec::len))
+            .sum()
+    }
+
+    #[test]
+    fn a_refused_or_slow_record_keeps_no_bytes_of_others_of_its_call() {
+        let mut outbox = Outbox::default();
+        let mut batch = call(&mut outbox);
+        let shipment = batch.shipment;
+        batch.keys = (0..100).map(key).collect();
+        let one = batch.output.emits[0].clone();
+        batch.output.emits = (0..100)
+            .map(|record| Emit {
+                record,
+                value: Some(vec![0; 1_000]),
+                ..one.clone()
+            })
+            .collect();
+        outbox.ship(&mut batch);
+        let acks = (0..98).map(|place| acknowledged(shipment, place));
+        answer(&mut outbox, acks.collect());
+        assert_eq!(kept(&outbox), 2_000, "what is with the producer");
+        let slow = refused(shipment, 98, FailureKind::Target);
+        let mut done = answer(&mut outbox, vec![slow]);
+        let at = done.remove(0).refused.expect("it is refused").at;
+        answer(&mut outbox, vec![acknowledged(shipment, 99)]);
+        assert_eq!((outbox.len(), kept(&outbox)), (1, 1_000));
+        assert!(outbox.bytes(at) >= 1_000);
+        let structs: usize = outbox.shipments.values().map(|one| one.emits.len()).sum();
+        assert_eq!(structs, 1, "nor their places");
     }
 
     #[test]

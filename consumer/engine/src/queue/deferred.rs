@@ -82,7 +82,7 @@ pub(super) struct Refusal {
     pub(super) tries: u32,
     /// How it is resent.
     pub(super) way: Way,
-    /// Where they are kept, and the place of the first to resend; `None` for a dead letter, which is built from the record.
+    /// Where they are kept, and the first to send again; `None` for a dead letter, which is built from the record.
     pub(super) emits: Option<(ShippedAt, u32)>,
     /// Bytes kept.
     pub(super) held_bytes: u64,

@@ -1,6 +1,6 @@
 //! A producer's delivery reports, taken from its queue in batches: one report has the records of one request to a broker.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(crate) struct Reported<'r> {
     pub(crate) opaque: u64,
     /// librdkafka's code; 0 if the record is acknowledged.
     pub(crate) code: i32,
-    /// Its topic.
+    /// Its topic; empty for an acknowledged one.
     pub(crate) topic: &'r str,
     /// Bytes of its key and value.
     pub(crate) bytes: u64,
@@ -24,9 +24,22 @@ pub(crate) struct Reported<'r> {
 pub(crate) trait Reports {
     /// The outcome of a record.
     fn record(&mut self, record: &Reported<'_>);
+    /// The report has no further record; what it has is over for [`flush`] from now on.
+    fn end(&mut self);
     /// An error of the client.
-    fn error(&mut self, code: i32, reason: &str);
+    fn error(&mut self, code: i32, is_fatal: bool, reason: &str);
+    /// A log line of the client, with syslog's level.
+    fn log(&mut self, level: i32, facility: &str, text: &str);
 }
+
+// librdkafka's code, read as a number: a newer one may not be in the bindings' enum.
+unsafe extern "C" {
+    #[link_name = "rd_kafka_event_error"]
+    fn event_error(event: *mut sys::rd_kafka_event_t) -> c_int;
+}
+
+// An opaque has a pump's number in its upper byte.
+const _: () = assert!(size_of::<*mut c_void>() == size_of::<u64>());
 
 /// The queue of a producer. Must be dropped before the producer.
 pub(crate) struct ReportQueue {
@@ -60,12 +73,17 @@ impl ReportQueue {
         // SAFETY: the event is alive and of the type that is asked for.
         unsafe {
             match sys::rd_kafka_event_type(event) {
-                sys::RD_KAFKA_EVENT_DR => self.report(event, reports),
+                sys::RD_KAFKA_EVENT_DR => {
+                    self.report(event, reports);
+                    reports.end();
+                }
                 sys::RD_KAFKA_EVENT_ERROR => {
                     let reason = CStr::from_ptr(sys::rd_kafka_event_error_string(event));
-                    let code = sys::rd_kafka_event_error(event) as i32;
-                    reports.error(code, reason.to_string_lossy().trim());
+                    let is_fatal = sys::rd_kafka_event_error_is_fatal(event) != 0;
+                    let reason = reason.to_string_lossy();
+                    reports.error(event_error(event), is_fatal, reason.trim());
                 }
+                sys::RD_KAFKA_EVENT_LOG => log(event, reports),
                 _ => {}
             }
             sys::rd_kafka_event_destroy(event);
@@ -82,7 +100,9 @@ impl ReportQueue {
             self.records.resize(count, std::ptr::null());
             let count = sys::rd_kafka_event_message_array(event, self.records.as_mut_ptr(), count);
             for &record in &self.records[..count] {
-                let name = match (*record).rkt.is_null() {
+                // Read as a number: the bindings' enum may not have it.
+                let code = (&raw const (*record).err).cast::<i32>().read();
+                let name = match code == 0 || (*record).rkt.is_null() {
                     true => "".into(),
                     false => {
                         CStr::from_ptr(sys::rd_kafka_topic_name((*record).rkt)).to_string_lossy()
@@ -90,12 +110,25 @@ impl ReportQueue {
                 };
                 reports.record(&Reported {
                     opaque: (*record)._private as u64,
-                    // Read as a number: the bindings' enum may not have it.
-                    code: (&raw const (*record).err).cast::<i32>().read(),
+                    code,
                     topic: &name,
                     bytes: ((*record).len + (*record).key_len) as u64,
                 });
             }
+        }
+    }
+}
+
+/// # Safety
+/// The event is alive and a log line.
+unsafe fn log(event: *mut sys::rd_kafka_event_t, reports: &mut impl Reports) {
+    let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+    // SAFETY: the strings live as long as the event.
+    unsafe {
+        if sys::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
+            let facility = CStr::from_ptr(facility).to_string_lossy();
+            let text = CStr::from_ptr(text).to_string_lossy();
+            reports.log(level, facility.trim(), text.trim());
         }
     }
 }
@@ -107,11 +140,19 @@ impl Drop for ReportQueue {
     }
 }
 
-/// Sends what the producer has queued, and waits until everything is reported, which another thread takes from its queue. Returns
-/// whether that is so.
+/// Sends what the producer has queued, and waits until every report of it has ended ([`Reports::end`]); another thread takes them
+/// from the producer's queue. Returns whether that is so.
 pub(crate) fn flush<C: ClientContext>(client: &Client<C>, timeout: Duration) -> bool {
     let timeout_ms = timeout.as_millis().min(i32::MAX as u128) as c_int;
     // SAFETY: the client is alive.
     let error = unsafe { sys::rd_kafka_flush(client.native_ptr(), timeout_ms) };
     error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+}
+
+/// Makes a producer report a fatal error.
+#[cfg(test)]
+pub(crate) fn break_for_test<C: ClientContext>(client: &Client<C>, reason: &CStr) {
+    let error = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    // SAFETY: the client is alive; the reason is copied.
+    unsafe { sys::rd_kafka_test_fatal_error(client.native_ptr(), error, reason.as_ptr()) };
 }

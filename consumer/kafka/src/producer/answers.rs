@@ -107,6 +107,11 @@ impl Answers {
         }
     }
 
+    /// The producer is broken: what it has is answered as failed.
+    fn set_fatal(&self, reason: &str) {
+        let _ = self.fatal.set(self.secrets.redact(reason).into_owned());
+    }
+
     /// Failure of a record that was queued and not acknowledged.
     fn failure(&self, code: RDKafkaErrorCode, refused: Refused<'_>) -> EmitFailure {
         let ended = matches!(
@@ -128,11 +133,8 @@ impl ClientContext for Answers {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
         let reason = self.secrets.redact(reason);
-        if code == Some(RDKafkaErrorCode::Fatal) {
-            let _ = self.fatal.set(reason.clone().into_owned());
-        }
+        let code = error.rdkafka_error_code();
         self.errors.log(code, &error, &reason);
     }
 }
@@ -158,24 +160,14 @@ impl ProducerContext for Answers {
 /// The answers of one report, by pump.
 pub(super) struct Batch<'a> {
     answers: &'a Answers,
-    pump: usize,
-    deliveries: Vec<Delivery>,
+    of_pumps: Vec<Vec<Delivery>>,
 }
 
 impl<'a> Batch<'a> {
     pub(super) fn new(answers: &'a Answers) -> Self {
         Self {
             answers,
-            pump: 0,
-            deliveries: Vec::new(),
-        }
-    }
-
-    /// Passes on what was reported.
-    pub(super) fn push(&mut self) {
-        if !self.deliveries.is_empty() {
-            let deliveries = std::mem::take(&mut self.deliveries);
-            self.answers.pumps.push(self.pump, deliveries);
+            of_pumps: Vec::new(),
         }
     }
 }
@@ -183,10 +175,6 @@ impl<'a> Batch<'a> {
 impl Reports for Batch<'_> {
     fn record(&mut self, record: &Reported<'_>) {
         let (pump, token) = parts(record.opaque);
-        if pump != self.pump {
-            self.push();
-            self.pump = pump;
-        }
         let failure = (record.code != 0).then(|| {
             let refused = Refused {
                 topic: record.topic,
@@ -195,11 +183,35 @@ impl Reports for Batch<'_> {
             let code = code_of(record.code);
             Box::new(self.answers.failure(code, refused))
         });
-        self.deliveries.push(Delivery { token, failure });
+        if pump >= self.of_pumps.len() {
+            self.of_pumps.resize_with(pump + 1, Vec::new);
+        }
+        self.of_pumps[pump].push(Delivery { token, failure });
     }
 
-    fn error(&mut self, code: i32, reason: &str) {
+    fn end(&mut self) {
+        for (pump, deliveries) in self.of_pumps.iter_mut().enumerate() {
+            if !deliveries.is_empty() {
+                self.answers.pumps.push(pump, std::mem::take(deliveries));
+            }
+        }
+    }
+
+    fn error(&mut self, code: i32, is_fatal: bool, reason: &str) {
+        if is_fatal {
+            self.answers.set_fatal(reason);
+        }
         let error = KafkaError::Global(code_of(code));
         self.answers.error(error, reason);
+    }
+
+    fn log(&mut self, level: i32, facility: &str, text: &str) {
+        let level = match level {
+            ..=3 => RDKafkaLogLevel::Error,
+            4 => RDKafkaLogLevel::Warning,
+            5 | 6 => RDKafkaLogLevel::Info,
+            _ => RDKafkaLogLevel::Debug,
+        };
+        self.answers.log(level, facility, text);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rdkafka::client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
@@ -19,6 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct Client {
     producer: BaseProducer<Answers>,
     ended: AtomicBool,
+    reader: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Client {
@@ -31,15 +34,17 @@ impl Client {
         let client = Arc::new(Self {
             producer,
             ended: AtomicBool::new(false),
+            reader: Mutex::new(None),
         });
         let queue = ReportQueue::of(client.native());
         let queue =
             queue.ok_or_else(|| KafkaError::ClientCreation("it has no queue".to_owned()))?;
         let reader = Arc::clone(&client);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("producer".to_owned())
             .spawn(move || reader.read(queue))
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        *client.lock_reader() = Some(thread);
         Ok(client)
     }
 
@@ -52,13 +57,13 @@ impl Client {
     fn read(&self, mut queue: ReportQueue) {
         let answers = self.native().context();
         let mut batch = Batch::new(answers);
-        loop {
-            let reported = queue.poll(POLL_INTERVAL, &mut batch);
-            batch.push();
-            if !reported && self.ended.load(Ordering::Acquire) && self.unanswered() == 0 {
-                return;
-            }
+        while !self.ended.load(Ordering::Acquire) || self.unanswered() > 0 {
+            queue.poll(POLL_INTERVAL, &mut batch);
         }
+    }
+
+    fn lock_reader(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of records without an answer.
@@ -77,9 +82,19 @@ impl Client {
             .purge(PurgeConfig::default().queue().inflight());
     }
 
-    /// Abandons what is unanswered. It is dropped once everything is answered.
+    /// No record is given to it any more: it is dropped once everything is answered.
     pub(super) fn end(&self) {
-        self.abandon();
         self.ended.store(true, Ordering::Release);
+    }
+
+    /// Waits until everything is answered after its end, for this long.
+    pub(super) fn wait_for_end(&self, limit: Duration) {
+        let Some(reader) = self.lock_reader().take() else {
+            return;
+        };
+        let deadline = Instant::now() + limit;
+        while !reader.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

@@ -18,6 +18,8 @@ use super::refusal::Limits;
 const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Maximum delay.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// How long the end of the service waits for a producer's last answers.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// A producer that lived this long was healthy: the delay starts again at its initial value.
 const HEALTHY_LIFETIME: Duration = Duration::from_secs(120);
 /// Holder of one producer.
@@ -143,8 +145,9 @@ impl Slot {
             pause
         };
         let slot = Arc::downgrade(self);
+        broken.end();
         let renew = move || {
-            broken.end();
+            broken.abandon();
             drop(broken);
             std::thread::sleep(pause);
             if let Some(slot) = slot.upgrade() {
@@ -194,6 +197,8 @@ impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(client) = self.client.swap(None) {
             client.end();
+            client.abandon();
+            client.wait_for_end(END_TIMEOUT);
         }
     }
 }
