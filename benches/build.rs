@@ -2,13 +2,19 @@
 
 use std::path::PathBuf;
 
+const SOURCES: [&str; 4] = ["bare_loop.c", "load.c", "relay.c", "topics.c"];
+
 fn main() {
-    println!("cargo::rerun-if-changed=src/bare_loop.c");
     let root = std::env::var_os("DEP_RDKAFKA_ROOT")
         .map(PathBuf::from)
         .expect("rdkafka-sys builds librdkafka and reports its location");
-    cc::Build::new()
-        .file("src/bare_loop.c")
+    let mut build = cc::Build::new();
+    for source in SOURCES {
+        build.file(format!("src/{source}"));
+        println!("cargo::rerun-if-changed=src/{source}");
+    }
+    println!("cargo::rerun-if-changed=src/bare_loop.h");
+    build
         .include(root.join("src"))
         .std("gnu11")
         .opt_level(2)

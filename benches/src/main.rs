@@ -1,4 +1,4 @@
-//! The bare loop. `main` is in C (`bare_loop.c`); this crate links it with librdkafka and the service's allocator.
+//! The bare loop. `main` is in C (`bare_loop.c`, which lists the modes); this crate links it with librdkafka and the service's allocator.
 #![no_main]
 
 use rdkafka as _;

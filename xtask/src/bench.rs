@@ -1,35 +1,47 @@
 //! `cargo xtask bench`: the service against a bare librdkafka loop, interleaved, on the same real broker.
 //!
 //! ```text
-//!  Kafka of our own ◄── bare-loop load ── 12 partitions of small records, once without and once with a header
+//!  Kafka of our own ◄── bare-loop load ── 12 partitions of records
 //!        │
-//!        ├──► bare-loop read   (C, the service's librdkafka, allocator and fetch keys)   ┐
-//!        ├──► sluicegate run   (native no-op handlers, key order, a group of its own)    │ × workloads × rounds, in turn
-//!        └──► the same by another build of it, if one is named                           ┘
+//!        ├──► bare-loop read   (C, the service's librdkafka, allocator and client keys)  ┐
+//!        │    or relay                                                                   │
+//!        ├──► sluicegate run   (native handlers, key order, a group of its own)          │ × workloads × rounds, in turn
+//!        ├──► the same by another build of it, if one is named                           │
+//!        └──► relays with other clients: Go, Java (`peers`)                              ┘
 //! ```
 //!
-//! All are timed from the first record seen to the last one completed; CPU is that of the process.
+//! All are timed from the first record seen to the last one completed; CPU is that of the process. A relay has a new output
+//! topic in every run, and the run counts only if the topic has the expected number of records afterwards.
 
 mod measure;
 mod page;
+mod peers;
+mod topics;
+mod workload;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use e2e::artefacts;
 use e2e::kafka::{Kafka, KafkaOptions};
-use e2e::launcher::run as run_command;
 
-use measure::{Measured, bare_loop};
+use measure::{Measured, measure};
+use peers::Peer;
+use workload::{Suite, Workload};
 
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// Measure relaying to another topic instead of consuming, also with relays of other clients; writes
+    /// `docs/benchmarks-relay.md`
+    #[arg(long)]
+    relay: bool,
     /// Fewer records and rounds; takes some minutes, most of them for the release build
     #[arg(long)]
     quick: bool,
-    /// Records in the topic [default: 5 million with `--quick`, else 20 million]
+    /// Records in a topic [default: 5 million with `--quick`, else 20 million; with `--relay` 500,000 and 3 million, and
+    /// fewer for the service where records wait for the earlier ones of their key]
     #[arg(long)]
     records: Option<u64>,
     /// Rounds [default: 3 with `--quick`, else 5]
@@ -42,68 +54,28 @@ pub(crate) struct Arguments {
 
 /// The parameters of a benchmark.
 pub(crate) struct Case {
-    pub(crate) records: u64,
     pub(crate) rounds: usize,
-    pub(crate) value_bytes: usize,
     pub(crate) partitions: u32,
     pub(crate) keys: u64,
 }
 
-/// What the service does with the records of a topic.
-pub(crate) struct Workload {
-    pub(crate) name: &'static str,
-    pub(crate) topic: &'static str,
-    /// Values of the header `region`; 0 for no header.
-    regions: u64,
-    /// The handlers: their names, and the rest of their routes.
-    pub(crate) handlers: Vec<(String, String)>,
-    /// How many of them handle each record.
-    pub(crate) acks: u64,
-}
-
-impl Workload {
-    fn all() -> Vec<Self> {
-        let regions = |range: std::ops::Range<u64>| {
-            let values: Vec<String> = range.map(|region| format!("r{region}")).collect();
-            format!("when: {{ header: region, in: [{}] }}", values.join(", "))
-        };
-        vec![
-            Self {
-                name: "no-op",
-                topic: "bench",
-                regions: 0,
-                handlers: vec![("noop".into(), String::new())],
-                acks: 1,
-            },
-            Self {
-                name: "header-routed",
-                topic: "bench-headers",
-                regions: 8,
-                handlers: vec![
-                    ("east".into(), regions(0..4)),
-                    ("west".into(), regions(4..8)),
-                ],
-                acks: 1,
-            },
-            Self {
-                name: "fan-out to 5",
-                topic: "bench",
-                regions: 0,
-                handlers: (1..=5)
-                    .map(|place| (format!("noop-{place}"), String::new()))
-                    .collect(),
-                acks: 5,
-            },
-        ]
-    }
+/// A program under measurement.
+pub(crate) enum Program {
+    BareLoop,
+    /// A build of the service.
+    Service(PathBuf),
+    Peer(Peer),
 }
 
 /// The programs under measurement.
 pub(crate) struct Programs {
-    pub(crate) bare_loop: PathBuf,
-    /// The service, and another build of it.
-    services: Vec<(&'static str, PathBuf)>,
-    pub(crate) noop: PathBuf,
+    bare_loop: PathBuf,
+    /// All but the bare loop, by name; the first is the service.
+    others: Vec<(String, Program)>,
+    /// The folder of the handlers' libraries.
+    pub(crate) libraries: PathBuf,
+    /// What could not be built here, and why.
+    skipped: Vec<String>,
 }
 
 /// The runs of one contender.
@@ -112,126 +84,152 @@ pub(crate) struct Contender {
     pub(crate) runs: Vec<Measured>,
 }
 
-/// A workload, the bare loop on its topic, and the service.
+/// The results of a workload: of the bare loop on its topic, and of the service and its peers.
 pub(crate) struct Results {
     pub(crate) bare: Contender,
-    pub(crate) services: Vec<Contender>,
+    pub(crate) others: Vec<Contender>,
 }
 
-/// Minimum ratio of records per second to the bare loop.
-const FLOOR: f64 = 0.6;
+/// What every run needs.
+pub(crate) struct Bench<'a> {
+    pub(crate) programs: &'a Programs,
+    pub(crate) kafka: &'a Kafka,
+    pub(crate) case: &'a Case,
+}
+
+impl Bench<'_> {
+    /// A command of the bare loop on a topic.
+    pub(crate) fn bare_loop(&self, mode: &str, topic: &str) -> Command {
+        let mut command = Command::new(&self.programs.bare_loop);
+        command.args([mode, self.kafka.bootstrap(), topic]);
+        command
+    }
+}
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let (records, rounds) = match arguments.quick {
-        true => (5_000_000, 3),
-        false => (20_000_000, 5),
+    let (suite, case) = plan(arguments);
+    let programs = build(&suite, arguments)?;
+    let inputs = suite.inputs();
+    eprintln!("Starting Kafka and loading {} topics …", inputs.len());
+    let kafka = Kafka::start(&broker())?;
+    let bench = Bench {
+        programs: &programs,
+        kafka: &kafka,
+        case: &case,
     };
+    for input in &inputs {
+        topics::load(&bench, input)?;
+    }
+    let results = rounds(&bench, &suite)?;
+    let page = page::Page::new(&suite, &case, &results, &programs.skipped);
+    println!("{}", page.table());
+    if arguments.baseline.is_none() {
+        page.write(&artefacts::workspace().join(suite.page))?;
+        println!("written to {}", suite.page);
+    }
+    let ratio = page.records_ratio();
+    match suite.floor {
+        Some(floor) if ratio < floor => bail!(
+            "the service reaches {ratio:.2} of the bare loop's records per second; expected at least {floor}"
+        ),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What the arguments ask for.
+fn plan(arguments: &Arguments) -> (Suite, Case) {
+    let default = match (arguments.relay, arguments.quick) {
+        (false, true) => 5_000_000,
+        (false, false) => 20_000_000,
+        (true, true) => 500_000,
+        (true, false) => 3_000_000,
+    };
+    let records = arguments.records.unwrap_or(default);
+    let suite = match arguments.relay {
+        true => Suite::relay(records),
+        false => Suite::consuming(records),
+    };
+    let rounds = if arguments.quick { 3 } else { 5 };
     let case = Case {
-        records: arguments.records.unwrap_or(records),
         rounds: arguments.rounds.unwrap_or(rounds),
-        value_bytes: 100,
         partitions: 12,
         keys: 100_000,
     };
-    let programs = build(arguments.baseline.as_ref())?;
-    let workloads = Workload::all();
-    eprintln!("Starting Kafka and loading 2 × {} records …", case.records);
-    let kafka = Kafka::start(&broker(&case))?;
-    // The last workload has the topic of the first one.
-    for workload in &workloads[..2] {
-        load(&programs, kafka.bootstrap(), workload, &case)?;
-    }
-    let mut results: Vec<Results> = workloads.iter().map(|one| empty(&programs, one)).collect();
-    for round in 0..=case.rounds {
+    (suite, case)
+}
+
+/// Runs every contender on every workload, in each round; the first round warms up.
+fn rounds(bench: &Bench<'_>, suite: &Suite) -> Result<Vec<Results>> {
+    let others = &bench.programs.others;
+    let workloads = &suite.workloads;
+    let mut results: Vec<Results> = workloads
+        .iter()
+        .map(|one| empty(suite, others, one))
+        .collect();
+    for round in 0..=bench.case.rounds {
         for (workload, results) in workloads.iter().zip(&mut results) {
-            let bare = bare_loop(&programs, kafka.bootstrap(), workload.topic, &case)?;
-            report(round, &results.bare.name, &bare);
-            let mut runs: Vec<Option<Measured>> = vec![None; programs.services.len()];
+            one_run(
+                bench,
+                round,
+                &Program::BareLoop,
+                workload,
+                &mut results.bare,
+            )?;
             // Whatever the one before leaves in caches and on the broker meets each of them.
-            let mut order: Vec<usize> = (0..runs.len()).collect();
-            order.rotate_left(round % runs.len().max(1));
+            let mut order: Vec<usize> = (0..others.len()).collect();
+            order.rotate_left(round % others.len().max(1));
             for place in order {
-                let (_, service) = &programs.services[place];
-                let run = measure::service(service, &programs, &kafka, workload, &case)?;
-                report(round, &results.services[place].name, &run);
-                runs[place] = Some(run);
-            }
-            let runs = std::iter::once(bare).chain(runs.into_iter().flatten());
-            if round > 0 {
-                let contenders = std::iter::once(&mut results.bare).chain(&mut results.services);
-                for (contender, run) in contenders.zip(runs) {
-                    contender.runs.push(run);
-                }
+                let (_, program) = &others[place];
+                one_run(bench, round, program, workload, &mut results.others[place])?;
             }
         }
     }
-    let page = page::Page::new(&case, &results);
-    println!("{}", page.table());
-    if arguments.baseline.is_none() {
-        let path = artefacts::workspace().join("docs/benchmarks.md");
-        page.write(&path)?;
-        println!("written to docs/benchmarks.md");
-    }
-    let ratio = page.records_ratio();
-    if ratio < FLOOR {
-        bail!(
-            "the service reaches {ratio:.2} of the bare loop's records per second; expected at least {FLOOR}"
-        );
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(results)
 }
 
-fn report(round: usize, name: &str, run: &Measured) {
+fn one_run(
+    bench: &Bench<'_>,
+    round: usize,
+    program: &Program,
+    workload: &Workload,
+    contender: &mut Contender,
+) -> Result<()> {
+    let run = measure(bench, program, workload).with_context(|| contender.name.clone())?;
     let of = if round == 0 { "warm-up" } else { "round" };
-    eprintln!("{of} {round}: {name}: {}", run.line());
-}
-
-/// Fills the topic of a workload.
-fn load(programs: &Programs, bootstrap: &str, workload: &Workload, case: &Case) -> Result<()> {
-    let mut command = std::process::Command::new(&programs.bare_loop);
-    command
-        .args(["load", bootstrap, workload.topic])
-        .args([&case.records.to_string(), &case.value_bytes.to_string()])
-        .arg(case.keys.to_string());
-    if workload.regions > 0 {
-        command.arg(workload.regions.to_string());
+    eprintln!("{of} {round}: {}: {}", contender.name, run.line());
+    if round > 0 {
+        contender.runs.push(run);
     }
-    run_command(&mut command).map(drop)
+    Ok(())
 }
 
-fn empty(programs: &Programs, workload: &Workload) -> Results {
-    let named = |name: String| Contender {
-        name,
+fn empty(suite: &Suite, others: &[(String, Program)], workload: &Workload) -> Results {
+    let named = |program: &str| Contender {
+        name: format!("{program}, {}", workload.name),
         runs: Vec::new(),
     };
-    let services = programs.services.iter();
     Results {
-        bare: named(format!(
-            "bare librdkafka batch loop (C), topic of {}",
-            workload.name
-        )),
-        services: services
-            .map(|(build, _)| named(format!("{build}, {}", workload.name)))
-            .collect(),
+        bare: named(suite.bare),
+        others: others.iter().map(|(name, _)| named(name)).collect(),
     }
 }
 
-/// Options of a broker that creates the topic with the requested number of partitions.
-fn broker(case: &Case) -> KafkaOptions {
+/// Options of a broker that soon frees the space of a deleted topic.
+fn broker() -> KafkaOptions {
     KafkaOptions {
-        extra: vec![
-            ("num.partitions".into(), case.partitions.to_string()),
-            ("auto.create.topics.enable".into(), "true".into()),
-        ],
+        extra: vec![("log.segment.delete.delay.ms".into(), "1000".into())],
         ..KafkaOptions::default()
     }
 }
 
-fn build(baseline: Option<&PathBuf>) -> Result<Programs> {
+fn build(suite: &Suite, arguments: &Arguments) -> Result<Programs> {
     eprintln!("Building with optimisation …");
     let mut command = artefacts::cargo();
     command.args(["build", "--release"]);
-    for package in ["sluicegate", "benches", "noop"] {
+    for package in ["sluicegate", "benches"]
+        .into_iter()
+        .chain(suite.packages())
+    {
         command.args(["--package", package]);
     }
     let status = command.status().context("cannot start cargo")?;
@@ -239,14 +237,24 @@ fn build(baseline: Option<&PathBuf>) -> Result<Programs> {
         bail!("cargo build failed: {status}");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| artefacts::workspace().join("target"), PathBuf::from)
-        .join("release");
-    let mut services = vec![("sluicegate", target.join("sluicegate"))];
-    services.extend(baseline.map(|path| ("the baseline", path.clone())));
+        .map_or_else(|| artefacts::workspace().join("target"), PathBuf::from);
+    let release = target.join("release");
+    let service = |name: &str, binary| (name.to_owned(), Program::Service(binary));
+    let mut others = vec![service("sluicegate", release.join("sluicegate"))];
+    let baseline = arguments.baseline.iter();
+    others.extend(baseline.map(|path| service("the baseline", path.clone())));
+    let mut skipped = Vec::new();
+    if arguments.relay {
+        let (peers, missing) = peers::build(&target.join("bench-peers"));
+        let named = |peer: Peer| (peer.name.to_owned(), Program::Peer(peer));
+        others.extend(peers.into_iter().map(named));
+        skipped = missing;
+    }
     Ok(Programs {
-        bare_loop: target.join("bare-loop"),
-        services,
-        noop: target.join(artefacts::library_name("noop")),
+        bare_loop: release.join("bare-loop"),
+        others,
+        libraries: release,
+        skipped,
     })
 }
 
@@ -259,5 +267,14 @@ pub(crate) fn median(runs: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
         0 => f64::NAN,
         count if count % 2 == 1 => values[middle],
         _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+/// Divisor, unit and digits of a rate.
+pub(crate) fn scaled(rate: f64) -> (f64, &'static str, usize) {
+    match rate {
+        _ if rate >= 1e5 => (1e6, " M", 2),
+        _ if rate >= 1e3 => (1e3, " k", 1),
+        _ => (1.0, "", 0),
     }
 }

@@ -33,7 +33,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Build the service and its handlers as they are shipped, with separate debug files
     Dist(dist::Arguments),
-    /// Compare the service with a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
+    /// Compare the service with a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`, or with `--relay`
+    /// `docs/benchmarks-relay.md`
     Bench(bench::Arguments),
     /// Compare instructions per record, step by step, with `benches/instructions.json`
     Instructions(instructions::Arguments),

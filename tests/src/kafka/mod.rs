@@ -134,6 +134,19 @@ pub fn provision_own() -> Result<String> {
     Ok(format!("Kafka 4.3.1, {}", launcher.describe()))
 }
 
+/// The folder of the jars that started clusters run, among them Kafka's client for Java.
+///
+/// # Errors
+/// If Kafka is not available on this machine, or runs in a container.
+pub fn jars() -> Result<PathBuf> {
+    match Launcher::find(&SERVER)? {
+        Launcher::Java { jars, .. } => Ok(jars),
+        Launcher::Docker { .. } => {
+            bail!("Kafka runs in a container here, from which jars are not taken")
+        }
+    }
+}
+
 impl Kafka {
     /// The broker named in the environment, else one node shared by all tests of this process.
     ///

@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use e2e::kafka::Kafka;
+use e2e::artefacts::library_name;
 use e2e::launcher::run;
 use e2e::metrics::Metrics;
 use e2e::ports::free_port;
 use e2e::process::{Guarded, Signal};
 use e2e::workdir::Workdir;
 
-use super::{Case, Programs, Workload};
+use super::topics::Output;
+use super::workload::{Input, Workload};
+use super::{Bench, Program, scaled};
 
 /// The result of a run.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +40,10 @@ impl Measured {
     }
 
     pub(crate) fn line(&self) -> String {
+        let (divisor, unit, digits) = scaled(self.records_per_second());
         format!(
-            "{:.2} M/s, {:.3} CPU-s/M, {:.0} MiB",
-            self.records_per_second() / 1e6,
+            "{:.digits$}{unit}/s, {:.3} CPU-s/M, {:.0} MiB",
+            self.records_per_second() / divisor,
             self.cpu_seconds_per_million(),
             self.peak_mib()
         )
@@ -58,27 +61,96 @@ const FETCH_KEYS: [&str; 8] = [
     "enable.auto.offset.store=false",
     "socket.keepalive.enable=true",
 ];
+/// The service's producer properties, for the bare loop.
+const PRODUCER_KEYS: [&str; 8] = [
+    "enable.idempotence=true",
+    "acks=all",
+    "linger.ms=1",
+    "partitioner=murmur2_random",
+    "queue.buffering.max.messages=100000",
+    "queue.buffering.max.kbytes=98681",
+    "message.max.bytes=101048576",
+    "topic.metadata.propagation.max.ms=5000",
+];
 /// Time between two samples of the service.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 /// Time limit of a run.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Reads the topic with the bare loop.
-pub(crate) fn bare_loop(
-    programs: &Programs,
-    bootstrap: &str,
-    topic: &str,
-    case: &Case,
+/// One run of a program on a workload; its output is checked.
+pub(crate) fn measure(
+    bench: &Bench<'_>,
+    program: &Program,
+    workload: &Workload,
 ) -> Result<Measured> {
-    let output = run(Command::new(&programs.bare_loop)
-        .args(["read", bootstrap, topic])
-        .args([case.partitions.to_string(), case.records.to_string()])
-        .args(FETCH_KEYS))?;
-    let said: serde_json::Value = serde_json::from_str(&output)?;
+    // Every run starts with a new group and a new output topic.
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let input = match program {
+        Program::Service(_) => &workload.of_service,
+        _ => &workload.input,
+    };
+    let output = workload.relay;
+    let output = output.map(|relay| Output::create(bench, relay, run));
+    let output = output.transpose()?;
+    let measured = match program {
+        Program::BareLoop => bare_loop(bench, input, output.as_ref()),
+        Program::Service(binary) => service(bench, binary, workload, output.as_ref(), run),
+        Program::Peer(peer) => {
+            let output = output.as_ref().context("peers only relay")?;
+            let mut command = peer.command();
+            command.args([bench.kafka.bootstrap(), input.topic]);
+            command.args(relay_arguments(bench, input, output));
+            reported(&mut command)
+        }
+    }?;
+    if let Some(output) = output {
+        output.finish(bench, input)?;
+    }
+    Ok(measured)
+}
+
+/// Reads or relays the topic with the bare loop.
+fn bare_loop(bench: &Bench<'_>, input: &Input, output: Option<&Output>) -> Result<Measured> {
+    let Some(output) = output else {
+        let partitions = bench.case.partitions.to_string();
+        let mut command = bench.bare_loop("read", input.topic);
+        command
+            .args([partitions, input.records.to_string()])
+            .args(FETCH_KEYS);
+        return reported(&mut command);
+    };
+    let mut command = bench.bare_loop("relay", input.topic);
+    command
+        .args(relay_arguments(bench, input, output))
+        .args(FETCH_KEYS)
+        .arg("--")
+        .args(PRODUCER_KEYS);
+    reported(&mut command)
+}
+
+/// The arguments of a relay behind the topic that it reads.
+fn relay_arguments(bench: &Bench<'_>, input: &Input, output: &Output) -> [String; 5] {
+    [
+        output.topic.clone(),
+        bench.case.partitions.to_string(),
+        input.records.to_string(),
+        output.relay.copies.to_string(),
+        output.relay.drop_percent.to_string(),
+    ]
+}
+
+/// Runs a program that measures itself; its last line is the result as JSON.
+fn reported(command: &mut Command) -> Result<Measured> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let printed = run(command)?;
+    let line = printed.trim_end().lines().next_back().unwrap_or_default();
+    let said: serde_json::Value = serde_json::from_str(line)
+        .with_context(|| format!("{program} reports no result: {printed}"))?;
     let number = |name: &str| {
         said[name]
             .as_f64()
-            .with_context(|| format!("the bare loop does not report {name}"))
+            .with_context(|| format!("{program} does not report {name}"))
     };
     Ok(Measured {
         records: number("records")? as u64,
@@ -88,37 +160,31 @@ pub(crate) fn bare_loop(
     })
 }
 
-/// Reads the topic of a workload with a build of the service.
-pub(crate) fn service(
-    service: &Path,
-    programs: &Programs,
-    kafka: &Kafka,
+/// Handles the topic of a workload with a build of the service.
+fn service(
+    bench: &Bench<'_>,
+    binary: &Path,
     workload: &Workload,
-    case: &Case,
+    output: Option<&Output>,
+    run: u64,
 ) -> Result<Measured> {
-    // Every run starts with a new group.
-    static RUNS: AtomicU64 = AtomicU64::new(0);
-    let run = RUNS.fetch_add(1, Ordering::Relaxed);
-    let workdir = Workdir::new(kafka.bootstrap(), &format!("bench-{run}"), "");
-    workdir.plugin_file(&programs.noop, &e2e::artefacts::library_name("noop"));
-    for (name, when) in &workload.handlers {
-        let route = format!("route: {{ topics: [{}]", workload.topic);
-        let route = match when.is_empty() {
-            true => format!("{route} }}"),
-            false => format!("{route}, {when} }}"),
-        };
-        let spec = format!("plugin: noop\nversion: \"*\"\n{route}\norder: key\nworkers: 1\n");
-        workdir.spec(name, &spec);
+    let input = &workload.of_service;
+    let workdir = Workdir::new(bench.kafka.bootstrap(), &format!("bench-{run}"), "");
+    for handler in &workload.handlers {
+        let library = library_name(handler.plugin);
+        workdir.plugin_file(&bench.programs.libraries.join(&library), &library);
+        let output = output.map(|output| output.topic.as_str());
+        workdir.spec(&handler.name, &handler.text(input.topic, output));
     }
     let port = free_port();
-    let mut command = Command::new(service);
+    let mut command = Command::new(binary);
     command
         .current_dir(workdir.path())
         .args(["run", "-c", "sluicegate.yaml"])
         .args(["--set", &format!("admin.listen=127.0.0.1:{port}")]);
     let log = workdir.path().join("service.log");
     let mut process = Guarded::start("sluicegate run", &mut command, &log, None)?;
-    let measured = watch(&mut process, port, case.records, workload.acks)?;
+    let measured = watch(&mut process, port, input.records, workload.acks)?;
     process.signal(Signal::TERM);
     let status = process.wait(Duration::from_secs(60))?;
     if !status.success() {
@@ -163,6 +229,9 @@ fn watch(process: &mut Guarded, port: u16, records: u64, acks: u64) -> Result<Me
         }
         let first = first.get_or_insert(Sample { ..sample });
         if acked == expected {
+            if first.acked == acked {
+                bail!("the first sample is the last one; raise the number of records");
+            }
             return Ok(Measured {
                 records: (acked - first.acked) / acks,
                 seconds: (sample.at - first.at).as_secs_f64(),
