@@ -17,6 +17,7 @@ pub(crate) mod delivery;
 mod emitter;
 pub mod failure;
 pub mod outbox;
+pub(crate) mod shipment;
 mod token;
 
 pub use counts::{EmitCounts, ShownTopic};

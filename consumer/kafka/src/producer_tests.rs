@@ -209,8 +209,8 @@ fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
     });
 }
 
-#[test]
-fn unacknowledged_records_are_abandoned_at_the_deadline() {
+/// A producer that has a record whose broker has gone.
+fn unanswered() -> (MockKafka, KafkaEmitter, Arc<Inbox>) {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -219,6 +219,12 @@ fn unacknowledged_records_are_abandoned_at_the_deadline() {
     kafka.cluster().unwrap().broker_down(1).unwrap();
     let inbox = Arc::new(Inbox::new());
     send(&emitter, Way::Batched, &one, &inbox);
+    (kafka, emitter, inbox)
+}
+
+#[test]
+fn unacknowledged_records_are_abandoned_at_the_deadline() {
+    let (_kafka, emitter, inbox) = unanswered();
     emitter.flush(Duration::from_millis(100));
     let refused = refusal(received(&inbox, 1));
     assert_eq!(refused.kind, FailureKind::Cluster);
@@ -310,20 +316,14 @@ fn each_pump_gets_one_message_of_a_report() {
 
 #[test]
 fn what_a_broken_producer_has_is_answered_with_its_reason() {
-    let kafka = MockKafka::start(1).unwrap();
-    kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
-    let one = [record(None, Some(b"a"), &[])];
-    assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
-    kafka.cluster().unwrap().broker_down(1).unwrap();
-    let inbox = Arc::new(Inbox::new());
-    send(&emitter, Way::Batched, &one, &inbox);
+    let (_kafka, emitter, inbox) = unanswered();
     let client = emitter.batched.get().unwrap();
     crate::ffi::break_for_test(client.native(), c"authorization is missing");
     let weak = Arc::downgrade(&client);
     drop(client);
     // The next record finds the producer broken, and has it replaced.
-    let next = refusal(send_all(&emitter, Way::Batched, &one));
+    let next = [record(None, Some(b"b"), &[])];
+    let next = refusal(send_all(&emitter, Way::Batched, &next));
     let queued = refusal(received(&inbox, 1));
     for refused in [next, queued] {
         let text = refused.to_string();

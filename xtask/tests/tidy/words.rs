@@ -102,7 +102,9 @@ const RECORDS: &[&str] = &[
 
 /// Whether the rule is for this file: code, pages and configs.
 fn is_held(path: &str) -> bool {
-    let kinds = [".rs", ".md", ".yaml", ".yml", ".toml"];
+    let kinds = [
+        ".rs", ".md", ".yaml", ".yml", ".toml", ".c", ".h", ".go", ".java", ".sh",
+    ];
     kinds.iter().any(|kind| path.ends_with(kind))
         && !path.starts_with("xtask/tests/tidy/")
         && !RECORDS.contains(&path)

@@ -38,7 +38,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
-use crate::emit::outbox::Answered;
+use crate::emit::shipment::Answered;
 use crate::emit::{Delivery, Emitter};
 use crate::partition::assignment::{Assignment, NewAssignment};
 use crate::partition::committer::{CommitSettings, Committer, HandOver, Moment};

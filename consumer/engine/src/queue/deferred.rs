@@ -12,7 +12,7 @@ use rapidhash::fast::RapidHasher;
 
 use super::targets::GenerationId;
 use crate::dispatch::RecordId;
-use crate::emit::outbox::ShippedAt;
+use crate::emit::shipment::ShippedAt;
 use crate::emit::{EmitFailure, Way};
 use crate::source::AssignmentId;
 

@@ -43,9 +43,12 @@ struct Emitting {
 impl Emitting {
     /// Hands what the batch has emitted over to the outbox.
     fn ship<R: Record>(ctx: &mut Context<R>, batch: &mut Batch) -> Self {
-        let emits = &batch.output.emits;
-        let mut records: Vec<u32> = emits.iter().map(|emit| emit.record).collect();
-        records.dedup();
+        let mut records: Vec<u32> = Vec::new();
+        for emit in &batch.output.emits {
+            if records.last() != Some(&emit.record) {
+                records.push(emit.record);
+            }
+        }
         if !records.is_empty() {
             ctx.outbox.ship(batch);
         }

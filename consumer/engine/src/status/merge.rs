@@ -225,7 +225,7 @@ impl Handlers {
         handler.outcomes.add(&flow.outcomes);
         let held = handler.held_since_ms.into_iter().chain(flow.held_since_ms);
         handler.held_since_ms = held.min();
-        note_error(handler, flow.last_error);
+        record_error(handler, flow.last_error);
         version_of(handler, &flow.version)
             .outcomes
             .add(&flow.outcomes);
@@ -241,7 +241,7 @@ impl Handlers {
             *handler.emitted.entry(topic).or_default() += count;
         }
         version_of(handler, &pool.version).panics += pool.panics;
-        note_error(handler, pool.last_error);
+        record_error(handler, pool.last_error);
         if pool.generation < handler.generation {
             return;
         }
@@ -272,7 +272,7 @@ impl Handlers {
 }
 
 /// Keeps the newer error. A rejected spec's refusal stays: it has no time, and nothing newer concerns the spec.
-fn note_error(handler: &mut HandlerReport, error: Option<LastError>) {
+fn record_error(handler: &mut HandlerReport, error: Option<LastError>) {
     let Some(error) = error else { return };
     let is_refusal = handler.last_error.is_some() && handler.last_error_ms.is_none();
     let is_newer = handler.last_error_ms <= Some(error.at_ms);

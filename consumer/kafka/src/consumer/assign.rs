@@ -104,7 +104,7 @@ impl KafkaSource {
 
     /// Assigns partitions whose start was found after the rebalance was answered.
     pub(super) fn assign_late(&mut self) -> Result<(), SourceError> {
-        if self.late.is_empty() || self.rebalance.is_owed() {
+        if self.late.is_empty() || self.rebalance.is_pending() {
             return Ok(());
         }
         let late = std::mem::take(&mut self.late);
@@ -216,7 +216,7 @@ impl KafkaSource {
     /// Repositions a running assignment by assigning it again, because a partition whose offset went missing does not
     /// fetch and cannot be sought.
     pub(super) fn reposition(&mut self, slot: AssignmentId, to: i64) -> Result<(), SourceError> {
-        if self.rebalance.is_owed() {
+        if self.rebalance.is_pending() {
             return Err(SourceError::Retryable(
                 "cannot reposition a partition during a rebalance".into(),
             ));

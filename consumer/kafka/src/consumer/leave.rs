@@ -74,7 +74,7 @@ impl KafkaSource {
                 CallbackEvent::Assign(_) | CallbackEvent::Revoke { .. }
             )
         };
-        if self.rebalance.is_owed() || seen.iter().any(unseen) {
+        if self.rebalance.is_pending() || seen.iter().any(unseen) {
             consumer.context().release_all(consumer);
             self.rebalance.answered();
         }
@@ -164,7 +164,7 @@ impl KafkaSource {
 
     /// Whether the close sends a LeaveGroup: there are partitions to unassign, or a rebalance waits for its answer.
     fn leaves_by_closing(&self) -> bool {
-        self.rebalance.owns_any() || self.rebalance.is_owed() || self.has_failed()
+        self.rebalance.owns_any() || self.rebalance.is_pending() || self.has_failed()
     }
 
     /// A client that has never reached the cluster has not requested anything from it.

@@ -40,7 +40,7 @@ pub(super) enum Answer {
 /// The pending rebalance, if any.
 #[derive(Debug, Default)]
 pub(super) struct Rebalance {
-    owed: PendingRebalance,
+    pending: PendingRebalance,
     /// Owned partitions that were left out of the answer because their start is unknown.
     deferred: Vec<TopicPartition>,
     /// The partitions that the group has assigned and not revoked, answered or not.
@@ -65,7 +65,7 @@ impl Rebalance {
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         self.deferred.retain(|at| !partitions.contains(at));
         self.owned.extend(partitions.iter().cloned());
-        self.owed = PendingRebalance::Assign {
+        self.pending = PendingRebalance::Assign {
             partitions,
             started: Vec::new(),
         };
@@ -77,15 +77,15 @@ impl Rebalance {
         }
         // librdkafka does not know these, and rejects an unassign of them.
         partitions.retain(|at| !self.deferred.contains(at));
-        self.owed = PendingRebalance::Unassign {
+        self.pending = PendingRebalance::Unassign {
             partitions,
             released: Vec::new(),
         };
     }
 
     /// Whether librdkafka waits for a call.
-    pub(super) fn is_owed(&self) -> bool {
-        !matches!(self.owed, PendingRebalance::Nothing)
+    pub(super) fn is_pending(&self) -> bool {
+        !matches!(self.pending, PendingRebalance::Nothing)
     }
 
     /// Whether the group has assigned any partition that it has not revoked.
@@ -95,7 +95,7 @@ impl Rebalance {
 
     /// Whether the pending assignment contains this partition.
     pub(super) fn waits_for_start(&self, at: &TopicPartition) -> bool {
-        matches!(&self.owed, PendingRebalance::Assign { partitions, .. } if partitions.contains(at))
+        matches!(&self.pending, PendingRebalance::Assign { partitions, .. } if partitions.contains(at))
     }
 
     /// Sets where a partition starts (the last call counts). Returns it if it was deferred: it is then to be assigned
@@ -105,7 +105,7 @@ impl Rebalance {
             self.deferred.swap_remove(place);
             return Some(begin);
         }
-        if let PendingRebalance::Assign { started, .. } = &mut self.owed {
+        if let PendingRebalance::Assign { started, .. } = &mut self.pending {
             started.retain(|other| other.at != begin.at);
             started.push(begin);
         }
@@ -114,7 +114,7 @@ impl Rebalance {
 
     /// Leaves the partitions that `is_unknown` selects, whose start is not known yet, out of the answer.
     pub(super) fn defer(&mut self, is_unknown: impl Fn(&TopicPartition) -> bool) {
-        if let PendingRebalance::Assign { partitions, .. } = &mut self.owed {
+        if let PendingRebalance::Assign { partitions, .. } = &mut self.pending {
             let (deferred, kept) = std::mem::take(partitions)
                 .into_iter()
                 .partition(|at| is_unknown(at));
@@ -125,7 +125,7 @@ impl Rebalance {
 
     /// Whether librdkafka waits for an assign.
     pub(super) fn owes_assign(&self) -> bool {
-        matches!(self.owed, PendingRebalance::Assign { .. })
+        matches!(self.pending, PendingRebalance::Assign { .. })
     }
 
     /// Whether a partition is owned without librdkafka knowing it.
@@ -139,7 +139,7 @@ impl Rebalance {
         if let PendingRebalance::Unassign {
             partitions,
             released,
-        } = &mut self.owed
+        } = &mut self.pending
             && partitions.contains(at)
             && !released.contains(at)
         {
@@ -149,7 +149,7 @@ impl Rebalance {
 
     /// The answer, once every partition of the rebalance is resolved. It stays due until [`Self::answered`].
     pub(super) fn answer(&self) -> Option<Answer> {
-        match &self.owed {
+        match &self.pending {
             PendingRebalance::Assign {
                 partitions,
                 started,
@@ -164,7 +164,7 @@ impl Rebalance {
 
     /// The answer was sent.
     pub(super) fn answered(&mut self) {
-        self.owed = PendingRebalance::Nothing;
+        self.pending = PendingRebalance::Nothing;
     }
 }
 

@@ -1,4 +1,4 @@
-/* Reads the header block of a consumed record in place, and the state behind it for which there is no public call.
+/* Reads the header block of a consumed record in place, and the state behind it which no public call gives.
  *
  * librdkafka keeps the block as the broker sent it, but provides no public access: rd_kafka_message_headers() parses and
  * copies every header, which halves the throughput. This file is compiled against the internal headers of the linked

@@ -1,0 +1,275 @@
+//! What one call has emitted, or a dead letter, while it is with the producer or waits to be sent again.
+//!
+//! Its records are answered one by one. The bytes of those that are over are freed although others of the call wait, and what is
+//! refused is split off, so that it keeps nothing else of its call alive.
+
+use std::sync::Arc;
+
+use sluicegate_runtime::Emit;
+
+use super::counts::EmitCounts;
+use super::delivery::Delivery;
+use super::failure::EmitFailure;
+use crate::dispatch::{Batch, HandlerIx, RecordId};
+
+/// A record in a shipment: one whose emits are shipped, or whose dead letter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShippedAt {
+    pub(super) shipment: u32,
+    pub(super) record: u32,
+}
+
+/// Emits of which not everything is acknowledged; none of them is with the producer any more.
+#[derive(Debug)]
+pub(crate) struct RefusedEmits {
+    /// Where they are kept.
+    pub(crate) at: ShippedAt,
+    /// The first refused one, counted from the record's first. Those after it are sent again too, so that the last copies are in order.
+    pub(crate) first: u32,
+    /// The failure with the highest precedence.
+    pub(crate) failure: EmitFailure,
+}
+
+/// A record of which all that was sent is answered.
+pub(crate) struct Answered {
+    /// The handler that emitted.
+    pub(crate) handler: HandlerIx,
+    /// The record.
+    pub(crate) key: RecordId,
+    /// What is not acknowledged.
+    pub(crate) refused: Option<RefusedEmits>,
+}
+
+/// The emits of one record of a call, or its dead letter.
+pub(super) struct ShippedRecord {
+    pub(super) key: RecordId,
+    /// Places of its emits in the shipment.
+    pub(super) first: u32,
+    pub(super) end: u32,
+    /// Sent and not answered.
+    pub(super) unanswered: u32,
+    /// The first refused place, and the failure with the highest precedence.
+    refused: Option<(u32, Box<EmitFailure>)>,
+    /// Nothing waits for it any more.
+    pub(super) released: bool,
+    /// It is answered, and not sent again.
+    pub(super) over: bool,
+}
+
+/// What one call has emitted, or the dead letter of a record.
+pub(super) struct Shipment {
+    handler: HandlerIx,
+    /// Empty for a dead letter, which is built from its record.
+    pub(super) emits: Vec<Emit>,
+    /// The record of each emit.
+    owners: Vec<u32>,
+    pub(super) records: Vec<ShippedRecord>,
+    counts: Option<Arc<EmitCounts>>,
+    /// Records that are not over.
+    pub(super) open: u32,
+    /// Acknowledged and not counted yet: the place of one, and their number; all have the same topic.
+    uncounted: (u32, u64),
+    /// Records that are over, and whose bytes are not freed yet.
+    ended: Vec<u32>,
+}
+
+impl Shipment {
+    /// What a call has emitted, sorted by its records; those at the places `unsent` were not sent.
+    pub(super) fn of(batch: &mut Batch) -> Self {
+        let emits = std::mem::take(&mut batch.output.emits);
+        let mut owners = Vec::with_capacity(emits.len());
+        let mut records: Vec<ShippedRecord> = Vec::new();
+        let mut last = None;
+        for (place, emit) in emits.iter().enumerate() {
+            let place = place as u32;
+            if last != Some(emit.record) {
+                last = Some(emit.record);
+                let key = batch.keys.get(emit.record as usize);
+                let key = key.copied().unwrap_or(RecordId::NONE);
+                records.push(ShippedRecord::new(key, place));
+            }
+            owners.push(records.len() as u32 - 1);
+            if let Some(record) = records.last_mut() {
+                record.end = place + 1;
+                record.unanswered += 1;
+            }
+        }
+        for place in batch.unsent.drain(..) {
+            if let Some(&owner) = owners.get(place as usize) {
+                records[owner as usize].unanswered -= 1;
+            }
+        }
+        Self::new(batch.handler, emits, owners, records, batch.emitted.take())
+    }
+
+    fn new(
+        handler: HandlerIx,
+        emits: Vec<Emit>,
+        owners: Vec<u32>,
+        records: Vec<ShippedRecord>,
+        counts: Option<Arc<EmitCounts>>,
+    ) -> Self {
+        Self {
+            handler,
+            emits,
+            owners,
+            open: records.len() as u32,
+            records,
+            counts,
+            uncounted: (0, 0),
+            ended: Vec::new(),
+        }
+    }
+
+    /// The dead letter of a record.
+    pub(super) fn dead_letter(handler: HandlerIx, key: RecordId) -> Self {
+        let mut record = ShippedRecord::new(key, 0);
+        (record.end, record.unanswered) = (1, 1);
+        Self::new(handler, Vec::new(), vec![0], vec![record], None)
+    }
+
+    /// The emits of one record, which are refused, apart from the others of its call.
+    fn split(&mut self, owner: u32) -> Self {
+        let record = &mut self.records[owner as usize];
+        record.over = true;
+        self.open -= 1;
+        let (first, end) = (record.first, record.end);
+        let key = record.key;
+        let emits = &mut self.emits[first as usize..end as usize];
+        let emits: Vec<Emit> = emits.iter_mut().map(take_emit).collect();
+        let mut record = ShippedRecord::new(key, 0);
+        record.end = end - first;
+        let (owners, counts) = (vec![0; emits.len()], self.counts.clone());
+        Self::new(self.handler, emits, owners, vec![record], counts)
+    }
+
+    /// Counts what is acknowledged, and frees the bytes of records that are over.
+    pub(super) fn tidy_up(&mut self) {
+        self.count();
+        for owner in std::mem::take(&mut self.ended) {
+            let record = &self.records[owner as usize];
+            let emits = self
+                .emits
+                .get_mut(record.first as usize..record.end as usize);
+            emits
+                .unwrap_or_default()
+                .iter_mut()
+                .for_each(|emit| drop(take_emit(emit)));
+        }
+    }
+
+    /// Counts what is acknowledged, by topic.
+    fn count(&mut self) {
+        let (place, records) = std::mem::take(&mut self.uncounted);
+        if records > 0
+            && let Some(counts) = &self.counts
+            && let Some(emit) = self.emits.get(place as usize)
+        {
+            counts.add(&emit.topic, records);
+        }
+    }
+
+    fn acknowledged(&mut self, place: u32) {
+        let topic = |place: u32| self.emits.get(place as usize).map(|emit| &*emit.topic);
+        if self.uncounted.1 > 0 && topic(self.uncounted.0) != topic(place) {
+            self.count();
+        }
+        self.uncounted = (place, self.uncounted.1 + 1);
+    }
+
+    fn refused(&mut self, owner: u32, place: u32, mut failure: Box<EmitFailure>) {
+        // Redacted here rather than where it is shown: it goes to the log, reports, `explain` and headers of dead letters.
+        if let Some(counts) = &self.counts {
+            failure.topic = counts.shown(&failure.topic);
+        }
+        let refused = &mut self.records[owner as usize].refused;
+        *refused = Some(match refused.take() {
+            None => (place, failure),
+            Some((first, before)) => {
+                // Of failures with equal precedence, the first record's is reported.
+                let outranks =
+                    failure.kind > before.kind || (failure.kind == before.kind && place < first);
+                (first.min(place), if outranks { failure } else { before })
+            }
+        });
+    }
+
+    /// Splits off the records that were refused, unless nothing else is kept with them.
+    pub(super) fn split_refused(&mut self, answered: &[Answered]) -> Vec<(usize, Self)> {
+        let mut parts = Vec::new();
+        for (place, one) in answered.iter().enumerate() {
+            let Some(refused) = &one.refused else {
+                continue;
+            };
+            let owner = refused.at.record;
+            if self.records.len() > 1 && !self.records[owner as usize].over {
+                parts.push((place, self.split(owner)));
+            }
+        }
+        parts
+    }
+
+    /// Handles an answer. Returns the record that waits for no other answer then.
+    pub(super) fn answer(&mut self, number: u32, delivery: Delivery) -> Option<Answered> {
+        let place = delivery.token.place();
+        let owner = *self.owners.get(place as usize)?;
+        match delivery.failure {
+            None => self.acknowledged(place),
+            Some(failure) => self.refused(owner, place, failure),
+        }
+        let is_letter = self.emits.is_empty();
+        let record = &mut self.records[owner as usize];
+        debug_assert!(record.unanswered > 0, "a token is answered twice");
+        record.unanswered = record.unanswered.saturating_sub(1);
+        if record.unanswered > 0 {
+            return None;
+        }
+        let refused = record.refused.take();
+        if refused.is_none() || is_letter || record.released {
+            record.over = true;
+            self.open -= 1;
+            self.ended.push(owner);
+        }
+        let at = ShippedAt {
+            shipment: number,
+            record: owner,
+        };
+        Some(Answered {
+            handler: self.handler,
+            key: record.key,
+            refused: refused.map(|(first, failure)| RefusedEmits {
+                at,
+                // Also if it is split off.
+                first: first - record.first,
+                failure: *failure,
+            }),
+        })
+    }
+}
+
+impl ShippedRecord {
+    fn new(key: RecordId, first: u32) -> Self {
+        Self {
+            key,
+            first,
+            end: first,
+            unanswered: 0,
+            refused: None,
+            released: false,
+            over: false,
+        }
+    }
+}
+
+/// Takes the bytes of an emit out of its place.
+fn take_emit(emit: &mut Emit) -> Emit {
+    Emit {
+        record: emit.record,
+        topic: std::mem::take(&mut emit.topic),
+        partition: emit.partition,
+        timestamp_ms: emit.timestamp_ms,
+        key: emit.key.take(),
+        value: emit.value.take(),
+        headers: std::mem::take(&mut emit.headers),
+    }
+}
