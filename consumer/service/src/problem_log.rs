@@ -22,7 +22,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Kinds whose start no other component logs.
-const LOGGED_HERE: [ProblemKind; 4] = [
+const LOGGED_HERE: [ProblemKind; 5] = [
+    ProblemKind::AttemptsFailing,
     ProblemKind::Group,
     ProblemKind::PartitionStalled,
     ProblemKind::HandlerClosing,

@@ -40,6 +40,13 @@ impl Bench {
 }
 
 #[test]
+fn failing_attempts_are_logged_when_they_become_a_problem() {
+    let failing = [problem(ProblemKind::AttemptsFailing, "all fail", 0)];
+    let lines = Bench::new().update(41, &failing);
+    assert_eq!(lines, [Line::Started(failing[0].clone())]);
+}
+
+#[test]
 fn each_persisting_kind_has_one_line_per_minute_and_one_at_its_end() {
     let mut bench = Bench::new();
     let kind = ProblemKind::HandlerFailed;
