@@ -8,15 +8,14 @@
 //!
 //! A shipment has what one call emitted, kept until it is acknowledged, so that a refusal does not require running the handler
 //! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. The bytes of a record's emits are freed
-//! once they are acknowledged, so that what is kept is with the producer, whose queue bounds it. What is refused moves to a
-//! shipment of its own, which keeps nothing else of its call alive, and counts against the pump's byte budget.
+//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused moves to
+//! a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's byte budget.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use rapidhash::fast::RapidHasher;
-use sluicegate_runtime::Emit;
 
 use super::delivery::Delivery;
 use super::emitter::{Emitter, ProducerRecord, Sent, Way};
@@ -35,6 +34,7 @@ pub(crate) struct Outbox {
     shipments: HashMap<u32, Shipment, Hasher>,
     /// Answers for calls that have not ended.
     early: HashMap<u32, Vec<Delivery>, Hasher>,
+    kept_bytes: u64,
 }
 
 impl Outbox {
@@ -112,45 +112,127 @@ impl Outbox {
     /// Keeps what was refused of a call.
     fn keep_parts(&mut self, parts: Vec<(usize, Shipment)>, done: &mut [Answered]) {
         for (place, part) in parts {
-            let shipment = self.reserve().shipment();
-            self.shipments.insert(shipment, part);
+            let at = self.add(part);
             if let Some(refused) = &mut done[place].refused {
-                refused.at = ShippedAt {
-                    shipment,
-                    record: 0,
-                };
+                refused.at = at;
             }
         }
     }
 
-    /// Sends emits of a record again, from its `first`-th on, in order, up to the first one that is refused at once: those after
-    /// it would have to be sent twice.
+    /// Adds a shipment of one record.
+    fn add(&mut self, part: Shipment) -> ShippedAt {
+        let shipment = self.reserve().shipment();
+        self.shipments.insert(shipment, part);
+        ShippedAt {
+            shipment,
+            record: 0,
+        }
+    }
+
+    /// Where the emits of a record of a call are: the records with emits are numbered in order.
+    pub(crate) fn at(&self, shipment: EmitToken, record: u32) -> ShippedAt {
+        ShippedAt {
+            shipment: shipment.shipment(),
+            record,
+        }
+    }
+
+    /// Whether the producer has some of a record's emits.
+    pub(crate) fn is_unanswered(&self, at: ShippedAt) -> bool {
+        let shipment = self.shipments.get(&at.shipment);
+        shipment.is_some_and(|shipment| shipment.records[at.record as usize].unanswered > 0)
+    }
+
+    /// The topics of a record's emits that are not acknowledged.
+    pub(crate) fn refusing_topics(&self, at: ShippedAt) -> Vec<String> {
+        let Some(shipment) = self.shipments.get(&at.shipment) else {
+            return Vec::new();
+        };
+        let record = &shipment.records[at.record as usize];
+        let mut topics: Vec<String> = (record.first as usize..record.end as usize)
+            .filter(|place| !shipment.acknowledged[*place])
+            .map(|place| shipment.emits[place].topic.clone())
+            .collect();
+        topics.dedup();
+        topics
+    }
+
+    /// Sends again what is not acknowledged of a record's emits, and what stands behind a refused one of the same topic, or has one
+    /// of the topics `tainted`; in order, up to the first one that is refused at once. Returns whether something was to be sent.
     pub(crate) fn send_again(
         &mut self,
         at: ShippedAt,
-        first: u32,
+        tainted: &[String],
         way: Way,
         emitter: &dyn Emitter,
         reply_to: &Arc<Inbox>,
-    ) {
+    ) -> bool {
         let Some(shipment) = self.shipments.get_mut(&at.shipment) else {
-            return;
+            return false;
         };
         let record = &mut shipment.records[at.record as usize];
         debug_assert_eq!(record.unanswered, 0, "the previous round has not ended");
-        for place in record.first + first..record.end {
+        let mut topics: Vec<&str> = tainted.iter().map(String::as_str).collect();
+        let mut sends = false;
+        for place in record.first..record.end {
             let (Some(emit), Some(token)) = (
                 shipment.emits.get(place as usize),
                 EmitToken::of(at.shipment).at(place as usize),
             ) else {
-                return;
+                return sends;
             };
+            let acknowledged = &mut shipment.acknowledged[place as usize];
+            let behind = topics.contains(&&*emit.topic);
+            if *acknowledged && !behind {
+                continue;
+            }
+            if !behind {
+                topics.push(&emit.topic);
+            }
+            sends = true;
+            *acknowledged = false;
             record.unanswered += 1;
             let sent = emitter.send(&ProducerRecord::from(emit), way, reply_to, token);
             if !answer_unsent(sent, &emit.topic, reply_to, token) {
-                return;
+                // Those behind it are sent after it; they would be written before it.
+                for later in place + 1..record.end {
+                    let emit = &shipment.emits[later as usize];
+                    if topics.contains(&&*emit.topic) {
+                        shipment.acknowledged[later as usize] = false;
+                    }
+                }
+                break;
             }
         }
+        sends
+    }
+
+    /// Keeps a record's emits apart from those of its call, and counts their bytes until they are released. Returns where they are
+    /// from now on.
+    pub(crate) fn keep(&mut self, at: ShippedAt) -> ShippedAt {
+        let Some(shipment) = self.shipments.get_mut(&at.shipment) else {
+            return at;
+        };
+        let is_apart = shipment.records.len() == 1;
+        let part = (!is_apart).then(|| shipment.split(at.record));
+        if shipment.open == 0 {
+            self.shipments.remove(&at.shipment);
+        }
+        let at = match part {
+            None => at,
+            Some(part) => self.add(part),
+        };
+        if let Some(shipment) = self.shipments.get_mut(&at.shipment) {
+            let bytes = shipment.bytes(at.record);
+            let kept = &mut shipment.records[at.record as usize].kept_bytes;
+            self.kept_bytes += bytes - std::mem::replace(kept, bytes);
+        }
+        at
+    }
+
+    /// Bytes of the emits that are kept apart: those that were refused, and those that wait behind others.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.kept_bytes
     }
 
     /// Nothing waits for these emits any more: they are forgotten once they are answered.
@@ -158,13 +240,10 @@ impl Outbox {
         let Some(shipment) = self.shipments.get_mut(&at.shipment) else {
             return;
         };
-        let record = &mut shipment.records[at.record as usize];
-        record.released = true;
-        if record.unanswered == 0 && !std::mem::replace(&mut record.over, true) {
-            shipment.open -= 1;
-            if shipment.open == 0 {
-                self.shipments.remove(&at.shipment);
-            }
+        let kept = &mut shipment.records[at.record as usize].kept_bytes;
+        self.kept_bytes -= std::mem::take(kept);
+        if shipment.release(at.record) {
+            self.shipments.remove(&at.shipment);
         }
     }
 
@@ -173,22 +252,6 @@ impl Outbox {
         if let Some(refused) = refused {
             self.release(refused.at);
         }
-    }
-
-    /// Bytes of a record's emits.
-    pub(crate) fn bytes(&self, at: ShippedAt) -> u64 {
-        let bytes_of = |emit: &Emit| {
-            let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-            let all = emit.topic.len() + optional(&emit.key) + optional(&emit.value);
-            (all + emit.headers.len() + size_of::<Emit>()) as u64
-        };
-        let emits = self.shipments.get(&at.shipment).and_then(|shipment| {
-            let record = shipment.records.get(at.record as usize)?;
-            shipment
-                .emits
-                .get(record.first as usize..record.end as usize)
-        });
-        emits.unwrap_or_default().iter().map(bytes_of).sum()
     }
 
     /// Number of shipments, and of calls that have not ended although emits of theirs are answered.
@@ -212,6 +275,8 @@ pub fn answer_unsent(sent: Sent, topic: &str, reply_to: &Arc<Inbox>, token: Emit
 
 #[cfg(test)]
 mod tests {
+    use sluicegate_runtime::Emit;
+
     use super::*;
     use crate::emit::{EmitCounts, FailureKind};
 
@@ -277,6 +342,10 @@ mod tests {
             answer(&mut outbox, vec![acknowledged(shipment, 1)]).len(),
             1
         );
+        assert_eq!(outbox.len(), 1, "it may have to be written again");
+        for record in 0..2 {
+            outbox.release(outbox.at(shipment, record));
+        }
         assert_eq!(outbox.len(), 0, "nothing is kept");
         let counts = counts.expect("they were given").counts();
         assert_eq!(counts.get("my-***"), Some(&4));
@@ -296,7 +365,6 @@ mod tests {
             answer(&mut outbox, vec![acknowledged(shipment, 3)]).len(),
             1
         );
-        assert_eq!(outbox.len(), 0);
     }
 
     #[test]
@@ -314,14 +382,16 @@ mod tests {
         answer(&mut outbox, first.into());
         let mut done = answer(&mut outbox, vec![refused(shipment, 2, FailureKind::Target)]);
         let refused = done.remove(0).refused.expect("it is refused");
-        assert_eq!(refused.first, 0);
+        assert_eq!(outbox.refusing_topics(refused.at), ["my-secret"]);
         let told = format!("{:?} {}", refused.failure, refused.failure);
         assert!(
             told.contains("my-***") && !told.contains("secret"),
             "{told}"
         );
-        assert!(outbox.bytes(refused.at) > 2 * b"my-secretvalue".len() as u64);
-        outbox.release(refused.at);
+        let at = outbox.keep(refused.at);
+        assert!(outbox.kept_bytes() > 2 * b"my-secretvalue".len() as u64);
+        outbox.release(at);
+        assert_eq!(outbox.kept_bytes(), 0);
         outbox.release(refused.at);
         assert_eq!(outbox.len(), 1, "the first record is kept");
     }
@@ -351,15 +421,58 @@ mod tests {
         outbox.ship(&mut batch);
         let acks = (0..98).map(|place| acknowledged(shipment, place));
         answer(&mut outbox, acks.collect());
+        (0..98).for_each(|record| outbox.release(outbox.at(shipment, record)));
         assert_eq!(kept(&outbox), 2_000, "what is with the producer");
         let slow = refused(shipment, 98, FailureKind::Target);
         let mut done = answer(&mut outbox, vec![slow]);
         let at = done.remove(0).refused.expect("it is refused").at;
         answer(&mut outbox, vec![acknowledged(shipment, 99)]);
+        outbox.release(outbox.at(shipment, 99));
         assert_eq!((outbox.len(), kept(&outbox)), (1, 1_000));
-        assert!(outbox.bytes(at) >= 1_000);
+        let at = outbox.keep(at);
+        assert!((1_000..2_000).contains(&outbox.kept_bytes()));
+        outbox.keep(at);
+        assert!(outbox.kept_bytes() < 2_000, "counted once");
         let structs: usize = outbox.shipments.values().map(|one| one.emits.len()).sum();
         assert_eq!(structs, 1, "nor their places");
+    }
+
+    /// Keeps what it is given.
+    #[derive(Default)]
+    struct Taken(std::sync::Mutex<Vec<u32>>);
+
+    impl Emitter for Taken {
+        fn send(&self, _: &ProducerRecord<'_>, _: Way, _: &Arc<Inbox>, token: EmitToken) -> Sent {
+            self.0.lock().unwrap().push(token.place());
+            Sent::Queued
+        }
+    }
+
+    #[test]
+    fn only_what_is_refused_and_what_stands_behind_it_in_its_topic_is_sent_again() {
+        let topics = ["a", "b", "a", "b", "c"];
+        for (tainted, expected) in [(vec![], vec![1, 3]), (vec!["a"], vec![0, 1, 2, 3])] {
+            let mut outbox = Outbox::default();
+            let mut batch = call(&mut outbox);
+            let shipment = batch.shipment;
+            let one = batch.output.emits[0].clone();
+            let emits = topics.map(|topic| Emit {
+                topic: topic.to_owned(),
+                ..one.clone()
+            });
+            batch.output.emits = emits.into();
+            outbox.ship(&mut batch);
+            let answers = (0..topics.len()).map(|place| match place {
+                1 => refused(shipment, place, FailureKind::Cluster),
+                _ => acknowledged(shipment, place),
+            });
+            let mut done = answer(&mut outbox, answers.collect());
+            let at = done.remove(0).refused.expect("one is refused").at;
+            let (taken, inbox) = (Taken::default(), Arc::new(Inbox::new()));
+            let tainted: Vec<String> = tainted.into_iter().map(str::to_owned).collect();
+            assert!(outbox.send_again(at, &tainted, Way::Batched, &taken, &inbox));
+            assert_eq!(*taken.0.lock().unwrap(), expected);
+        }
     }
 
     #[test]

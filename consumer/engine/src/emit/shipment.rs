@@ -24,8 +24,6 @@ pub(crate) struct ShippedAt {
 pub(crate) struct RefusedEmits {
     /// Where they are kept.
     pub(crate) at: ShippedAt,
-    /// The first refused one, counted from the record's first. Those after it are sent again too, so that the last copies are in order.
-    pub(crate) first: u32,
     /// The failure with the highest precedence.
     pub(crate) failure: EmitFailure,
 }
@@ -54,6 +52,8 @@ pub(super) struct ShippedRecord {
     pub(super) released: bool,
     /// It is answered, and not sent again.
     pub(super) over: bool,
+    /// Its bytes, if it is kept apart.
+    pub(super) kept_bytes: u64,
 }
 
 /// What one call has emitted, or the dead letter of a record.
@@ -63,6 +63,8 @@ pub(super) struct Shipment {
     pub(super) emits: Vec<Emit>,
     /// The record of each emit.
     owners: Vec<u32>,
+    /// Which emits are acknowledged.
+    pub(super) acknowledged: Vec<bool>,
     pub(super) records: Vec<ShippedRecord>,
     counts: Option<Arc<EmitCounts>>,
     /// Records that are not over.
@@ -111,6 +113,7 @@ impl Shipment {
     ) -> Self {
         Self {
             handler,
+            acknowledged: vec![false; owners.len()],
             emits,
             owners,
             open: records.len() as u32,
@@ -128,8 +131,8 @@ impl Shipment {
         Self::new(handler, Vec::new(), vec![0], vec![record], None)
     }
 
-    /// The emits of one record, which are refused, apart from the others of its call.
-    fn split(&mut self, owner: u32) -> Self {
+    /// The emits of one record, which wait, apart from the others of its call.
+    pub(super) fn split(&mut self, owner: u32) -> Self {
         let record = &mut self.records[owner as usize];
         record.over = true;
         self.open -= 1;
@@ -140,7 +143,36 @@ impl Shipment {
         let mut record = ShippedRecord::new(key, 0);
         record.end = end - first;
         let (owners, counts) = (vec![0; emits.len()], self.counts.clone());
-        Self::new(self.handler, emits, owners, vec![record], counts)
+        Self {
+            acknowledged: self.acknowledged[first as usize..end as usize].to_vec(),
+            ..Self::new(self.handler, emits, owners, vec![record], counts)
+        }
+    }
+
+    /// Nothing waits for a record any more. Returns whether that holds for all of them.
+    pub(super) fn release(&mut self, record: u32) -> bool {
+        let released = &mut self.records[record as usize];
+        released.released = true;
+        if released.unanswered == 0 && !std::mem::replace(&mut released.over, true) {
+            self.open -= 1;
+            self.ended.push(record);
+            if self.open > 0 {
+                self.tidy_up();
+            }
+        }
+        self.open == 0
+    }
+
+    /// Bytes of a record's emits.
+    pub(super) fn bytes(&self, record: u32) -> u64 {
+        let bytes_of = |emit: &Emit| {
+            let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+            let all = emit.topic.len() + optional(&emit.key) + optional(&emit.value);
+            (all + emit.headers.len() + size_of::<Emit>()) as u64
+        };
+        let record = &self.records[record as usize];
+        let emits = self.emits.get(record.first as usize..record.end as usize);
+        emits.unwrap_or_default().iter().map(bytes_of).sum()
     }
 
     /// Counts what is acknowledged, and frees the bytes of records that are over.
@@ -169,7 +201,10 @@ impl Shipment {
         }
     }
 
-    fn acknowledged(&mut self, place: u32) {
+    fn acknowledge(&mut self, place: u32) {
+        if let Some(acknowledged) = self.acknowledged.get_mut(place as usize) {
+            *acknowledged = true;
+        }
         let topic = |place: u32| self.emits.get(place as usize).map(|emit| &*emit.topic);
         if self.uncounted.1 > 0 && topic(self.uncounted.0) != topic(place) {
             self.count();
@@ -177,7 +212,7 @@ impl Shipment {
         self.uncounted = (place, self.uncounted.1 + 1);
     }
 
-    fn refused(&mut self, owner: u32, place: u32, mut failure: Box<EmitFailure>) {
+    fn refuse(&mut self, owner: u32, place: u32, mut failure: Box<EmitFailure>) {
         // Redacted here rather than where it is shown: it goes to the log, reports, `explain` and headers of dead letters.
         if let Some(counts) = &self.counts {
             failure.topic = counts.shown(&failure.topic);
@@ -214,8 +249,8 @@ impl Shipment {
         let place = delivery.token.place();
         let owner = *self.owners.get(place as usize)?;
         match delivery.failure {
-            None => self.acknowledged(place),
-            Some(failure) => self.refused(owner, place, failure),
+            None => self.acknowledge(place),
+            Some(failure) => self.refuse(owner, place, failure),
         }
         let is_letter = self.emits.is_empty();
         let record = &mut self.records[owner as usize];
@@ -225,7 +260,8 @@ impl Shipment {
             return None;
         }
         let refused = record.refused.take();
-        if refused.is_none() || is_letter || record.released {
+        // A letter is built again from its record.
+        if is_letter || record.released {
             record.over = true;
             self.open -= 1;
             self.ended.push(owner);
@@ -237,10 +273,8 @@ impl Shipment {
         Some(Answered {
             handler: self.handler,
             key: record.key,
-            refused: refused.map(|(first, failure)| RefusedEmits {
+            refused: refused.map(|(_, failure)| RefusedEmits {
                 at,
-                // Also if it is split off.
-                first: first - record.first,
                 failure: *failure,
             }),
         })
@@ -257,6 +291,7 @@ impl ShippedRecord {
             refused: None,
             released: false,
             over: false,
+            kept_bytes: 0,
         }
     }
 }

@@ -105,7 +105,7 @@ impl<R: Record> Flow<R> {
     /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
     /// the reserve that pausing one of them opens.
     fn read_limit(&self, reading: &Reading) -> u64 {
-        let all = self.ctx.records.charged() + self.ctx.refused_bytes() + self.excess_bytes();
+        let all = self.ctx.records.charged() + self.ctx.outbox.kept_bytes() + self.excess_bytes();
         let others = all.saturating_sub(reading.bytes);
         let room = self.settings.budget_bytes.saturating_sub(others);
         room - room / 4

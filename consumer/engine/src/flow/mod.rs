@@ -413,9 +413,9 @@ impl<R: Record> Flow<R> {
         self.ctx.records.charged()
     }
 
-    /// Bytes of refused emitted records that are kept for a resend; they count against the budget.
+    /// Bytes of emitted records that are kept because they were refused, or wait behind others; they count against the budget.
     pub fn kept_bytes(&self) -> u64 {
-        self.ctx.refused_bytes()
+        self.ctx.outbox.kept_bytes()
     }
 
     /// Number of held records.

@@ -2,6 +2,7 @@
 
 mod assignments;
 mod budget;
+mod chains;
 mod closing;
 mod commits;
 mod draining;

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::HandlerQueue;
 use super::batches::InFlightBatch;
-use super::deferred::ShareState;
 use super::lanes::LaneUse;
 use crate::dispatch::RecordId;
 
@@ -22,8 +21,12 @@ impl HandlerQueue {
             return Some("records of a run have arrived and are not queued".to_owned());
         }
         let deferred = self.deferred.iter();
-        let held = deferred.filter(|(_, share)| share.state != ShareState::Running);
-        let held = held.count() as u32;
+        let held = deferred.filter(|(_, share)| share.holds()).count();
+        let held = (held + self.chains.troubled().count()) as u32;
+        let passing = self.deferred.iter().filter(|(_, share)| share.is_passing());
+        if passing.count() as u32 != self.passing {
+            return Some(format!("{} passing shares are counted", self.passing));
+        }
         if held != self.held {
             return Some(format!("{held} shares are held, {} are counted", self.held));
         }
@@ -40,8 +43,16 @@ impl HandlerQueue {
     fn broken_lane(&self) -> Option<String> {
         let mut held: HashMap<u64, u32> = HashMap::new();
         for (_, share) in self.deferred.iter() {
-            if share.lane != 0 && share.state != ShareState::Running {
+            if share.lane != 0 && share.holds() {
                 *held.entry(share.lane).or_default() += 1;
+            }
+        }
+        for lane in self.chains.troubled() {
+            *held.entry(lane).or_default() += 1;
+        }
+        for lane in self.chains.troubled() {
+            if self.chains.is_over(lane) && !self.to_advance.contains(&lane) {
+                return Some("a trouble is not checked although no record is left".to_owned());
             }
         }
         for lane in self.lanes.each() {

@@ -14,7 +14,7 @@
 //! discarded when it returns, since its records are settled already and settling again is a fault (G13).
 
 use super::context::Context;
-use super::deferred::{Attempt, ShareState};
+use super::deferred::{Attempt, Share, ShareState};
 use super::{HandlerQueue, OnFailure};
 use crate::dispatch::{BatchId, RecordId};
 use crate::record::Record;
@@ -123,8 +123,16 @@ impl HandlerQueue {
             }
         }
         for key in self.waiting(ctx, running) {
+            // A record that is not written again leaves those behind it as they are: each would wait for the cluster in turn.
+            if let Some(share) = self.deferred.get(key)
+                && self.chains.first_key(share.lane) == Some(key)
+            {
+                self.chains.clear_taint(share.lane);
+            }
             if let Some(share) = self.end_share(ctx, key) {
-                self.unhold(share.lane);
+                if share.holds() {
+                    self.unhold(share.lane);
+                }
                 skipped.push(key);
             }
         }
@@ -192,18 +200,23 @@ impl HandlerQueue {
     /// Records that wait for their next attempt, and with `refused` those that wait for the cluster to accept what they
     /// emitted; in offset order.
     fn waiting<R: Record>(&self, ctx: &Context<R>, refused: bool) -> Vec<RecordId> {
-        if self.held == 0 {
+        if self.deferred.is_empty() {
             return Vec::new();
         }
-        let waits = |state: ShareState| match state {
+        let waits = |share: &Share| match share.state {
             ShareState::Parked { .. } => true,
             ShareState::EmitsDue { .. } => refused,
+            // It waits for its turn to be sent again.
+            ShareState::Emitting => {
+                let number = share.linked.filter(|_| refused);
+                number.is_some_and(|number| self.chains.is_refused(share.lane, number))
+            }
             _ => false,
         };
         let mut waiting: Vec<(i64, RecordId)> = self
             .deferred
             .iter()
-            .filter(|(_, share)| waits(share.state))
+            .filter(|(_, share)| waits(share))
             .filter_map(|(key, _)| Some((ctx.records.slab.get(key)?.offset(), key)))
             .collect();
         waiting.sort_unstable();

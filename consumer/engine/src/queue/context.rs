@@ -26,8 +26,6 @@ pub(crate) struct Context<R: Record> {
     pub(crate) random: Random,
     /// The consumer group, for dead letters.
     pub(crate) group: Arc<str>,
-    /// Bytes of emitted records that are kept for a resend.
-    refused_bytes: u64,
     /// A dead-letter topic was missing or not writable.
     missed_target: bool,
     /// Records that a call had handled and that the next owner handles again.
@@ -51,26 +49,9 @@ impl<R: Record> Context<R> {
             inbox,
             random: Random::new(seed),
             group,
-            refused_bytes: 0,
             missed_target: false,
             unfinished: 0,
         }
-    }
-
-    /// Emitted records of so many bytes are kept for a resend.
-    pub(crate) fn keep_refused(&mut self, bytes: u64) {
-        self.refused_bytes += bytes;
-    }
-
-    /// Emitted records of so many bytes are not kept any more.
-    pub(crate) fn drop_refused(&mut self, bytes: u64) {
-        debug_assert!(bytes <= self.refused_bytes, "dropped twice");
-        self.refused_bytes = self.refused_bytes.saturating_sub(bytes);
-    }
-
-    /// Bytes of emitted records that are kept for a resend.
-    pub(crate) fn refused_bytes(&self) -> u64 {
-        self.refused_bytes
     }
 
     /// A call that timed out had handled a record, and its outcome does not count: if its partition is being revoked, the next

@@ -13,7 +13,7 @@ use rapidhash::fast::RapidHasher;
 use super::targets::GenerationId;
 use crate::dispatch::RecordId;
 use crate::emit::shipment::ShippedAt;
-use crate::emit::{EmitFailure, Way};
+use crate::emit::{EmitFailure, FailureKind, Way};
 use crate::source::AssignmentId;
 
 /// What a deferred share waits for.
@@ -28,6 +28,8 @@ pub(crate) enum ShareState {
     Running,
     /// The acknowledgement of its emits.
     Emitting,
+    /// The records before it in its lane: it is done, and settles after them.
+    Done,
     /// The next resend of its emits, at this time.
     EmitsDue {
         /// On the flow's clock.
@@ -49,7 +51,7 @@ impl ShareState {
             Self::Parked { due_ms }
             | Self::EmitsDue { due_ms }
             | Self::DeadLetterDue { due_ms } => Some(due_ms),
-            Self::Running | Self::Emitting | Self::DeadLettering => None,
+            Self::Running | Self::Emitting | Self::Done | Self::DeadLettering => None,
         }
     }
 
@@ -69,6 +71,8 @@ pub(super) enum Ending {
     Drop,
     /// The record goes to the dead-letter topic.
     DeadLetter,
+    /// It is in the dead-letter topic.
+    Written,
 }
 
 /// What the producer refused of a record, and how it is retried.
@@ -82,10 +86,10 @@ pub(super) struct Refusal {
     pub(super) tries: u32,
     /// How it is resent.
     pub(super) way: Way,
-    /// Where they are kept, and the first to send again; `None` for a dead letter, which is built from the record.
-    pub(super) emits: Option<(ShippedAt, u32)>,
-    /// Bytes kept.
-    pub(super) held_bytes: u64,
+    /// Where they are kept; `None` for a dead letter, which is built from the record.
+    pub(super) emits: Option<ShippedAt>,
+    /// It is resent at once: the refusal of a batch says nothing about this record.
+    pub(super) at_once: bool,
     /// The topic under which it is counted.
     pub(super) counted_as: Arc<str>,
 }
@@ -140,11 +144,35 @@ pub(crate) struct Share {
     pub(super) class: &'static str,
     /// What follows once its emits are acknowledged.
     pub(super) ending: Ending,
+    /// Records behind it in its lane may run: it does not hold the lane.
+    pub(super) passes: bool,
+    /// Its number in the chain of its lane (see [`super::chains`]), if it is linked.
+    pub(super) linked: Option<u64>,
+    /// What it has emitted.
+    pub(super) shipped: Option<ShippedAt>,
     /// The refusal that is not resolved yet.
     pub(super) refusal: Option<Box<Refusal>>,
     /// Its offset, if it has to wait for the deferred records before it in its lane: several records of a lane can fail in
-    /// one call of a batch handler, and are run again in order (G4).
+    /// one call of a batch handler, or those before it run again with the lane, and are run in order (G4).
     pub(super) follows: Option<i64>,
+}
+
+impl Share {
+    /// Whether it keeps the records behind it in its lane from running.
+    pub(super) fn holds(&self) -> bool {
+        self.state != ShareState::Running && !self.passes
+    }
+
+    /// Whether the cluster has refused what it has emitted, and may still take it.
+    pub(super) fn waits_for_resend(&self) -> bool {
+        let failure = self.refusal.as_ref().map(|refusal| refusal.failure.kind);
+        failure.is_some_and(|kind| kind != FailureKind::Record)
+    }
+
+    /// Whether it is under way although it holds no lane.
+    pub(super) fn is_passing(&self) -> bool {
+        self.state != ShareState::Running && self.passes
+    }
 }
 
 /// Without a random seed: shares must be iterated in the same order in every run.
@@ -251,6 +279,17 @@ impl DeferredShares {
         moved
             .map(|(_, key, lane, due_ms)| (key, lane, due_ms))
             .collect()
+    }
+
+    /// Whether no share is deferred.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// The shares of a lane that follow one another, in order.
+    pub(super) fn following(&self, lane: u64) -> Vec<RecordId> {
+        let shares = self.lanes.get(&lane).into_iter().flatten();
+        shares.map(|(_, key)| *key).collect()
     }
 
     /// All deferred shares.

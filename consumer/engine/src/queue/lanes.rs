@@ -205,6 +205,12 @@ impl Lanes {
         entry
     }
 
+    /// Whether a batch has records of the lane.
+    pub(crate) fn is_taken(&self, hash: u64, live: impl Fn(BatchId) -> bool) -> bool {
+        let lane = self.find(hash).map(|index| &self.table[index]);
+        lane.is_some_and(|lane| lane.batch != NO_BATCH && live(lane.batch))
+    }
+
     /// The batch that has the lane, if records wait in it.
     pub(crate) fn waited_for(&self, hash: u64) -> Option<BatchId> {
         let lane = &self.table[self.find(hash)?];

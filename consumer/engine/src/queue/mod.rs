@@ -19,6 +19,7 @@
 
 mod backoff;
 pub(crate) mod batches;
+mod chains;
 mod check;
 mod closing;
 pub(crate) mod context;
@@ -37,6 +38,7 @@ mod report;
 mod settings;
 mod submit;
 mod targets;
+mod trouble;
 
 use lanes::Lanes;
 pub use settings::{HandlerSettings, OnFailure, Order};
@@ -52,6 +54,7 @@ use crate::record::Record;
 use crate::records::Records;
 use crate::source::AssignmentId;
 use batches::{BatchTable, InFlightBatch};
+use chains::Chains;
 use closing::Closing;
 use context::Context;
 use counts::VersionCounts;
@@ -91,6 +94,10 @@ pub(crate) struct HandlerQueue {
     runnable: VecDeque<u64>,
     /// Shares that are parked or wait for the producer.
     deferred: DeferredShares,
+    /// Records that have run and settle in the order of their lanes.
+    chains: Chains,
+    /// Lanes whose chains have changed, or whose trouble waits for a call to end: checked when batches are submitted.
+    to_advance: Vec<u64>,
     /// What the producer refused of them.
     refusals: Refusals,
     dead_letter_log: DeadLetterLog,
@@ -106,13 +113,13 @@ pub(crate) struct HandlerQueue {
     backoff_until_ms: Option<u64>,
     /// It is in the list of handlers with something to submit.
     dirty: bool,
-    /// Its records hold their lanes beyond the call (emits, retries): one record of a lane per batch.
-    exclusive: bool,
     /// Maximum number of records per call, so that calls stay short.
     batch_limit: u32,
     cost_ns: u64,
-    /// Parked, dead-lettering and producing records.
+    /// Shares and troubles that hold a lane.
     held: u32,
+    /// Shares that wait for the producer, or for those before them, and hold no lane.
+    passing: u32,
     counts: VersionCounts,
     errors: HandlerErrors,
     /// The partitions last announced to its pool.
@@ -146,6 +153,8 @@ impl HandlerQueue {
             due: VecDeque::new(),
             runnable: VecDeque::new(),
             deferred: DeferredShares::default(),
+            chains: Chains::default(),
+            to_advance: Vec::new(),
             refusals: Refusals::default(),
             dead_letter_log: DeadLetterLog::default(),
             in_flight_records: 0,
@@ -154,10 +163,10 @@ impl HandlerQueue {
             fruitless_calls: 0,
             backoff_until_ms: None,
             dirty: false,
-            exclusive: false,
             batch_limit: FIRST_BATCH,
             cost_ns: 0,
             held: 0,
+            passing: 0,
             counts: VersionCounts::default(),
             errors: HandlerErrors::default(),
             announced: Vec::new(),
@@ -242,7 +251,7 @@ impl HandlerQueue {
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight_records == 0
             && self.backlog.is_empty()
-            && self.held == 0
+            && self.deferred.is_empty()
             && self.lanes.waiters() == 0
     }
 
@@ -307,7 +316,10 @@ impl HandlerQueue {
             ctx.agenda.add_due(self.ix, key, due_ms);
         }
         let is_parked = share.state.is_parked();
+        self.passing += u32::from(share.is_passing());
         let replaced = self.deferred.insert(key, share);
+        let was_passing = replaced.before.as_ref().is_some_and(Share::is_passing);
+        self.passing -= u32::from(was_passing);
         let was_parked = replaced.before.as_ref().map(|one| one.state.is_parked());
         ctx.records.count_parked(
             slot,
@@ -322,6 +334,7 @@ impl HandlerQueue {
     fn end_deferral<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId) -> Option<Share> {
         let replaced = self.deferred.remove(key);
         let share = replaced.before?;
+        self.passing -= u32::from(share.is_passing());
         if share.state.is_parked() {
             ctx.records.count_parked(share.slot, -1);
         }
@@ -345,7 +358,7 @@ impl HandlerQueue {
         let mut freed = Vec::new();
         for key in mine {
             if let Some(share) = self.end_share(ctx, key)
-                && share.state != deferred::ShareState::Running
+                && share.holds()
             {
                 self.unhold(share.lane);
                 freed.push(share.lane);

@@ -11,8 +11,12 @@
 //! can last for hours (a long retry delay, a dead-letter topic that is missing): these close their lanes in the new order as
 //! they did in the one before, and run again in offset order within them (G4).
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use super::HandlerQueue;
+use super::chains::Unlinked;
 use super::context::Context;
+use super::deferred::{Share, ShareState};
 use super::lane::lane_of_key;
 use super::lanes::Lanes;
 use crate::dispatch::RecordId;
@@ -49,15 +53,69 @@ impl HandlerQueue {
             let offset = slab.get(key).map_or(0, |entry| entry.offset());
             (lane_of_key(slab, order, key), offset)
         };
+        self.held -= self.chains.troubles();
+        let (links, topics) = self.chains.take_all();
+        let links = links.into_iter().map(|link| (link.key, link));
+        let mut links: HashMap<RecordId, Unlinked> = links.collect();
         let moved = self.deferred.move_to_lanes(place);
+        let (mut lanes, mut alone) = (BTreeSet::new(), Vec::new());
+        // Lanes of two orders merge: what stands behind one that waits to be sent again is written again.
+        let mut tainted: BTreeMap<u64, u64> = BTreeMap::new();
         for (key, lane, due_ms) in moved {
-            if lane != 0 {
+            let Some(share) = self.deferred.get(key).cloned() else {
+                continue;
+            };
+            if lane != 0 && share.holds() {
                 self.lanes.hold(lane, |_| false);
             }
             // It may have been due behind one that it does not follow any more.
             if let Some(due_ms) = due_ms.filter(|due_ms| *due_ms <= ctx.now_ms) {
                 ctx.agenda.add_due(self.ix, key, due_ms);
             }
+            match links.remove(&key) {
+                Some(link) if lane != 0 => {
+                    let number = self.chains.link(lane, key, link.state);
+                    lanes.insert(lane);
+                    if link.tainted || share.waits_for_resend() {
+                        tainted
+                            .entry(lane)
+                            .or_insert(number + u64::from(!link.tainted));
+                    }
+                    self.link_again(ctx, key, share, number);
+                }
+                Some(link) => alone.push((key, link.state)),
+                None => {}
+            }
+        }
+        for (lane, from) in tainted {
+            if self.chains.begin_trouble(lane, from, &topics) {
+                self.hold(lane);
+            }
+        }
+        for lane in lanes {
+            self.advance(ctx, lane);
+        }
+        for (key, state) in alone {
+            self.part(ctx, key, state);
+        }
+    }
+
+    /// A share is linked in its lane of the new order. If it was about to be sent again, it takes its turn there.
+    fn link_again<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: RecordId,
+        share: Share,
+        number: u64,
+    ) {
+        let share = Share {
+            linked: Some(number),
+            ..share
+        };
+        let is_due = matches!(share.state, ShareState::EmitsDue { .. });
+        match is_due && !self.chains.is_first(share.lane, number) {
+            true => self.wait_for_turn(ctx, key, share),
+            false => self.defer(ctx, key, share),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! Unrun records return to their lanes before any lane is released, or a later record of the key would overtake them (G4).
 //! Outcomes with emits that a hung call has published do not count: the emits are stuck in the call.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
@@ -25,8 +26,10 @@ use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
 use crate::dispatch::{Batch, BatchId, RecordId};
 use crate::emit::EmitToken;
+use crate::emit::shipment::ShippedAt;
 use crate::record::Record;
 use crate::records::SettledRun;
+use crate::records::slab::RecordEntry;
 
 /// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
 /// stall.
@@ -38,6 +41,7 @@ const REASON_FAILED: &str = "handler_failed";
 /// Which records of a batch have emitted, in order.
 struct Emitting {
     records: std::iter::Peekable<std::vec::IntoIter<u32>>,
+    asked: u32,
 }
 
 impl Emitting {
@@ -54,18 +58,28 @@ impl Emitting {
         }
         Self {
             records: records.into_iter().peekable(),
+            asked: 0,
         }
     }
 
-    fn is_empty(&mut self) -> bool {
-        self.records.peek().is_none()
+    /// Whether the record at this place has emits. To be asked in order.
+    fn is_next(&mut self, place: usize) -> bool {
+        self.records.peek() == Some(&(place as u32))
     }
 
-    /// Whether the record at this place has. To be asked in order.
-    fn has(&mut self, place: usize) -> bool {
-        self.records
-            .next_if(|next| *next as usize == place)
-            .is_some()
+    /// Where the emits of the record at this place are, if it has some. To be asked in order.
+    fn at<R: Record>(
+        &mut self,
+        ctx: &Context<R>,
+        batch: &Batch,
+        place: usize,
+    ) -> Option<ShippedAt> {
+        if !self.is_next(place) {
+            return None;
+        }
+        self.records.next();
+        self.asked += 1;
+        Some(ctx.outbox.at(batch.shipment, self.asked - 1))
     }
 }
 
@@ -93,7 +107,6 @@ impl HandlerQueue {
         }
         let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
         let mut emitting = Emitting::ship(ctx, &mut batch);
-        let quick = emitting.is_empty();
         let (mut acked, mut succeeded) = (0, false);
         let mut settled = SettledRun::default();
         let mut back = Vec::new();
@@ -105,8 +118,9 @@ impl HandlerQueue {
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
-            let is_first = attempt == 1 && self.deferred.get(key).is_none();
-            if outcome.code == outcome_code::ACK && quick && is_first {
+            let is_first =
+                attempt == 1 && self.deferred.get(key).is_none() && !self.chains.has(lane);
+            if outcome.code == outcome_code::ACK && is_first && !emitting.is_next(i) {
                 let counts = (ctx.records).return_settled(&mut settled, key, record, ctx.now_ms);
                 acked += u64::from(counts);
                 succeeded = true;
@@ -124,9 +138,9 @@ impl HandlerQueue {
                 back.push(returned);
                 continue;
             }
-            let pending = emitting.has(i);
+            let shipped = emitting.at(ctx, &batch, i);
             let detail = detail_of(&batch, outcome);
-            self.outcome(ctx, &returned, outcome, pending, detail);
+            self.outcome(ctx, &returned, outcome, shipped, detail);
         }
         ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
@@ -135,10 +149,11 @@ impl HandlerQueue {
             self.errors.succeeded();
         }
         self.requeue_not_run(ctx, &back, &mut freed);
+        // What was refused at once holds its lane.
+        self.answer_early(ctx, batch.shipment);
         for lane in freed {
             self.release_lane(ctx, lane);
         }
-        self.answer_early(ctx, batch.shipment);
         self.batches.recycle(batch);
         self.mark_dirty(ctx);
         ended.stopped
@@ -211,6 +226,34 @@ impl HandlerQueue {
         self.defer(ctx, key, share);
     }
 
+    /// Requeues records that run again one after the other, as the same attempt, with those of their lane that are parked.
+    fn park_in_turn<R: Record>(&mut self, ctx: &mut Context<R>, back: &[Attempt]) {
+        for returned in back {
+            if ctx.records.is_over(returned.key) {
+                ctx.records.free_if_done(returned.key);
+                continue;
+            }
+            self.park_now(ctx, returned.key, returned.lane, returned.number);
+            self.follow(ctx, returned.key);
+        }
+    }
+
+    /// A parked share waits for the deferred records before it in its lane.
+    fn follow<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId) {
+        let entry = ctx.records.slab.get(key);
+        if let (Some(offset), Some(share)) =
+            (entry.map(RecordEntry::offset), self.deferred.get(key))
+            && share.state.is_parked()
+        {
+            let follows = share.follows.or(Some(offset));
+            let share = Share {
+                follows,
+                ..share.clone()
+            };
+            self.defer(ctx, key, share);
+        }
+    }
+
     /// A share that is in a deferred state from now on, after this attempt.
     pub(super) fn share<R: Record>(
         &self,
@@ -219,6 +262,7 @@ impl HandlerQueue {
         state: ShareState,
     ) -> Share {
         let key = attempt.key;
+        let known = self.deferred.get(key);
         Share {
             attempt: attempt.number,
             state,
@@ -229,8 +273,13 @@ impl HandlerQueue {
             reason: None,
             class: REASON_TERMINAL,
             ending: Ending::Ack,
+            passes: false,
+            linked: known.and_then(|share| share.linked),
+            shipped: None,
             refusal: None,
-            follows: self.follows(ctx, attempt),
+            follows: known
+                .and_then(|share| share.follows)
+                .or_else(|| follows(ctx, attempt)),
         }
     }
 
@@ -239,7 +288,7 @@ impl HandlerQueue {
         ctx: &mut Context<R>,
         returned: &Attempt,
         outcome: RawOutcome,
-        emits_pending: bool,
+        shipped: Option<ShippedAt>,
         detail: Option<Arc<str>>,
     ) {
         let (key, lane) = (returned.key, returned.lane);
@@ -247,31 +296,24 @@ impl HandlerQueue {
             self.errors.succeeded();
         }
         if ctx.records.is_over(key) {
+            if let Some(at) = shipped {
+                ctx.outbox.release(at);
+            }
             ctx.records.free_if_done(key);
             return;
         }
-        if emits_pending && let Some(ending) = ending_of(outcome.code) {
-            self.exclusive = true;
-            self.hold(lane);
-            let share = Share {
-                reason: detail,
-                ending,
-                ..self.share(ctx, returned, ShareState::Emitting)
-            };
-            self.defer(ctx, key, share);
-            return;
+        match (shipped, ending_of(outcome.code)) {
+            (Some(at), Some(ending)) => {
+                self.emitted(ctx, returned, at, ending, detail);
+                return;
+            }
+            // No worker sends the emits of an attempt that another one follows.
+            (Some(at), None) => ctx.outbox.release(at),
+            (None, _) => {}
         }
         match outcome.code {
-            outcome_code::ACK => {
-                self.counts.of(&returned.ran_by).ack += 1;
-                self.end_deferral(ctx, key);
-                ctx.records.settle_share(key, ctx.now_ms);
-            }
-            outcome_code::DROP => {
-                self.counts.of(&returned.ran_by).drop += 1;
-                self.end_deferral(ctx, key);
-                ctx.records.settle_share(key, ctx.now_ms);
-            }
+            outcome_code::ACK => self.handled(ctx, returned, Ending::Ack),
+            outcome_code::DROP => self.handled(ctx, returned, Ending::Drop),
             outcome_code::DEAD_LETTER => {
                 let reason = detail.unwrap_or_else(terminal_error);
                 self.errors.attempt_failed(reason.clone(), ctx.now_ms);
@@ -326,6 +368,10 @@ impl HandlerQueue {
             ..self.share(ctx, returned, ShareState::Parked { due_ms })
         };
         self.defer(ctx, returned.key, share);
+        if self.chains.has(returned.lane) {
+            // Those before it may run again with the lane.
+            self.follow(ctx, returned.key);
+        }
     }
 
     /// Handles a call timeout; its worker is lost. Its completed outcomes count, the record that it hangs on has
@@ -348,6 +394,8 @@ impl HandlerQueue {
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);
         let mut back = Vec::new();
+        // Lanes of which a record runs again that has run: those behind it follow it, whatever their outcome (G4).
+        let mut again: HashSet<u64> = HashSet::new();
         for (i, &key) in keys.iter().enumerate() {
             let lane = lane_of_key(&ctx.records.slab, self.order, key);
             let known = self.deferred.get(key);
@@ -362,9 +410,10 @@ impl HandlerQueue {
                     // A batch handler may replace an outcome until its call ends.
                     if !ran_by.takes_batches
                         && outcome.code != outcome_code::NOT_RUN
-                        && outcome.flags & outcome_flag::EMITTED == 0 =>
+                        && outcome.flags & outcome_flag::EMITTED == 0
+                        && !again.contains(&lane) =>
                 {
-                    self.outcome(ctx, &returned, *outcome, false, None);
+                    self.outcome(ctx, &returned, *outcome, None, None);
                 }
                 None if i == completed.len() && !ctx.records.is_over(key) => {
                     let reason: Arc<str> = format!(
@@ -373,15 +422,23 @@ impl HandlerQueue {
                     .into();
                     self.log_hung(ctx, key, returned.number, &reason);
                     self.failed_attempt(ctx, &returned, reason, 0);
+                    if again.contains(&lane) {
+                        self.follow(ctx, key);
+                    }
                 }
                 outcome => {
                     if outcome.is_some_and(|outcome| outcome.code != outcome_code::NOT_RUN) {
                         ctx.count_handled_again(key);
+                        if lane != 0 && !ran_by.takes_batches {
+                            again.insert(lane);
+                        }
                     }
                     back.push(returned);
                 }
             }
         }
+        let in_turn = back.extract_if(.., |returned| again.contains(&returned.lane));
+        self.park_in_turn(ctx, &in_turn.collect::<Vec<_>>());
         self.requeue_not_run(ctx, &back, &mut freed);
         for lane in freed {
             self.release_lane(ctx, lane);
@@ -402,13 +459,20 @@ impl HandlerQueue {
             ShareState::Parked { .. } => self.run_parked(ctx, key, share),
             ShareState::EmitsDue { .. } => self.send_emits_again(ctx, key, share),
             ShareState::DeadLetterDue { .. } => self.send_dead_letter(ctx, key, share),
-            ShareState::Running | ShareState::Emitting | ShareState::DeadLettering => {}
+            ShareState::Running
+            | ShareState::Emitting
+            | ShareState::Done
+            | ShareState::DeadLettering => {}
         }
     }
 
     /// Starts the next attempt of a parked record whose time has come, or queues it until the handler has room and its order.
     fn run_parked<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         if self.deferred.predecessor(key, &share).is_some() {
+            return;
+        }
+        if self.chains.is_troubled(share.lane) {
+            self.chains.park(share.lane, key);
             return;
         }
         if !self.has_room() || self.changes_order() {
@@ -439,17 +503,6 @@ impl HandlerQueue {
                 self.run_parked(ctx, key, share);
             }
         }
-    }
-
-    /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a
-    /// batch handler. It has to until it is over, also if a new generation does not take batches any more.
-    fn follows<R: Record>(&self, ctx: &Context<R>, attempt: &Attempt) -> Option<i64> {
-        let known = self.deferred.get(attempt.key);
-        if let Some(known) = known.and_then(|share| share.follows) {
-            return Some(known);
-        }
-        let entry = ctx.records.slab.get(attempt.key)?;
-        (attempt.lane != 0 && attempt.ran_by.takes_batches).then(|| entry.offset())
     }
 
     /// Dead-letters all queued records of a failed handler. Returns whether there were any.
@@ -483,6 +536,15 @@ impl HandlerQueue {
             self.lanes.unhold(lane);
         }
     }
+}
+
+/// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a batch
+/// handler. It has to until it is over, also if a new generation does not take batches any more.
+fn follows<R: Record>(ctx: &Context<R>, attempt: &Attempt) -> Option<i64> {
+    if attempt.lane == 0 || !attempt.ran_by.takes_batches {
+        return None;
+    }
+    ctx.records.slab.get(attempt.key).map(RecordEntry::offset)
 }
 
 /// What follows once the emits of an attempt are acknowledged; `None` if they do not count.

@@ -20,9 +20,11 @@ use std::time::Duration;
 use sluicegate_config::spec::dead_letter_topic;
 
 use super::HandlerQueue;
+use super::chains::LinkState;
 use super::context::Context;
 use super::deferred::{Attempt, Ending, Refusal, Share, ShareState};
 use super::refusals::ProduceKind;
+use super::targets::GenerationId;
 use crate::dispatch::RecordId;
 use crate::emit::outbox::answer_unsent;
 use crate::emit::shipment::{RefusedEmits, ShippedAt};
@@ -52,24 +54,32 @@ impl HandlerQueue {
         key: RecordId,
         refused: Option<RefusedEmits>,
     ) {
+        if refused.is_none() && self.settle_emitted(ctx, key) {
+            return;
+        }
         let Some(share) = self.deferred.get(key).cloned() else {
             ctx.outbox.forget(refused);
             return;
         };
         match (share.state, refused) {
-            (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, &share),
+            (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, share),
+            (ShareState::Emitting, Some(refused)) if share.linked.is_some() => {
+                self.refused_in_lane(ctx, key, share, refused);
+            }
             (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, refused),
             (ShareState::DeadLettering, None) => {
-                self.counts.of(&share.ran_by).dead_letter += 1;
                 self.log_dead_letter(ctx, key, &share);
-                self.finish_share(ctx, key, &share);
+                let ending = Ending::Written;
+                self.done(ctx, key, Share { ending, ..share });
             }
             (ShareState::DeadLettering, Some(refused)) => {
-                self.schedule_resend(ctx, key, share, refused.failure, None);
+                let share = self.refuse(ctx, key, share, refused.failure, None);
+                self.resend(ctx, key, share);
             }
             (
                 ShareState::Parked { .. }
                 | ShareState::Running
+                | ShareState::Done
                 | ShareState::EmitsDue { .. }
                 | ShareState::DeadLetterDue { .. },
                 refused,
@@ -77,53 +87,231 @@ impl HandlerQueue {
         }
     }
 
-    fn emits_acknowledged<R: Record>(
+    /// Settles a record whose emits are acknowledged and that waits for nothing else, which is what nearly all do; `false`: it waits.
+    fn settle_emitted<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId) -> bool {
+        let share = self.deferred.get(key);
+        let is_plain = |share: &&Share| {
+            share.state == ShareState::Emitting
+                && share.refusal.is_none()
+                && share.ending != Ending::DeadLetter
+        };
+        let Some(share) = share.filter(is_plain) else {
+            return false;
+        };
+        let (lane, holds) = (share.lane, share.holds());
+        let next_is_done = match share.linked {
+            None => false,
+            Some(number) => match self.chains.take_first(lane, number) {
+                Some(next_is_done) => next_is_done,
+                None => return false,
+            },
+        };
+        let Some(share) = self.end_deferral(ctx, key) else {
+            return false;
+        };
+        self.count(&share.ran_by, share.ending);
+        if let Some(at) = share.shipped {
+            ctx.outbox.release(at);
+        }
+        ctx.records.settle_share(key, ctx.now_ms);
+        if holds {
+            self.unhold(lane);
+            self.release_lane(ctx, lane);
+        }
+        if next_is_done {
+            self.advance(ctx, lane);
+        }
+        true
+    }
+
+    /// A call has emitted for a record: it settles once that is acknowledged, and after those before it in its lane.
+    pub(super) fn emitted<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        returned: &Attempt,
+        at: ShippedAt,
+        ending: Ending,
+        detail: Option<Arc<str>>,
+    ) {
+        let passes = returned.lane != 0 && ending != Ending::DeadLetter;
+        if !passes {
+            self.hold(returned.lane);
+        }
+        let share = Share {
+            reason: detail,
+            ending,
+            passes,
+            shipped: Some(at),
+            ..self.share(ctx, returned, ShareState::Emitting)
+        };
+        let share = self.link(returned.key, share, LinkState::Open);
+        self.defer(ctx, returned.key, share);
+    }
+
+    /// A call has handled a record and emitted nothing for it: it settles now, or after those before it in its lane.
+    pub(super) fn handled<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        returned: &Attempt,
+        ending: Ending,
+    ) {
+        let key = returned.key;
+        if !self.chains.has(returned.lane) {
+            self.count(&returned.ran_by, ending);
+            self.end_deferral(ctx, key);
+            ctx.records.settle_share(key, ctx.now_ms);
+            return;
+        }
+        let share = Share {
+            ending,
+            passes: true,
+            ..self.share(ctx, returned, ShareState::Done)
+        };
+        let share = self.link(key, share, LinkState::Done);
+        let is_first = |number| self.chains.is_first(returned.lane, number);
+        if share.linked.is_some_and(is_first) {
+            // Once the records that the call did not run are back in their lanes: it may release them.
+            self.to_advance.push(returned.lane);
+        }
+        self.defer(ctx, key, share);
+    }
+
+    /// Counts an outcome that has taken effect.
+    fn count(&mut self, ran_by: &GenerationId, ending: Ending) {
+        let counts = self.counts.of(ran_by);
+        match ending {
+            Ending::Ack => counts.ack += 1,
+            Ending::Drop => counts.drop += 1,
+            Ending::DeadLetter | Ending::Written => counts.dead_letter += 1,
+        }
+    }
+
+    /// Links a share behind those of its lane.
+    fn link(&mut self, key: RecordId, share: Share, state: LinkState) -> Share {
+        if share.lane == 0 || share.linked.is_some() {
+            return share;
+        }
+        let linked = Some(self.chains.link(share.lane, key, state));
+        Share { linked, ..share }
+    }
+
+    fn emits_acknowledged<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
+        self.end_refusal(ctx, &share);
+        let refusal = None;
+        self.done(ctx, key, Share { refusal, ..share });
+    }
+
+    /// A share waits for nothing but those before it in its lane: it is over, or it waits for them.
+    fn done<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
+        self.end_refusal(ctx, &share);
+        let share = Share {
+            refusal: None,
+            ..share
+        };
+        let Some(number) = share.linked else {
+            self.finish_share(ctx, key, share);
+            return;
+        };
+        let lane = share.lane;
+        let held = share.holds() && share.ending != Ending::DeadLetter;
+        if held {
+            self.unhold(lane);
+        }
+        let is_first = self.chains.set(lane, number, LinkState::Done);
+        let share = Share {
+            state: ShareState::Done,
+            passes: share.ending != Ending::DeadLetter,
+            shipped: match is_first {
+                true => share.shipped,
+                // The producer, whose queue is bounded, does not have it any more.
+                false => share.shipped.map(|at| ctx.outbox.keep(at)),
+            },
+            ..share
+        };
+        self.defer(ctx, key, share);
+        if is_first {
+            self.advance(ctx, lane);
+        }
+        if held {
+            self.release_lane(ctx, lane);
+        }
+    }
+
+    /// Settles a share that is done, or writes its dead letter.
+    pub(super) fn finish_share<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
         key: RecordId,
-        share: &Share,
+        share: Share,
     ) {
-        match share.ending {
-            Ending::Ack => self.counts.of(&share.ran_by).ack += 1,
-            Ending::Drop => self.counts.of(&share.ran_by).drop += 1,
-            Ending::DeadLetter => {
-                self.end_refusal(ctx, share);
-                let reason = share.reason.clone().unwrap_or_else(terminal_error);
-                self.dead_letter(ctx, &Attempt::of(key, share), REASON_TERMINAL, reason);
-                return;
-            }
+        if share.ending == Ending::DeadLetter {
+            let reason = share.reason.clone().unwrap_or_else(terminal_error);
+            self.dead_letter(ctx, &Attempt::of(key, &share), REASON_TERMINAL, reason);
+            return;
         }
-        self.finish_share(ctx, key, share);
-    }
-
-    /// Settles a share that waited for the producer.
-    fn finish_share<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: &Share) {
-        self.end_refusal(ctx, share);
+        self.count(&share.ran_by, share.ending);
         self.end_deferral(ctx, key);
+        if let Some(at) = share.shipped {
+            ctx.outbox.release(at);
+        }
+        if let Some(number) = share.linked {
+            self.chains.unlink(share.lane, number);
+        }
         ctx.records.settle_share(key, ctx.now_ms);
-        self.unhold(share.lane);
-        self.release_lane(ctx, share.lane);
+        if share.holds() {
+            self.unhold(share.lane);
+            self.release_lane(ctx, share.lane);
+        }
     }
 
-    fn emits_refused<R: Record>(
+    /// The producer has refused emits of a record: it is its turn to be sent again, or to be dead-lettered.
+    pub(super) fn emits_refused<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
         key: RecordId,
         share: Share,
         refused: RefusedEmits,
     ) {
-        if refused.failure.kind != FailureKind::Record {
-            let emits = (refused.at, refused.first);
-            self.schedule_resend(ctx, key, share, refused.failure, Some(emits));
+        let share = self.refuse(ctx, key, share, refused.failure, Some(refused.at));
+        self.resend(ctx, key, share);
+    }
+
+    /// Schedules the resend of what was refused of a record, or dead-letters it if it can never be produced.
+    pub(super) fn resend<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
+        let Some(refusal) = share.refusal.as_deref() else {
+            return;
+        };
+        if refusal.emits.is_some() && refusal.failure.kind == FailureKind::Record {
+            self.dead_letter_refused(ctx, key, share);
             return;
         }
+        let random = ctx.random.unit();
+        let due_ms = match refusal.at_once {
+            true => ctx.now_ms,
+            false => ctx.now_ms + RESEND.delay_ms(refusal.tries, random),
+        };
+        let state = match refusal.emits {
+            Some(_) => ShareState::EmitsDue { due_ms },
+            None => ShareState::DeadLetterDue { due_ms },
+        };
+        self.defer(ctx, key, Share { state, ..share });
+    }
+
+    fn dead_letter_refused<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: RecordId,
+        share: Share,
+    ) {
         self.end_refusal(ctx, &share);
-        ctx.outbox.release(refused.at);
-        self.refusals.count();
-        let mut reason = format!(
-            "an emitted record is permanently rejected: {}",
-            refused.failure
-        );
+        if share.passes {
+            self.hold(share.lane);
+        }
+        let failure = share.refusal.as_deref().map(|refusal| &refusal.failure);
+        let mut reason = "an emitted record is permanently rejected".to_owned();
+        if let Some(failure) = failure {
+            reason.push_str(&format!(": {failure}"));
+        }
         if let (Ending::DeadLetter, Some(given)) = (share.ending, &share.reason) {
             reason.push_str(&format!(
                 "; the handler had dead-lettered the record: {given}"
@@ -133,28 +321,22 @@ impl HandlerQueue {
         self.dead_letter(ctx, &attempt, REASON_EMIT_REFUSED, reason.into());
     }
 
-    /// Holds a record until its refused part is resent.
-    fn schedule_resend<R: Record>(
+    /// Keeps what was refused of a record, and counts it as waiting.
+    pub(super) fn refuse<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
         key: RecordId,
         share: Share,
         failure: EmitFailure,
-        emits: Option<(ShippedAt, u32)>,
-    ) {
-        let random = ctx.random.unit();
+        emits: Option<ShippedAt>,
+    ) -> Share {
         ctx.records.detach(key);
         let now_ms = ctx.now_ms;
-        self.count_refusal_end(ctx, &share);
+        self.end_refusal(ctx, &share);
         let before = share.refusal.as_deref();
         let tries = before.map_or(0, |before| before.tries) + 1;
         let alone_before = before.is_some_and(|before| before.way == Way::Alone);
         let by_batch = failure.kind == FailureKind::Batch && !alone_before;
-        let due_ms = match by_batch {
-            // The refusal of the batch says nothing about this record: resend it alone, at once.
-            true => now_ms,
-            false => now_ms + RESEND.delay_ms(tries, random),
-        };
         let what = match emits {
             Some(_) => ProduceKind::Emits,
             None => ProduceKind::DeadLetter,
@@ -167,6 +349,7 @@ impl HandlerQueue {
             let reason = format!("{what} refused: {failure}").into();
             self.errors.record(reason, now_ms);
         }
+        let emits = emits.map(|at| ctx.outbox.keep(at));
         let mut refusal = Refusal {
             since_ms: before.map_or(now_ms, |before| before.since_ms),
             tries,
@@ -175,25 +358,23 @@ impl HandlerQueue {
             } else {
                 Way::Batched
             },
-            held_bytes: emits.map_or(0, |(at, _)| ctx.outbox.bytes(at)),
+            at_once: by_batch,
             counted_as: failure.topic.clone(),
             failure,
             emits,
         };
-        ctx.keep_refused(refusal.held_bytes);
-        self.refusals
-            .begin(&self.settings.name, what, &mut refusal, now_ms);
-        let state = match what {
-            ProduceKind::Emits => ShareState::EmitsDue { due_ms },
-            ProduceKind::DeadLetter => ShareState::DeadLetterDue { due_ms },
-        };
-        let refusal = Some(Box::new(refusal));
-        let share = Share {
-            state,
-            refusal,
+        match refusal.failure.kind {
+            // Its dead letter follows: nothing waits for the topic.
+            FailureKind::Record if emits.is_some() => self.refusals.count(),
+            _ => self
+                .refusals
+                .begin(&self.settings.name, what, &mut refusal, now_ms),
+        }
+        Share {
+            shipped: emits.or(share.shipped),
+            refusal: Some(Box::new(refusal)),
             ..share
-        };
-        self.defer(ctx, key, share);
+        }
     }
 
     /// Resends emits from the first refused record on. If a newer generation or config is active and the topic was the
@@ -212,49 +393,18 @@ impl HandlerQueue {
             self.run_again(ctx, key, share);
             return;
         }
-        let Some((at, first)) = refusal.emits else {
+        let Some(at) = refusal.emits else {
             return;
         };
         let way = refusal.way;
+        let taint = match share.linked {
+            Some(_) => self.chains.take_taint(share.lane),
+            None => Vec::new(),
+        };
         let state = ShareState::Emitting;
         self.defer(ctx, key, Share { state, ..share });
-        ctx.outbox
-            .send_again(at, first, way, &*ctx.emitter, &ctx.inbox);
-    }
-
-    fn run_again<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
-        self.end_refusal(ctx, &share);
-        let (lane, attempt) = (share.lane, share.attempt);
-        if self.changes_order() || self.deferred.predecessor(key, &share).is_some() {
-            // It is due again when the order has changed or that one is over; with the same attempt, since none was made.
-            let due_ms = ctx.now_ms;
-            let share = Share {
-                attempt: attempt - 1,
-                state: ShareState::Parked { due_ms },
-                since_ms: ctx.now_ms,
-                refusal: None,
-                ..share
-            };
-            self.defer(ctx, key, share);
-            return;
-        }
-        self.held -= 1;
-        if attempt == 1 && share.follows.is_none() {
-            self.end_deferral(ctx, key);
-        } else {
-            let share = Share {
-                state: ShareState::Running,
-                since_ms: ctx.now_ms,
-                refusal: None,
-                ..share
-            };
-            self.defer(ctx, key, share);
-        }
-        self.requeue(ctx, key, lane, attempt);
-        // Other records may have waited in the lane since before this batch.
-        if lane != 0 {
-            self.mark_contended(lane);
-        }
+        let emitter = ctx.emitter.clone();
+        (ctx.outbox).send_again(at, &taint, way, &*emitter, &ctx.inbox);
     }
 
     /// Writes the dead letter; the record settles when it is acknowledged (G7). The caller holds its lane.
@@ -266,11 +416,23 @@ impl HandlerQueue {
         reason: Arc<str>,
     ) {
         self.errors.record(reason.clone(), ctx.now_ms);
+        let emitted = self
+            .deferred
+            .get(attempt.key)
+            .and_then(|share| share.shipped);
+        if let Some(at) = emitted {
+            // Nothing of it is written again once its letter is.
+            ctx.outbox.release(at);
+        }
         let share = Share {
             reason: Some(reason),
             class,
             ending: Ending::DeadLetter,
             ..self.share(ctx, attempt, ShareState::DeadLettering)
+        };
+        let share = match self.chains.has(attempt.lane) {
+            true => self.link(attempt.key, share, LinkState::Open),
+            false => share,
         };
         self.send_dead_letter(ctx, attempt.key, share);
     }
@@ -317,26 +479,16 @@ impl HandlerQueue {
         answer_unsent(sent, &target, &ctx.inbox, token);
     }
 
-    /// Ends a refusal: the record is produced, dead-lettered, or run again. What was refused is not kept any longer.
-    fn end_refusal<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
-        self.count_refusal_end(ctx, share);
-        let refusal = share.refusal.as_ref();
-        if let Some((at, _)) = refusal.and_then(|refusal| refusal.emits) {
-            ctx.outbox.release(at);
+    /// Ends a refusal: the record is produced, dead-lettered, or about to be sent or run again.
+    pub(super) fn end_refusal<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
+        if let Some(refusal) = &share.refusal
+            && self.refusals.end(refusal)
+        {
+            ctx.agenda.push_refusals_over(self.ix);
         }
     }
 
-    /// A refusal is over for the reports, or another follows.
-    fn count_refusal_end<R: Record>(&mut self, ctx: &mut Context<R>, share: &Share) {
-        if let Some(refusal) = &share.refusal {
-            ctx.drop_refused(refusal.held_bytes);
-            if self.refusals.end(refusal) {
-                ctx.agenda.push_refusals_over(self.ix);
-            }
-        }
-    }
-
-    /// Ends the deferral of a share that is over without its outcome, and its refusal.
+    /// Ends the deferral of a share that is over, and its refusal; what it has emitted is not kept any longer.
     pub(super) fn end_share<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
@@ -344,6 +496,14 @@ impl HandlerQueue {
     ) -> Option<Share> {
         let share = self.end_deferral(ctx, key)?;
         self.end_refusal(ctx, &share);
+        if let Some(at) = share.shipped {
+            ctx.outbox.release(at);
+        }
+        if let Some(number) = share.linked {
+            self.chains.unlink(share.lane, number);
+            self.to_advance.push(share.lane);
+            self.mark_dirty(ctx);
+        }
         Some(share)
     }
 

@@ -1,10 +1,13 @@
 //! What calls have published before they return: each outcome, record by record (ADR 0011). It tells which record of a call that
 //! takes long is the one it is at, and what counts of a call that outlasts a drain.
 
+use std::collections::HashSet;
+
 use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 
 use super::HandlerQueue;
 use super::context::Context;
+use super::lane::lane_of_key;
 use crate::dispatch::RecordId;
 use crate::record::Record;
 use crate::records::Records;
@@ -28,8 +31,24 @@ impl HandlerQueue {
             }
             let outcomes = call.published(id, &ctx.inbox).unwrap_or_default();
             let finished = call.keys.iter().zip(&outcomes);
+            // Those behind an unfinished one of their lane would settle before it.
+            let mut open: HashSet<u64> = HashSet::new();
+            let lane = |key: RecordId| lane_of_key(&ctx.records.slab, self.order, key);
             let finished: Vec<(RecordId, u16)> = finished
-                .filter(|(key, outcome)| is_final(outcome) && wanted(&ctx.records, key))
+                .filter(|(key, outcome)| {
+                    let lane = lane(**key);
+                    let is_first = lane == 0 || !open.contains(&lane);
+                    if !is_final(outcome) {
+                        open.insert(lane);
+                    }
+                    is_first && is_final(outcome) && wanted(&ctx.records, key)
+                })
+                // Those before it in its lane would be written after it.
+                .filter(|(key, _)| {
+                    !self
+                        .chains
+                        .has(lane_of_key(&ctx.records.slab, self.order, **key))
+                })
                 .map(|(key, outcome)| (*key, outcome.code))
                 .collect();
             let ran_by = call.ran_by();

@@ -244,7 +244,7 @@ mod tests {
             tries,
             way: Way::Batched,
             emits: None,
-            held_bytes: 10,
+            at_once: false,
             counted_as: topic.into(),
         }
     }

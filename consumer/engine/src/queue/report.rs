@@ -56,7 +56,9 @@ impl HandlerQueue {
         let waiting = self.backlog.len() + self.lanes.waiters();
         HandlerFlowReport {
             name: self.settings.name.to_string(),
-            in_flight: u64::from(self.in_flight_records) + u64::from(self.held) + waiting as u64,
+            in_flight: u64::from(
+                self.in_flight_records + self.held + self.passing - self.chains.troubles(),
+            ) + waiting as u64,
             parked: self.deferred.parked(),
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
@@ -115,6 +117,10 @@ impl HandlerQueue {
         {
             let is_due =
                 matches!(share.state, ShareState::Parked { due_ms } if due_ms <= time.now_ms);
+            let waits_for = match share.state {
+                ShareState::Done => self.waits_for_first(records, share.lane),
+                _ => waits_for,
+            };
             let waits_for = match self.deferred.predecessor(key, share) {
                 Some(behind) if is_due => WaitsFor::Lane { behind },
                 None if is_due && self.changes_order() => WaitsFor::Order,
@@ -151,10 +157,24 @@ impl HandlerQueue {
         None
     }
 
-    /// The oldest record of the same lane that is in a batch or deferred.
+    /// A record that is done waits for the first one of its lane.
+    fn waits_for_first<R: Record>(&self, records: &Records<R>, lane: u64) -> WaitsFor {
+        let first = self.chains.first_key(lane);
+        let entry = first.and_then(|first| records.slab.get(first));
+        match entry {
+            Some(entry) => WaitsFor::Lane {
+                behind: entry.offset(),
+            },
+            None => WaitsFor::Emits { refused: None },
+        }
+    }
+
+    /// The oldest record of the same lane that is in a batch or deferred, and keeps others from running.
     fn lane_holder<R: Record>(&self, records: &Records<R>, key: RecordId) -> Option<i64> {
         let lane = lane_of_key(&records.slab, self.order, key);
-        let deferred = self.deferred.iter().map(|(key, _)| key);
+        let blocks = |share: &Share| share.holds() || share.refusal.is_some();
+        let deferred = self.deferred.iter().filter(|(_, share)| blocks(share));
+        let deferred = deferred.map(|(key, _)| key);
         let batches = self.batches.iter();
         let in_batches = batches.flat_map(|one| one.batch.as_ref().map_or(&one.keys, |b| &b.keys));
         let holders = deferred.chain(in_batches.copied());
@@ -178,6 +198,7 @@ fn waits_of(share: &Share, clock: WallClock) -> Option<(u32, WaitsFor)> {
         ShareState::DeadLettering | ShareState::DeadLetterDue { .. } => {
             Some((share.attempt, WaitsFor::DeadLetter { refused }))
         }
+        ShareState::Done => Some((share.attempt, WaitsFor::Emits { refused: None })),
         ShareState::Running => None,
     }
 }

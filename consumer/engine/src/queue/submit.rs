@@ -117,7 +117,7 @@ impl HandlerQueue {
     fn claim(&mut self, lane: u64, key: RecordId, id: BatchId) -> bool {
         let batches = &self.batches;
         let is_live = |other| batches.is_live(other);
-        let claim = self.lanes.claim(lane, key, id, !self.exclusive, is_live);
+        let claim = self.lanes.claim(lane, key, id, true, is_live);
         let Claim::Waits { behind, first } = claim else {
             return true;
         };
@@ -192,6 +192,9 @@ impl HandlerQueue {
     /// Submits the ready batches.
     pub(crate) fn dispatch<R: Record>(&mut self, ctx: &mut Context<R>) {
         self.dirty = false;
+        for lane in std::mem::take(&mut self.to_advance) {
+            self.advance(ctx, lane);
+        }
         loop {
             self.fill_from_backlog(ctx);
             if self.settings.on_failure == OnFailure::DeadLetter
@@ -368,7 +371,7 @@ impl HandlerQueue {
                 break;
             }
             let open = self.open_batch(&mut ctx.agenda, place);
-            let several = !self.exclusive && self.has_room();
+            let several = self.has_room();
             let batches = &self.batches;
             let is_live = |id| batches.is_live(id);
             let Some(key) = self.lanes.advance(lane, open, several, is_live) else {

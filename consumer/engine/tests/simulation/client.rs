@@ -265,6 +265,8 @@ impl World {
         }
         // Queued records may have been admitted, and settled, in the same step.
         self.see_admissions()?;
+        // The position may have passed the lost offset before the bounds were known: nothing is skipped then.
+        let is_next = self.flow().assignment(start.slot).ledger().next() == to;
         let owned = self
             .model
             .owned
@@ -279,12 +281,13 @@ impl World {
                 start.at
             ));
         };
-        if owned.missing.is_some() {
+        if owned.missing.is_some() && !is_next {
             self.model.restart(epoch, to, &self.script.logs)?;
             self.model
                 .trace(|| format!("epoch {epoch} resumes at {to}"));
         } else {
             self.model.coverage.read_again += 1;
+            owned.missing = None;
             owned.position = to;
             owned.fetched = to;
         }

@@ -127,6 +127,7 @@ impl World {
             let draining = self.model.owned[&key.epoch].draining;
             let called = self.is_called(&key);
             let given_up = failed && holds && !called;
+            let again = (self.model).may_follow_again(&key, &self.script.logs);
             let Some(share) = self.model.share(key.epoch, key.offset, key.handler) else {
                 continue;
             };
@@ -136,7 +137,7 @@ impl World {
                 Stage::Failed => given_up || overdue,
                 Stage::Running | Stage::Acked => overdue,
                 // Queued for another generation instead of having its emits produced again.
-                Stage::Producing if share.may_run_again() => given_up || overdue,
+                Stage::Producing if again || share.may_run_again() => given_up || overdue,
                 Stage::Producing if share.refused.is_some() => overdue,
                 Stage::Producing | Stage::Settled => false,
             };
@@ -167,6 +168,9 @@ impl World {
         }
         if let Some(share) = self.model.share(key.epoch, key.offset, key.handler) {
             share.skipped = true;
+            if share.could_run_again {
+                self.model.skip_what_runs_again(key);
+            }
         }
         self.model.settle(key.epoch, key.offset, key.handler);
     }

@@ -54,5 +54,7 @@ situations! {
     other_workers: "changes of the number of workers of a handler that keeps state by key",
     published: "records that running calls had finished when their drain timed out",
     splits: "changes of the keys that another generation of a handler gets",
+    written_again: "acknowledged emits that were written again behind a refused one",
+    lanes_again: "records that ran again because one before them in their lane did",
     tokens_first: "assignments whose token had to be committed before a record ran",
 }

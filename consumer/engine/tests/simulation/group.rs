@@ -130,7 +130,13 @@ impl World {
     /// Whether no partition is kept longer than its last commit may take.
     pub fn check_revokes(&self) -> Check {
         for revoke in &self.revokes {
-            let last_ms = revoke.deadline_ms + LAST_COMMIT_GRACE_MS;
+            // A member that stops leaves with all its partitions at once.
+            let deadlines = self.revokes.iter().map(|revoke| revoke.deadline_ms);
+            let deadline_ms = match self.engine.is_stopping() {
+                true => deadlines.max().unwrap_or_default(),
+                false => revoke.deadline_ms,
+            };
+            let last_ms = deadline_ms + LAST_COMMIT_GRACE_MS;
             if self.now_ms >= last_ms {
                 return Err(format!("{:?} are kept beyond {last_ms}", revoke.slots));
             }
@@ -155,6 +161,7 @@ impl World {
                 .iter()
                 .find(|revoke| revoke.slots.contains(&slot))
                 .ok_or_else(|| format!("slot {} is released without a drain", slot.0))?;
+            (self.model).leave_what_runs_again(slot, &self.script.logs);
             let (in_time, was_refused) = (self.now_ms < revoke.deadline_ms, revoke.refused);
             // The engine fences at the deadline and does not count records that finish later.
             left += u64::from(in_time && self.model.uncommitted(slot, true).is_some());
@@ -234,6 +241,7 @@ impl World {
         }
         for entry in &entries {
             self.model.check_commit(entry, &self.script.logs)?;
+            self.model.claim(entry, &self.script.logs)?;
         }
         let fails = self.faults.commit_fails;
         if self.random.chance(fails / 4) {

@@ -14,6 +14,7 @@ mod beginning;
 mod client;
 mod closing;
 mod coverage;
+mod emits;
 mod group;
 mod held;
 mod model;

@@ -16,7 +16,7 @@ use sluicegate_engine::source::starts::Commit;
 use sluicegate_engine::source::{AssignmentId, CommitEntry, TopicPartition};
 
 use super::coverage::Coverage;
-use super::pools::{Emitted, SimPool};
+use super::pools::SimPool;
 use super::script::{Log, SimHandler};
 use super::share::{Share, Stage};
 use super::world::ShareKey;
@@ -86,6 +86,8 @@ pub struct Model {
     pub started_under: HashMap<usize, u32>,
     /// Shares settled before a clean release, by log, offset and handler: they must never run again (G3).
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
+    /// Emitted records in the output topic.
+    pub written: u64,
     /// Records that were settled by all handlers at some time, by log and offset.
     pub settled_ever: BTreeSet<(usize, i64)>,
     /// Records deleted by retention before they were read, by log and offset.
@@ -164,57 +166,6 @@ impl Model {
         owned.records.get_mut(&offset)?.shares.get_mut(&handler)
     }
 
-    /// A handler emitted `count` records for a record.
-    pub fn emits(&mut self, of: &ShareKey, count: u32) {
-        if let Some(share) = self.share(of.epoch, of.offset, of.handler) {
-            share.emits = count;
-            share.written.clear();
-        }
-    }
-
-    /// An emitted record was passed to the producer; if `taken`, returns its index among the share's written copies.
-    pub fn emitted(
-        &mut self,
-        emitted: &Emitted,
-        taken: bool,
-        by_worker: bool,
-    ) -> Result<Option<usize>, String> {
-        let Emitted {
-            epoch,
-            offset,
-            handler,
-            index,
-        } = *emitted;
-        let Some(share) = self.share(epoch, offset, handler) else {
-            return match by_worker {
-                true => Ok(None),
-                false => Err(format!(
-                    "emits of {offset} are produced again after its release (G5)"
-                )),
-            };
-        };
-        if share.dead_lettered {
-            return Err(format!(
-                "emits of {offset} are produced after its last attempt"
-            ));
-        }
-        share.refused = None;
-        if !taken {
-            return Ok(None);
-        }
-        share.written.push((index, false));
-        Ok(Some(share.written.len() - 1))
-    }
-
-    /// The broker acknowledged an emitted record.
-    pub fn acknowledged(&mut self, of: &ShareKey, written: Option<usize>) {
-        if let Some(share) = self.share(of.epoch, of.offset, of.handler)
-            && let Some(copy) = written.and_then(|at| share.written.get_mut(at))
-        {
-            copy.1 = true;
-        }
-    }
-
     /// A handler has settled a record.
     pub fn settle(&mut self, epoch: u32, offset: i64, handler: u32) {
         if let Some(share) = self.share(epoch, offset, handler) {
@@ -239,16 +190,32 @@ impl Model {
         }
     }
 
+    /// A plan gives this order to a handler.
+    pub fn see_order(&mut self, handler: u32, order: Order) {
+        for owned in self.owned.values_mut().filter(|owned| !owned.released) {
+            for held in owned.records.values_mut() {
+                let share = held.shares.get_mut(&handler);
+                if let Some(share) = share.filter(|share| !share.claimed) {
+                    share.see_order(order);
+                }
+            }
+        }
+    }
+
     /// A worker got a record; `order` is that of its handler's records under way.
     pub fn submitted(
         &mut self,
-        epoch: u32,
-        offset: i64,
-        handler: u32,
+        of: &ShareKey,
         order: Option<Order>,
         pool: &Arc<SimPool>,
         pools: &[Arc<SimPool>],
+        logs: &[Log],
     ) -> Check {
+        let ShareKey {
+            epoch,
+            offset,
+            handler,
+        } = *of;
         let owned = self
             .owned
             .get(&epoch)
@@ -259,10 +226,19 @@ impl Model {
                 owned.at
             ));
         }
+        let log = owned.log;
+        let again = self.may_follow_again(of, logs);
         match self.share(epoch, offset, handler) {
             Some(share) => {
                 share.order = order.unwrap_or(share.order);
+                if again {
+                    share.run_again();
+                }
                 share.submitted(pool, pools);
+                if again {
+                    self.coverage.lanes_again += 1;
+                    self.settled_ever.remove(&(log, offset));
+                }
                 Ok(())
             }
             None => Err(format!(
@@ -282,6 +258,7 @@ impl Model {
         in_batch: Option<&[i64]>,
     ) -> Check {
         self.coverage.starts += 1;
+        let starts = self.coverage.starts;
         let Some(owned) = self.owned.get(&epoch) else {
             return Err("a start without an assignment".into());
         };
@@ -311,6 +288,7 @@ impl Model {
             .map_err(|broken| format!("{what}: {broken} (G4)"))?;
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Running;
+            share.started = starts;
             share.first_order.get_or_insert(share.order);
             share.with.extend(in_batch.unwrap_or_default());
         }
@@ -504,6 +482,7 @@ fn check_order(
     {
         if let Some(before) = other.shares.get(&handler)
             && !matches!(before.stage, Stage::Settled | Stage::Acked)
+            && !before.passes()
             // A call under way still has the lanes of the order under which it was started.
             && (same_lane(share.order, earlier)
                 || before.stage == Stage::Running && same_lane(before.order, earlier))
@@ -525,6 +504,8 @@ fn check_order(
             && same_lane(share.order, later)
             && same_lane(first_order, later)
             && !after.with.contains(&offset)
+            // It is run again instead of having its emits produced again.
+            && !share.has_passed
         {
             return Err(format!("started after {later} of its lane"));
         }

@@ -120,24 +120,28 @@ impl World {
         let on_failure = self.on_failure_of.get(&letter.handler);
         let gives_up =
             on_failure == Some(&OnFailure::DeadLetter) && self.closing.has_failed(letter.handler);
+        let of = ShareKey {
+            epoch,
+            offset: letter.offset,
+            handler: letter.handler,
+        };
+        let again = (self.model).may_follow_again(&of, &self.script.logs);
         let share = self
             .model
             .share(epoch, letter.offset, letter.handler)
             .ok_or_else(|| format!("an unexpected dead letter: {letter:?}"))?;
         match share.stage {
             Stage::Failed if share.dead_lettered => {}
+            Stage::Producing if share.letter_due => share.owes_letter = false,
             // Queued records of a failed handler are dead-lettered without an attempt.
             Stage::Queued | Stage::Failed if gives_up => {}
             // So is one that was to be run again instead of having its emits produced again.
+            Stage::Producing | Stage::Settled if gives_up && again => {}
             Stage::Producing if gives_up && share.may_run_again() => {}
             stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
         }
         share.stage = Stage::Producing;
         share.dead_lettered = true;
-        Ok(ShareKey {
-            epoch,
-            offset: letter.offset,
-            handler: letter.handler,
-        })
+        Ok(of)
     }
 }

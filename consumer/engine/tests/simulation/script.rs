@@ -95,6 +95,12 @@ pub struct FaultRates {
     pub swap: u32,
     /// Changes of a handler's order, in each step; 0 in most scripts.
     pub reorder: u32,
+    /// Other generations of a handler, in each step; 0 in most scripts.
+    pub renew: u32,
+    /// Answers of the producer that come later; 0 in most scripts.
+    pub produce_late: u32,
+    /// At most this much time passes at once, in milliseconds.
+    pub pause_ms: usize,
     pub crash: u32,
     pub recreate: u32,
     pub reset: u32,
@@ -219,10 +225,12 @@ impl Script {
 
     /// Generates a script from random numbers.
     pub fn new(random: &mut Random) -> Self {
+        // Long chains: few keys, whose records emit.
+        let relays = random.chance(25);
         let mut logs = Vec::new();
         for topic in &TOPICS[..random.between(1, 3)] {
             for partition in 0..random.between(1, 3) as i32 {
-                logs.push(any_log(random, topic, partition));
+                logs.push(any_log(random, topic, partition, relays));
             }
         }
         let seed = random.next();
@@ -238,7 +246,10 @@ impl Script {
                 group: "g".into(),
                 seed,
             },
-            faults: any_fault_rates(random),
+            faults: match relays {
+                true => relaying(random),
+                false => any_fault_rates(random),
+            },
             steps: random.between(50, 400),
             drain_ms,
             offset_out_of_range: *random.pick(&[
@@ -251,10 +262,10 @@ impl Script {
     }
 }
 
-fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
+fn any_log(random: &mut Random, topic: &str, partition: i32, relays: bool) -> Log {
     let mut offset = if random.chance(30) { 7 } else { 0 };
     let gaps = *random.pick(&[0, 10, 40]);
-    let keys = random.between(1, 5);
+    let keys = random.between(1, if relays { 2 } else { 5 });
     let transactional = random.chance(50);
     let mut controls = Vec::new();
     let mut records = Vec::new();
@@ -288,7 +299,7 @@ pub fn recreated(random: &mut Random, log: &Log) -> Log {
     let topic_id = TopicUuid(log.topic_id.0 + 1);
     Log {
         topic_id,
-        ..any_log(random, &log.at.topic, log.at.partition)
+        ..any_log(random, &log.at.topic, log.at.partition, false)
     }
 }
 
@@ -331,6 +342,9 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         rebalance: some(8),
         swap: some(6),
         reorder: 0,
+        renew: 0,
+        produce_late: 0,
+        pause_ms: 60,
         crash: some(2),
         recreate: some(3),
         reset: some(12),
@@ -345,6 +359,25 @@ fn any_fault_rates(random: &mut Random) -> FaultRates {
         false => 0,
     };
     FaultRates { reorder, ..rates }
+}
+
+/// Most records emit, and some of it is refused; other faults are rare.
+fn relaying(random: &mut Random) -> FaultRates {
+    let others = any_fault_rates(random);
+    FaultRates {
+        retry: others.retry / 4,
+        dead_letter: others.dead_letter / 4,
+        drop: others.drop / 4,
+        panic: others.panic / 4,
+        emit: random.between(40, 100) as u32,
+        produce_fails: random.between(1, 25) as u32,
+        swap: random.between(1, 10) as u32,
+        renew: random.between(2, 10) as u32,
+        produce_late: random.below(40) as u32,
+        pause_ms: 300,
+        rebalance: others.rebalance,
+        ..others
+    }
 }
 
 /// A random route over the scripts' topics and records.

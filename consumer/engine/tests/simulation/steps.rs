@@ -31,13 +31,16 @@ impl World {
             78..82 => self.answer_commit()?,
             82..84 => self.return_hung(),
             84..90 => {
-                let ms = self.random.between(1, 60) as u64;
+                let ms = self.random.between(1, self.faults.pause_ms) as u64;
                 self.pass(ms)?;
             }
             _ => self.inject_event()?,
         }
         if self.random.chance(self.faults.reorder) {
             self.reorder();
+        }
+        if self.random.chance(self.faults.renew) {
+            self.renew_one();
         }
         if self.random.chance(50) {
             self.answer_lookup()?;
@@ -55,8 +58,8 @@ impl World {
         self.tell(Event::Polled)?;
         let rebalancing = self.group.rebalancing;
         self.tell(Event::TurnEnd { rebalancing })?;
-        self.check_revokes()?;
-        self.observe()
+        self.observe()?;
+        self.check_revokes()
     }
 
     /// An event of the group, the control side or the machine.
@@ -177,7 +180,9 @@ impl World {
             self.deliver_next(epoch)?;
             self.observe()?;
         }
-        let budget = self.script.flow.budget_bytes + POLL_SIZE as u64 * LARGEST_CHARGE;
+        // A poll, and one record of each partition next to what hung calls and paused partitions hold.
+        let beyond = (POLL_SIZE + self.script.logs.len()) as u64;
+        let budget = self.script.flow.budget_bytes + beyond * LARGEST_CHARGE;
         if self.flow().charged() > budget {
             return Err(format!("{} bytes are held (G8)", self.flow().charged()));
         }
@@ -299,6 +304,15 @@ impl World {
             && self.running.iter().all(|run| run.stuck)
             && self.unanswered.is_empty()
             && self.commit.is_none()
+            && self.knows_its_commits()
+    }
+
+    /// Whether the flow knows what is committed: the answer to a commit can be lost.
+    fn knows_its_commits(&self) -> bool {
+        self.script.logs.iter().all(|log| {
+            let current = self.model.current(&log.at);
+            current.is_some_and(|owned| self.flow().assignment(owned.slot).committed() >= log.end())
+        })
     }
 
     /// The committed offset of the topic with this id.

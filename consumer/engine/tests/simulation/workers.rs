@@ -1,5 +1,6 @@
 //! How workers process batches, and how their outcomes update the model.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
@@ -140,12 +141,12 @@ impl World {
             run.emits.push((index, emitted));
         }
         run.outcomes.push(outcome);
-        let plain = matches!(code, outcome_code::ACK | outcome_code::DROP) && !emits;
-        if !plain && !run.takes_batches && record.lane != 0 {
+        let frees = matches!(code, outcome_code::ACK | outcome_code::DROP);
+        if !frees && !run.takes_batches && record.lane != 0 {
             run.blocked.push(record.lane);
         }
         let handler = run.batch.handler.0;
-        if plain
+        if frees
             && let Some(share) = self.model.share(record.epoch, record.offset, handler)
             && !share.skipped
         {
@@ -162,10 +163,13 @@ impl World {
             run.outcomes.clear();
         }
         let handler = run.batch.handler.0;
-        let shares = run.batch.records.iter().map(|record| ShareKey {
-            epoch: record.epoch,
-            offset: record.offset,
-            handler,
+        let shares = run.batch.records.iter().map(|record| {
+            let share = ShareKey {
+                epoch: record.epoch,
+                offset: record.offset,
+                handler,
+            };
+            (share, record.lane)
         });
         self.timed_out.insert(run.batch.id, shares.collect());
         let message = PumpMessage::CallTimedOut {
@@ -201,6 +205,7 @@ impl World {
             if run.takes_batches || self.is_abandoned(run.batch.id) {
                 continue;
             }
+            let mut open = BTreeSet::new();
             for (record, outcome) in run.batch.records.iter().zip(&run.outcomes) {
                 let share = ShareKey {
                     epoch: record.epoch,
@@ -208,7 +213,10 @@ impl World {
                     handler: run.batch.handler.0,
                 };
                 let succeeded = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP);
-                if succeeded && outcome.flags & outcome_flag::EMITTED == 0 {
+                let settles = succeeded && outcome.flags & outcome_flag::EMITTED == 0;
+                if !settles {
+                    open.insert(record.lane);
+                } else if record.lane == 0 || !open.contains(&record.lane) {
                     finished.push((share, *outcome));
                 }
             }
@@ -320,26 +328,37 @@ impl World {
 
     /// The producer completes one record.
     pub fn answer_produce(&mut self) -> Check {
-        if self.unanswered.is_empty() {
+        if self.unanswered.is_empty() || self.random.chance(self.faults.produce_late) {
             return Ok(());
         }
-        let at = self.random.below(self.unanswered.len());
+        // Each producer answers in the order in which it was given the records; librdkafka continues behind a refused one.
+        let way = self.unanswered[self.random.below(self.unanswered.len())].way;
+        let first = self.unanswered.iter().position(|one| one.way == way);
+        let at = first.unwrap_or_default();
         let Unanswered {
             share,
             way,
             token,
             written,
-        } = self.unanswered.swap_remove(at);
+        } = self.unanswered.remove(at);
         if self.random.chance(self.faults.produce_fails) {
             let own = match way {
                 Way::Batched => FailureKind::Batch,
                 Way::Alone => FailureKind::Record,
             };
-            let kinds = [FailureKind::Cluster, FailureKind::Target, own];
+            let target = FailureKind::Target;
+            let kinds = match self.faults.renew {
+                0 => [FailureKind::Cluster, own, target],
+                _ => [
+                    *self.random.pick(&[FailureKind::Cluster, own]),
+                    target,
+                    target,
+                ],
+            };
             let failure = failure(*self.random.pick(&kinds));
             self.deliver(Delivery::failed(token, failure), share);
         } else {
-            self.model.acknowledged(&share, written);
+            self.model.acknowledged(&share, written)?;
             self.deliver(Delivery::acknowledged(token), share);
         }
         Ok(())
@@ -422,10 +441,11 @@ impl World {
             handler,
         } = *share;
         let most = self.max_attempts(handler);
-        let counts = self.model.share(epoch, offset, handler);
+        let counts = self.model.share(epoch, offset, handler).cloned();
         let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
             && !pending
-            && counts.is_some_and(|share| !share.skipped);
+            && counts.is_some_and(|share| !share.skipped)
+            && !self.model.waits_in_lane(share, &self.script.logs);
         self.closing.record_event(handler, settles, self.now_ms);
         match (outcome.code, self.model.share(epoch, offset, handler)) {
             (_, Some(share)) if share.skipped => {}
@@ -434,6 +454,7 @@ impl World {
             }
             (code, Some(share)) if pending => {
                 share.stage = Stage::Producing;
+                share.has_passed = true;
                 share.owes_letter = code == outcome_code::DEAD_LETTER;
             }
             (outcome_code::NOT_RUN, Some(share)) => share.not_run(),
@@ -456,13 +477,23 @@ impl World {
         completed: &[RawOutcome],
     ) {
         let shares = self.timed_out.get(&batch).cloned().unwrap_or_default();
-        for (i, share) in shares.into_iter().enumerate() {
+        let mut again = BTreeSet::new();
+        for (i, (share, lane)) in shares.into_iter().enumerate() {
             let outcome = match completed.get(i) {
-                // Its emits are lost with the call, so it runs again.
-                Some(outcome) if outcome.flags & outcome_flag::EMITTED == 0 => *outcome,
+                // Its emits are lost with the call, so it runs again, and those behind it in its lane.
+                Some(outcome) if outcome.flags & outcome_flag::EMITTED != 0 => {
+                    again.insert(lane);
+                    RawOutcome::default()
+                }
+                Some(outcome) if lane == 0 || !again.contains(&lane) => *outcome,
                 None if i == completed.len() => outcome(outcome_code::RETRY, 0),
                 _ => RawOutcome::default(),
             };
+            if again.contains(&lane)
+                && let Some(found) = self.model.share(share.epoch, share.offset, share.handler)
+            {
+                found.has_passed = true;
+            }
             self.count(&share, outcome, false);
         }
     }
@@ -481,6 +512,10 @@ impl World {
             return Ok(());
         }
         let settles = refused.is_none() && (found.dead_lettered || !found.owes_letter);
+        let settles = settles && !self.model.waits_in_lane(share, &self.script.logs);
+        let Some(found) = self.model.share(epoch, offset, handler) else {
+            return Ok(());
+        };
         self.closing.record_event(handler, settles, self.now_ms);
         match refused {
             // The refused record was the dead letter.
@@ -490,12 +525,15 @@ impl World {
                 found.stage = Stage::Failed;
                 found.dead_lettered = true;
             }
-            Some(kind) => found.refused = Some(kind),
+            Some(kind) => {
+                found.refused = Some(kind);
+                found.was_refused = true;
+                found.could_run_again |= found.may_run_again();
+            }
             None => {
                 found.written_in_order(offset)?;
-                if std::mem::take(&mut found.owes_letter) {
-                    found.stage = Stage::Failed;
-                    found.dead_lettered = true;
+                if found.owes_letter {
+                    found.letter_due = true;
                 } else {
                     self.model.settle(epoch, offset, handler);
                 }

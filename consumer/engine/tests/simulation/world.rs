@@ -104,7 +104,7 @@ pub struct World {
     pub revision: u64,
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
-    pub timed_out: HashMap<BatchId, Vec<ShareKey>>,
+    pub timed_out: HashMap<BatchId, Vec<(ShareKey, u64)>>,
     /// The pool of each key, by handler, in the present plan.
     targets_of: HashMap<(u32, Vec<u8>), usize>,
     /// The worker of each key, by pool.
@@ -226,6 +226,9 @@ impl World {
         }
         self.closing.apply(&self.handlers, self.now_ms);
         self.model.see_pools(&self.closing.pools);
+        for handler in &self.handlers {
+            self.model.see_order(handler.ix.0, handler.order);
+        }
         self.targets_of.clear();
         self.engine.apply(index, settings);
         self.see_skips();
@@ -292,6 +295,15 @@ impl World {
             _ => {}
         }
         self.apply();
+    }
+
+    /// One of the handlers gets another generation.
+    pub fn renew_one(&mut self) {
+        if !self.handlers.is_empty() {
+            let target = self.random.below(self.handlers.len());
+            self.renew(target);
+            self.apply();
+        }
     }
 
     fn set_order(&mut self, target: usize) {
@@ -502,9 +514,12 @@ impl World {
                 for record in &batch.records {
                     let order = self.engine.flow().order_of(*ix);
                     let pools = &self.closing.pools[&ix.0];
-                    let (epoch, offset) = (record.epoch, record.offset);
-                    self.model
-                        .submitted(epoch, offset, ix.0, order, pool, pools)?;
+                    let of = ShareKey {
+                        epoch: record.epoch,
+                        offset: record.offset,
+                        handler: ix.0,
+                    };
+                    (self.model).submitted(&of, order, pool, pools, &self.script.logs)?;
                     let log = &self.script.logs[self.model.owned[&record.epoch].log];
                     let key = log
                         .record(record.offset)
