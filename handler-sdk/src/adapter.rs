@@ -1,7 +1,7 @@
 //! Adapts an author's handler to the ABI: the loop over the records of a call.
 //!
-//! The lane rule (G4): after a record that emitted, or whose outcome is not an ack or a drop, later records of its lane
-//! stay `NOT_RUN` in this call. The list of blocked lanes is usually empty and then costs nothing. After a panic, and once
+//! The lane rule (G4): after a record whose outcome is not an ack or a drop, later records of its lane stay `NOT_RUN` in this
+//! call. The list of blocked lanes is usually empty and then costs nothing. After a panic, and once
 //! the call is stopped or cancelled, all remaining records stay `NOT_RUN`.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::export::{read_config, refusal};
 use crate::handler::{BatchHandler, Handler};
 use crate::record::Record;
 
-/// Lanes whose next record must wait until the service has settled an earlier one.
+/// Lanes whose next record must wait until an earlier one has been attempted again, or dead-lettered.
 #[derive(Default)]
 pub(crate) struct BlockedLanes(Vec<u64>);
 

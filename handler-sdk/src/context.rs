@@ -190,14 +190,14 @@ impl<'a> Context<'a> {
                 arg: 0,
             };
             self.call.settle(self.index, ack);
-            return !self.emitted;
+            return true;
         }
         self.settle_other(&outcome)
     }
 
     #[inline(never)]
     fn settle_other(&self, outcome: &Outcome) -> bool {
-        if self.refused && outcome.settles_at_once() {
+        if self.refused && outcome.frees_lane() {
             let refused = Outcome::retry("the service refused an emitted record");
             self.call
                 .settle(self.index, refused.to_raw(self.call, self.emitted));
@@ -205,7 +205,7 @@ impl<'a> Context<'a> {
         }
         self.call
             .settle(self.index, outcome.to_raw(self.call, self.emitted));
-        outcome.settles_at_once() && !self.emitted
+        outcome.frees_lane()
     }
 }
 

@@ -64,7 +64,7 @@ impl Outcome {
     }
 
     /// Whether a later record of the same lane may follow in the same call.
-    pub(crate) fn settles_at_once(&self) -> bool {
+    pub(crate) fn frees_lane(&self) -> bool {
         matches!(self, Self::Ack | Self::Drop { .. })
     }
 

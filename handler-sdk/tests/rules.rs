@@ -93,11 +93,11 @@ fn kit() -> Kit {
 }
 
 #[test]
-fn a_lane_waits_behind_a_record_that_is_not_settled_immediately() {
+fn a_lane_waits_behind_a_record_that_did_not_succeed_and_not_behind_one_that_emitted() {
     for (value, blocks) in [
         ("ok", false),
         ("drop", false),
-        ("emit", true),
+        ("emit", false),
         ("retry", true),
         ("dead", true),
     ] {

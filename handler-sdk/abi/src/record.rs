@@ -203,7 +203,8 @@ pub struct RawOutcome {
 
 /// Values of [`RawOutcome::code`].
 pub mod outcome_code {
-    /// The record was not handled: it follows a panic or a cancellation, or an earlier record of its lane is unsettled.
+    /// The record was not handled: it follows a panic or a cancellation, or an earlier record of its lane is to be retried or
+    /// dead-lettered.
     pub const NOT_RUN: u16 = 0;
     /// Processed.
     pub const ACK: u16 = 1;

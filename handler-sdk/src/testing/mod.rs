@@ -26,7 +26,7 @@ const NAME: &str = "handler";
 /// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Not handled in this call: after a panic or a cancellation, or behind an unsettled record of its lane.
+    /// Not handled in this call: after a panic or a cancellation, or behind a record of its lane that did not succeed.
     NotRun,
     /// Acked.
     Ack,
