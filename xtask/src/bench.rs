@@ -40,8 +40,7 @@ pub(crate) struct Arguments {
     /// Fewer records and rounds; takes some minutes, most of them for the release build
     #[arg(long)]
     quick: bool,
-    /// Records in a topic [default: 5 million with `--quick`, else 20 million; with `--relay` 500,000 and 3 million, and
-    /// fewer for the service where records wait for the earlier ones of their key]
+    /// Records in a topic [default: 5 million with `--quick`, else 20 million; with `--relay` 500,000 and 3 million]
     #[arg(long)]
     records: Option<u64>,
     /// Rounds [default: 3 with `--quick`, else 5]

@@ -86,10 +86,7 @@ pub(crate) fn measure(
     // Every run starts with a new group and a new output topic.
     static RUNS: AtomicU64 = AtomicU64::new(0);
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
-    let input = match program {
-        Program::Service(_) => &workload.of_service,
-        _ => &workload.input,
-    };
+    let input = &workload.input;
     let output = workload.relay;
     let output = output.map(|relay| Output::create(bench, relay, run));
     let output = output.transpose()?;
@@ -168,7 +165,7 @@ fn service(
     output: Option<&Output>,
     run: u64,
 ) -> Result<Measured> {
-    let input = &workload.of_service;
+    let input = &workload.input;
     let workdir = Workdir::new(bench.kafka.bootstrap(), &format!("bench-{run}"), "");
     for handler in &workload.handlers {
         let library = library_name(handler.plugin);

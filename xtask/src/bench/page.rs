@@ -106,19 +106,13 @@ impl<'a> Page<'a> {
         };
         let (mut sizes, mut said) = (Vec::new(), Vec::new());
         for workload in &self.suite.workloads {
-            let inputs = [
-                (&workload.input, "for"),
-                (&workload.of_service, "for the service with"),
-            ];
-            for (input, whose) in inputs {
-                let size = size(input);
-                if !sizes.contains(&size) {
-                    said.push(match sizes.is_empty() {
-                        true => size.clone(),
-                        false => format!("{size} {whose} *{}*", workload.name),
-                    });
-                    sizes.push(size);
-                }
+            let size = size(&workload.input);
+            if !sizes.contains(&size) {
+                said.push(match sizes.is_empty() {
+                    true => size.clone(),
+                    false => format!("{size} for *{}*", workload.name),
+                });
+                sizes.push(size);
             }
         }
         format!("{}.", said.join(", "))

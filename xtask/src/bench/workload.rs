@@ -116,8 +116,6 @@ impl HandlerSpec {
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
     pub(crate) input: Input,
-    /// What the service reads: the same, or fewer such records where it takes long.
-    pub(crate) of_service: Input,
     /// The service's handlers.
     pub(crate) handlers: Vec<HandlerSpec>,
     /// How many of them handle each record.
@@ -144,12 +142,6 @@ pub(crate) struct Suite {
 
 const SMALL_VALUE: usize = 100;
 
-/// Maximum numbers of records that the service relays with Zipf keys and with one hot key. Records of one key wait for each other's
-/// acknowledgements, so that a run takes as long as the most frequent key; the other contenders wait for none, and need more
-/// records than that for a run that is longer than its start.
-const ZIPF_RECORDS: u64 = 100_000;
-const HOT_RECORDS: u64 = 5_000;
-
 impl Suite {
     /// Consuming without output.
     pub(crate) fn consuming(records: u64) -> Self {
@@ -172,7 +164,6 @@ impl Suite {
         let workload = |name, input, handlers, acks| Workload {
             name,
             input,
-            of_service: input,
             handlers,
             acks,
             relay: None,
@@ -212,17 +203,14 @@ impl Suite {
             value_bytes: 1024,
             ..even
         };
-        let skewed = |spread, topic, records| Input {
+        let skewed = |spread, topic| Input {
             topic,
-            records,
             spread,
             ..even
         };
-        let zipf = skewed(Spread::Zipf, "relay-zipf", records);
-        let few_zipf = skewed(Spread::Zipf, "relay-zipf-few", records.min(ZIPF_RECORDS));
-        let hot = skewed(Spread::Hot, "relay-hot", records);
-        let few_hot = skewed(Spread::Hot, "relay-hot-few", records.min(HOT_RECORDS));
-        let workload = |name, (input, of_service), copies, drop_percent| {
+        let zipf = skewed(Spread::Zipf, "relay-zipf");
+        let hot = skewed(Spread::Hot, "relay-hot");
+        let workload = |name, input, copies, drop_percent| {
             let relay = Relay {
                 copies,
                 drop_percent,
@@ -230,7 +218,6 @@ impl Suite {
             Workload {
                 name,
                 input,
-                of_service,
                 handlers: vec![HandlerSpec::relaying(relay)],
                 acks: 1,
                 relay: Some(relay),
@@ -243,12 +230,12 @@ impl Suite {
             bare: "bare librdkafka relay (C)",
             floor: None,
             workloads: vec![
-                workload("uniform keys", (even, even), 1, 0),
-                workload("Zipf keys", (zipf, few_zipf), 1, 0),
-                workload("one hot key", (hot, few_hot), 1, 0),
-                workload("fan-out of 3", (even, even), 3, 0),
-                workload("1 KiB values", (large, large), 1, 0),
-                workload("drop 90 %", (even, even), 1, 90),
+                workload("uniform keys", even, 1, 0),
+                workload("Zipf keys", zipf, 1, 0),
+                workload("one hot key", hot, 1, 0),
+                workload("fan-out of 3", even, 3, 0),
+                workload("1 KiB values", large, 1, 0),
+                workload("drop 90 %", even, 1, 90),
             ],
             description: RELAYING,
         }
@@ -258,7 +245,7 @@ impl Suite {
     pub(crate) fn inputs(&self) -> Vec<Input> {
         let mut inputs: Vec<Input> = Vec::new();
         let all = self.workloads.iter();
-        for input in all.flat_map(|one| [one.input, one.of_service]) {
+        for input in all.map(|one| one.input) {
             if !inputs.iter().any(|one| one.topic == input.topic) {
                 inputs.push(input);
             }
@@ -289,7 +276,7 @@ const RELAYING: &str = "Each contender consumes a topic and produces to another 
      from one application queue, copies key and value, and commits nothing; neither do the relays in Go and Java, which \
      do the same with the batches of their clients. Their figures include the start of the runtime's compiler, not that of the \
      process. The service routes, keeps key order, calls a native handler in a pool of one worker, keeps headers \
-     and timestamps too, and commits; a record waits for the acknowledgements of the earlier record of its key. *Zipf \
+     and timestamps too, and commits. *Zipf \
      keys*: the n-th key has 1/n of the first one's records. *one hot key*: every record has the same key. *fan-out of 3*: \
      three copies of each record. *drop 90 %*: copies of 10 of each 100 records.";
 
