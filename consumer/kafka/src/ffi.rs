@@ -12,6 +12,7 @@ mod headers;
 mod message;
 mod metadata;
 pub(super) mod mock;
+mod produce;
 mod record;
 mod reports;
 
@@ -22,17 +23,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
-use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::producer::PARTITION_UA;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use sluicegate_abi::header_block;
 use sluicegate_abi::lend::RecordBytes;
 use sluicegate_abi::record::Parts;
-use sluicegate_engine::emit::ProducerRecord;
 use sluicegate_engine::record::Record;
 
 pub use record::RecordBuf;
@@ -42,6 +38,7 @@ pub use create_topics::{NewTopic, TopicNotCreated, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
 pub(super) use metadata::{NoLeader, TopicState, brokers_answer};
+pub(super) use produce::{Handle, Topic, produce};
 #[cfg(test)]
 pub(super) use reports::break_for_test;
 pub(super) use reports::{ReportQueue, Reported, Reports, flush};
@@ -407,86 +404,6 @@ impl<C: ConsumerContext> Drop for Connection<C> {
         }
         // SAFETY: dropped once; nothing uses `self` after this.
         unsafe { ManuallyDrop::drop(&mut self.consumer) }
-    }
-}
-
-/// Queues a record with a producer, which gives `opaque` back with the answer; librdkafka copies the bytes. Header names and
-/// values pass through unchanged, whether or not they are text (G7).
-///
-/// # Errors
-/// librdkafka's code.
-pub(crate) fn produce<C: ClientContext>(
-    client: &Client<C>,
-    record: &ProducerRecord<'_>,
-    opaque: u64,
-) -> Result<(), RDKafkaErrorCode> {
-    let Ok(topic) = CString::new(record.topic) else {
-        return Err(RDKafkaErrorCode::InvalidTopic);
-    };
-    let (key, key_len) = parts(record.key);
-    let (value, value_len) = parts(record.value);
-    // SAFETY: the client is alive; all pointers are valid for the call, which copies key and value (F_COPY); on success
-    // it owns the headers, on failure they are still ours. The opaque is a number to librdkafka.
-    unsafe {
-        let headers = native_headers(record.headers);
-        let error = sys::rd_kafka_producev(
-            client.native_ptr(),
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TOPIC,
-            topic.as_ptr(),
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
-            record.partition.unwrap_or(PARTITION_UA),
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
-            sys::RD_KAFKA_MSG_F_COPY,
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_KEY,
-            key,
-            key_len,
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
-            value,
-            value_len,
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
-            record.timestamp_ms.unwrap_or(0),
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
-            opaque as *mut c_void,
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
-            headers,
-            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
-        );
-        if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Ok(());
-        }
-        if !headers.is_null() {
-            sys::rd_kafka_headers_destroy(headers);
-        }
-        Err(error.into())
-    }
-}
-
-/// Pointer and length in librdkafka's form: null for null.
-fn parts(bytes: Option<&[u8]>) -> (*const c_void, usize) {
-    bytes.map_or((std::ptr::null(), 0), |bytes| {
-        (bytes.as_ptr().cast(), bytes.len())
-    })
-}
-
-/// A librdkafka header list with the headers of a block; null if there are none.
-fn native_headers(block: &[u8]) -> *mut sys::rd_kafka_headers_t {
-    if block.is_empty() {
-        return std::ptr::null_mut();
-    }
-    // SAFETY: the list is fresh; names and values are copied into it.
-    unsafe {
-        let list = sys::rd_kafka_headers_new(8);
-        for (name, value) in header_block::Headers::new(block) {
-            let (value, len) = parts(value);
-            sys::rd_kafka_header_add(
-                list,
-                name.as_ptr().cast(),
-                name.len() as isize,
-                value,
-                len as isize,
-            );
-        }
-        list
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use sluicegate_abi::header_block::Headers;
+use sluicegate_abi::header_block::{self, Headers};
 use sluicegate_abi::lend::Lent;
 use sluicegate_abi::{RecordPlace, TopicName};
 

@@ -8,6 +8,7 @@ mod client;
 mod error_log;
 mod refusal;
 mod slot;
+mod topics;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,6 @@ use sluicegate_config::secret::{Redaction, Redactor};
 use sluicegate_engine::dispatch::Inbox;
 use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 
-use crate::ffi::produce;
 use crate::settings::ClientSettings;
 use answers::Pumps;
 use refusal::Refused;
@@ -72,16 +72,22 @@ impl Emitter for KafkaEmitter {
             Way::Batched => &self.batched,
             Way::Alone => &self.alone,
         };
-        let client = match slot.get() {
-            Ok(client) => client,
-            Err(why) => return Sent::Refused(Box::new(refusal::no_producer(record.topic, &why))),
+        let present = slot.present();
+        let client = match present.as_ref() {
+            Some(client) => client,
+            None => match slot.get() {
+                Ok(client) => &client.clone(),
+                Err(why) => {
+                    return Sent::Refused(Box::new(refusal::no_producer(record.topic, &why)));
+                }
+            },
         };
         let Some(opaque) = self.pumps.opaque(reply_to, token) else {
             let why = "the producer serves 256 Kafka clients already";
             return Sent::Refused(Box::new(refusal::no_producer(record.topic, why)));
         };
         let limits = slot.limits();
-        let Err(code) = produce(client.native(), record, opaque) else {
+        let Err(code) = client.produce(record, opaque) else {
             return Sent::Queued;
         };
         let value = record.value.map_or(0, <[u8]>::len) as u64;
@@ -93,7 +99,7 @@ impl Emitter for KafkaEmitter {
             Some((_, reason)) => {
                 let reason = self.secrets.redact(&reason);
                 let failure = refusal::no_producer(record.topic, &reason);
-                slot.retire(client, &reason);
+                slot.retire(Arc::clone(client), &reason);
                 failure
             }
             None => {

@@ -89,16 +89,21 @@ const CONNECTION: [&str; 13] = [
 const PRODUCER_OWNED: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
 
 /// Producer keys that the user may override. A record waits for its emits, so the linger is short; keys map to the
-/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait.
-const PRODUCER_TUNED: [(&str, &str); 4] = [
+/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait. A cluster
+/// that is away is no refusal, but backpressure: records wait for it without limit.
+const PRODUCER_TUNED: [(&str, &str); 5] = [
     ("linger.ms", "1"),
+    ("message.timeout.ms", "0"),
     ("partitioner", "murmur2_random"),
     ("queue.buffering.max.messages", "100000"),
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
 
 /// Aliases of tuned keys.
-const PRODUCER_ALIASES: [(&str, &str); 1] = [("queue.buffering.max.ms", "linger.ms")];
+const PRODUCER_ALIASES: [(&str, &str); 2] = [
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+];
 
 /// Settings of a producer that sends every record in a batch of its own.
 const UNBATCHED: [(&str, &str); 3] = [
@@ -269,7 +274,8 @@ impl ClientSettings {
     /// As [`ClientSettings::producer`], for one that sends every record in a batch of its own.
     pub fn lone_producer(&self) -> ClientConfig {
         let mut config = self.producer();
-        for (alias, _) in PRODUCER_ALIASES {
+        let set_here = |key: &str| UNBATCHED.iter().any(|(set, _)| *set == key);
+        for (alias, _) in PRODUCER_ALIASES.iter().filter(|(_, key)| set_here(key)) {
             config.remove(alias);
         }
         for (key, value) in UNBATCHED {
@@ -382,6 +388,19 @@ mod tests {
         let lone = producing(&client, &producer).lone_producer();
         assert_eq!(lone.get("batch.num.messages"), Some("1"));
         assert_eq!(lone.get("queue.buffering.max.ms"), None);
+        let timeout = [("delivery.timeout.ms", "1000")];
+        for (producer, expected) in [
+            (&timeout[..], (Some("1000"), None)),
+            (&[], (None, Some("0"))),
+        ] {
+            let settings = producing(&[], producer);
+            for config in [settings.producer(), settings.lone_producer()] {
+                let keys = ["delivery.timeout.ms", "message.timeout.ms"];
+                let [set, tuned] = keys.map(|key| config.get(key));
+                assert_eq!((set, tuned), expected);
+                config.create_native_config().unwrap();
+            }
+        }
     }
 
     #[test]

@@ -10,8 +10,11 @@ use rdkafka::client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode;
+use sluicegate_engine::emit::ProducerRecord;
 
 use super::answers::{Answers, Batch};
+use super::topics::Topics;
 use crate::ffi::{self, ReportQueue};
 
 /// Longest wait for a report.
@@ -19,6 +22,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A producer whose answers are passed on until it has ended and nothing is unanswered.
 pub(super) struct Client {
+    // Dropped first: see `Topics`.
+    topics: Topics,
     producer: BaseProducer<Answers>,
     ended: AtomicBool,
     reader: Mutex<Option<JoinHandle<()>>>,
@@ -32,6 +37,7 @@ impl Client {
     pub(super) fn start(config: &ClientConfig, answers: Answers) -> Result<Arc<Self>, KafkaError> {
         let producer = BaseProducer::from_config_and_context(config, answers)?;
         let client = Arc::new(Self {
+            topics: Topics::default(),
             producer,
             ended: AtomicBool::new(false),
             reader: Mutex::new(None),
@@ -46,6 +52,18 @@ impl Client {
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
         *client.lock_reader() = Some(thread);
         Ok(client)
+    }
+
+    /// Gives it a record; `opaque` comes back with the answer.
+    ///
+    /// # Errors
+    /// librdkafka's code.
+    pub(super) fn produce(
+        &self,
+        record: &ProducerRecord<'_>,
+        opaque: u64,
+    ) -> Result<(), RDKafkaErrorCode> {
+        self.topics.produce(self.native(), record, opaque)
     }
 
     /// librdkafka's client.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use sluicegate_config::secret::Redaction;
@@ -73,6 +73,11 @@ impl Slot {
     /// The limits of its producer.
     pub(super) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The producer, if there is one.
+    pub(super) fn present(&self) -> Guard<Option<Arc<Client>>> {
+        self.client.load()
     }
 
     /// The producer, created now if there was none yet.

@@ -1,0 +1,82 @@
+//! The topics to which a producer has been given records: naming a topic with each record costs a lock of the whole producer.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use rdkafka::ClientContext;
+use rdkafka::client::Client;
+use rdkafka::types::RDKafkaErrorCode;
+use sluicegate_engine::emit::ProducerRecord;
+
+use crate::ffi::{Handle, Topic, produce};
+
+/// Maximum number of topics that are kept; records of further ones name theirs. A handler can emit to any number of names.
+const MAX_TOPICS: usize = 1_024;
+
+type Handles = HashMap<Box<str>, Arc<Handle>>;
+
+/// Must be dropped before the producer.
+#[derive(Default)]
+pub(super) struct Topics {
+    handles: ArcSwap<Handles>,
+    changing: Mutex<()>,
+}
+
+impl Topics {
+    /// Gives a record to the producer.
+    ///
+    /// # Errors
+    /// librdkafka's code.
+    pub(super) fn produce<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        record: &ProducerRecord<'_>,
+        opaque: u64,
+    ) -> Result<(), RDKafkaErrorCode> {
+        if let Some(handle) = self.handles.load().get(record.topic) {
+            let produced = produce(client, &Topic::Known(handle), record, opaque);
+            if !produced.is_err_and(is_of_topic) {
+                return produced;
+            }
+        } else {
+            let Ok(name) = CString::new(record.topic) else {
+                return Err(RDKafkaErrorCode::InvalidTopic);
+            };
+            let produced = produce(client, &Topic::Named(&name), record, opaque);
+            if produced.is_ok() {
+                self.change(|handles| {
+                    if handles.len() < MAX_TOPICS
+                        && let Some(handle) = Handle::of(client, &name)
+                    {
+                        handles.insert(record.topic.into(), Arc::new(handle));
+                    }
+                });
+            }
+            return produced;
+        }
+        // A topic that refuses is searched again with the next record, as one that was never used.
+        self.change(|handles| drop(handles.remove(record.topic)));
+        self.produce(client, record, opaque)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Handles)) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = Handles::clone(&self.handles.load());
+        change(&mut handles);
+        self.handles.store(Arc::new(handles));
+    }
+}
+
+/// Whether the topic is why a record was refused.
+fn is_of_topic(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::TopicAuthorizationFailed
+    )
+}
