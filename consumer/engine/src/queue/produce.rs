@@ -62,7 +62,7 @@ impl HandlerQueue {
             return;
         };
         match (share.state, refused) {
-            (ShareState::Emitting, None) => self.emits_acknowledged(ctx, key, share),
+            (ShareState::Emitting, None) => self.done(ctx, key, share),
             (ShareState::Emitting, Some(refused)) if share.linked.is_some() => {
                 self.refused_in_lane(ctx, key, share, refused);
             }
@@ -193,12 +193,6 @@ impl HandlerQueue {
         }
         let linked = Some(self.chains.link(share.lane, key, state));
         Share { linked, ..share }
-    }
-
-    fn emits_acknowledged<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
-        self.end_refusal(ctx, &share);
-        let refusal = None;
-        self.done(ctx, key, Share { refusal, ..share });
     }
 
     /// A share waits for nothing but those before it in its lane: it is over, or it waits for them.
