@@ -89,8 +89,8 @@ const CONNECTION: [&str; 13] = [
 const PRODUCER_OWNED: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
 
 /// Producer keys that the user may override. A record waits for its emits, so the linger is short; keys map to the
-/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait. A cluster
-/// that is away is no refusal, but backpressure: records wait for it without limit.
+/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait. For a
+/// cluster that is away, records wait without limit: it causes backpressure and not refusals.
 const PRODUCER_TUNED: [(&str, &str); 5] = [
     ("linger.ms", "1"),
     ("message.timeout.ms", "0"),
