@@ -28,6 +28,7 @@ mod patterns;
 mod positions;
 mod problems;
 mod refused_plugins;
+mod relaying;
 mod rolling;
 mod secrets;
 mod secured;
