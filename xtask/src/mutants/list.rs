@@ -156,7 +156,7 @@ const SERVICE: &[Mutant] = &[
     Mutant {
         name: "sent-again-out-of-turn",
         what: "a refused emit is sent again before those of earlier records of its lane",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "settles-before-its-lane",
@@ -171,7 +171,7 @@ const SERVICE: &[Mutant] = &[
     Mutant {
         name: "trouble-ends-under-a-call",
         what: "a lane continues although a call of it may have written before what was sent again",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "kept-emits-not-counted",

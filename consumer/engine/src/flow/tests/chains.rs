@@ -392,3 +392,46 @@ fn a_handler_that_is_off_waits_for_one_refusal_and_not_for_one_of_each_record_be
     assert_eq!((bench.frontier(), bench.skipped(0)), (5, 1));
     assert_eq!((bench.flow.held_records(), bench.flow.shipments()), (0, 0));
 }
+
+#[test]
+fn refused_records_of_a_key_are_sent_again_one_after_the_other() {
+    let mut bench = Bench::new(1);
+    for offset in 0..3 {
+        bench.deliver(offset..offset + 1, key);
+        bench.finish_emitting(ACK, 1);
+    }
+    bench.answer(|_, _| Some(FailureKind::Cluster));
+    for offset in 0..3 {
+        pass(&mut bench, offset * 1_000 + 100..offset * 1_000 + 1_000);
+        assert_eq!(bench.answer_producer(), [format!("out {offset}.0")]);
+    }
+    assert_eq!(bench.frontier(), 3);
+}
+
+#[test]
+fn what_a_call_has_emitted_before_an_earlier_record_was_written_again_is_written_again_too() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..1, key);
+    bench.finish_emitting(ACK, 1);
+    bench.deliver(1..2, key);
+    let mut batch = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    batch.output.emits = vec![emit(0, "out", 1)];
+    batch.outcomes = vec![outcome(ACK)];
+    let token = batch.shipment.at(0).unwrap();
+    let record = (&batch.output.emits[0]).into();
+    (bench.emitter).send(&record, Way::Batched, &bench.inbox, token);
+    // The call has not ended when its emits are written.
+    let refused = |sent: &str, _| (sent == "out 0.0").then_some(FailureKind::Cluster);
+    assert_eq!(bench.answer(refused).len(), 2);
+    pass(&mut bench, 100..1_000);
+    assert_eq!(bench.answer_producer(), ["out 0.0"]);
+    assert_eq!(bench.frontier(), 1);
+    bench.flow.receive(PumpMessage::Finished(batch));
+    bench.flow.dispatch();
+    assert_eq!(
+        bench.answer_producer(),
+        ["out 1"],
+        "behind the last copy of 0"
+    );
+    assert_eq!((bench.frontier(), bench.flow.shipments()), (2, 0));
+}
