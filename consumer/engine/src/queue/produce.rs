@@ -489,6 +489,9 @@ impl HandlerQueue {
         key: RecordId,
     ) -> Option<Share> {
         let share = self.end_deferral(ctx, key)?;
+        if let Some(refusal) = &share.refusal {
+            self.refusals.leave_unwritten(refusal);
+        }
         self.end_refusal(ctx, &share);
         if let Some(at) = share.shipped {
             ctx.outbox.release(at);

@@ -45,6 +45,8 @@ struct Target {
     since_ms: u64,
     /// Refusals since then.
     refused: u64,
+    /// Records that have stopped waiting since then without being written: left to the next owner, or skipped.
+    unwritten: u64,
     /// The last one.
     failure: Option<EmitFailure>,
     /// The reasons logged last, with the time of each; the latest last.
@@ -128,6 +130,7 @@ impl Refusals {
         if target.held == 0 && refusal.tries == 1 {
             target.since_ms = now_ms;
             target.refused = 0;
+            target.unwritten = 0;
         }
         target.held += 1;
         target.refused += 1;
@@ -163,19 +166,30 @@ impl Refusals {
         }
     }
 
-    /// A record has stopped waiting, or is about to wait again. Returns whether the refusals of its topic may have ended.
-    pub(super) fn end(&mut self, refusal: &Refusal) -> bool {
+    /// A record that is about to stop waiting is left to the next owner, or skipped.
+    pub(super) fn leave_unwritten(&mut self, refusal: &Refusal) {
+        if let Some(target) = self.target_of(refusal) {
+            target.unwritten += 1;
+        }
+    }
+
+    fn target_of(&mut self, refusal: &Refusal) -> Option<&mut Target> {
         let what = match refusal.emits {
             Some(_) => ProduceKind::Emits,
             None => ProduceKind::DeadLetter,
         };
-        let place = (what, refusal.counted_as.clone());
-        let Some(target) = self.targets.get_mut(&place) else {
+        self.targets.get_mut(&(what, refusal.counted_as.clone()))
+    }
+
+    /// A record has stopped waiting, or is about to wait again. Returns whether the refusals of its topic may have ended.
+    pub(super) fn end(&mut self, refusal: &Refusal) -> bool {
+        let Some(target) = self.target_of(refusal) else {
             return false;
         };
         target.held = target.held.saturating_sub(1);
-        self.may_be_over |= target.held == 0;
-        target.held == 0
+        let is_last = target.held == 0;
+        self.may_be_over |= is_last;
+        is_last
     }
 
     /// Logs refusals that have ended, once. Cheap while there are none.
@@ -191,6 +205,7 @@ impl Refusals {
                 handler,
                 topic = &**topic,
                 refused = target.refused,
+                unwritten = target.unwritten,
                 after_ms = now_ms.saturating_sub(target.since_ms),
                 "no refused {what} is waiting any more"
             );
@@ -263,8 +278,11 @@ mod tests {
         assert_eq!(refusals.targets.len(), MAX_TARGETS + 1);
         assert_eq!(&*held[MAX_TARGETS + 4].counted_as, OTHER_TOPICS);
         for one in &held {
+            refusals.leave_unwritten(one);
             refusals.end(one);
         }
+        let unwritten = refusals.targets.values().map(|target| target.unwritten);
+        assert_eq!(unwritten.sum::<u64>(), held.len() as u64);
         assert_eq!(refusals.held().count(), 0);
         assert_eq!(refusals.total(), held.len() as u64);
     }
