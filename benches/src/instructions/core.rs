@@ -9,7 +9,7 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
+use sluicegate_engine::emit::{Delivery as Answer, EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::flow::{Flow, FlowSettings};
 use sluicegate_engine::partition::assignment::NewAssignment;
 use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, Target};
@@ -18,7 +18,7 @@ use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::{AssignmentId, Delivery, TopicPartition};
 use sluicegate_kafka::RecordBuf;
-use sluicegate_runtime::{RawOutcome, outcome_code};
+use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
 
 use crate::{RECORDS, measured};
 
@@ -46,7 +46,7 @@ impl WorkerPool for Pool {
     }
 }
 
-/// Never used: the benchmarks emit nothing.
+/// Never used: what is emitted is answered without it.
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
@@ -187,6 +187,50 @@ pub(crate) fn settlement() {
             break;
         }
         measured(|| core.receive(finished));
+    }
+    assert_eq!(core.frontier(), RECORDS);
+}
+
+/// As [`settlement`], of a handler that emits a record for each; the producer answers for a thousand at once.
+pub(crate) fn emitting() {
+    let mut core = Core::new(1);
+    let deliveries = core.deliveries(0..RECORDS);
+    core.deliver(deliveries);
+    loop {
+        let mut finished = core.finished(|_| false);
+        if finished.is_empty() {
+            break;
+        }
+        let mut tokens = Vec::new();
+        for batch in &mut finished {
+            let copies = batch
+                .records
+                .iter()
+                .enumerate()
+                .map(|(place, record)| Emit {
+                    record: place as u32,
+                    topic: "copies".to_owned(),
+                    partition: None,
+                    timestamp_ms: None,
+                    key: None,
+                    value: Some(record.offset.to_le_bytes().to_vec()),
+                    headers: Vec::new(),
+                });
+            batch.output.emits = copies.collect();
+            tokens.extend((0..batch.keys.len()).filter_map(|place| batch.shipment.at(place)));
+        }
+        let acknowledged = |tokens: &[EmitToken]| {
+            let answers = tokens.iter().copied().map(Answer::acknowledged);
+            PumpMessage::Delivered(answers.collect())
+        };
+        let answers: Vec<PumpMessage> = tokens.chunks(1_000).map(acknowledged).collect();
+        measured(|| {
+            core.receive(finished);
+            answers
+                .into_iter()
+                .for_each(|message| core.flow.receive(message));
+            core.flow.dispatch();
+        });
     }
     assert_eq!(core.frontier(), RECORDS);
 }

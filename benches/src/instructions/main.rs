@@ -15,11 +15,12 @@ const RECORDS: i64 = 10_000;
 /// Name and function of a case.
 type Case = (&'static str, fn());
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     ("route", steps::route),
     ("ledger", steps::ledger),
     ("dispatch", core::dispatch),
     ("settlement", core::settlement),
+    ("emitting", core::emitting),
     ("abi_call", plugin::abi_call),
     ("core", core::whole),
 ];

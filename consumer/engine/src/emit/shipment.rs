@@ -155,9 +155,9 @@ impl Shipment {
         released.released = true;
         if released.unanswered == 0 && !std::mem::replace(&mut released.over, true) {
             self.open -= 1;
-            self.ended.push(record);
             if self.open > 0 {
-                self.tidy_up();
+                self.count();
+                self.free(record);
             }
         }
         self.open == 0
@@ -178,16 +178,21 @@ impl Shipment {
     /// Counts what is acknowledged, and frees the bytes of records that are over.
     pub(super) fn tidy_up(&mut self) {
         self.count();
-        for owner in std::mem::take(&mut self.ended) {
-            let record = &self.records[owner as usize];
-            let emits = self
-                .emits
-                .get_mut(record.first as usize..record.end as usize);
-            emits
-                .unwrap_or_default()
-                .iter_mut()
-                .for_each(|emit| drop(take_emit(emit)));
+        while let Some(owner) = self.ended.pop() {
+            self.free(owner);
         }
+    }
+
+    /// Frees the bytes of a record.
+    fn free(&mut self, owner: u32) {
+        let record = &self.records[owner as usize];
+        let emits = self
+            .emits
+            .get_mut(record.first as usize..record.end as usize);
+        emits
+            .unwrap_or_default()
+            .iter_mut()
+            .for_each(|emit| drop(take_emit(emit)));
     }
 
     /// Counts what is acknowledged, by topic.

@@ -137,14 +137,14 @@ impl HandlerQueue {
         if !passes {
             self.hold(returned.lane);
         }
-        let share = Share {
+        let mut share = Share {
             reason: detail,
             ending,
             passes,
             shipped: Some(at),
             ..self.share(ctx, returned, ShareState::Emitting)
         };
-        let share = self.link(returned.key, share, LinkState::Open);
+        self.link(returned.key, &mut share, LinkState::Open);
         self.defer(ctx, returned.key, share);
     }
 
@@ -162,12 +162,12 @@ impl HandlerQueue {
             ctx.records.settle_share(key, ctx.now_ms);
             return;
         }
-        let share = Share {
+        let mut share = Share {
             ending,
             passes: true,
             ..self.share(ctx, returned, ShareState::Done)
         };
-        let share = self.link(key, share, LinkState::Done);
+        self.link(key, &mut share, LinkState::Done);
         let is_first = |number| self.chains.is_first(returned.lane, number);
         if share.linked.is_some_and(is_first) {
             // Once the records that the call did not run are back in their lanes: it may release them.
@@ -187,12 +187,10 @@ impl HandlerQueue {
     }
 
     /// Links a share behind those of its lane.
-    fn link(&mut self, key: RecordId, share: Share, state: LinkState) -> Share {
-        if share.lane == 0 || share.linked.is_some() {
-            return share;
+    fn link(&mut self, key: RecordId, share: &mut Share, state: LinkState) {
+        if share.lane != 0 && share.linked.is_none() {
+            share.linked = Some(self.chains.link(share.lane, key, state));
         }
-        let linked = Some(self.chains.link(share.lane, key, state));
-        Share { linked, ..share }
     }
 
     /// A share waits for nothing but those before it in its lane: it is over, or it waits for them.
@@ -418,16 +416,15 @@ impl HandlerQueue {
             // Nothing of it is written again once its letter is.
             ctx.outbox.release(at);
         }
-        let share = Share {
+        let mut share = Share {
             reason: Some(reason),
             class,
             ending: Ending::DeadLetter,
             ..self.share(ctx, attempt, ShareState::DeadLettering)
         };
-        let share = match self.chains.has(attempt.lane) {
-            true => self.link(attempt.key, share, LinkState::Open),
-            false => share,
-        };
+        if self.chains.has(attempt.lane) {
+            self.link(attempt.key, &mut share, LinkState::Open);
+        }
         self.send_dead_letter(ctx, attempt.key, share);
     }
 
