@@ -35,6 +35,8 @@ pub(crate) struct Outbox {
     /// Answers for calls that have not ended.
     early: HashMap<u32, Vec<Delivery>, Hasher>,
     kept_bytes: u64,
+    /// What the producer has of each handler: emits and dead letters without an answer.
+    unanswered: Vec<u32>,
 }
 
 impl Outbox {
@@ -50,9 +52,26 @@ impl Outbox {
 
     /// Takes over what a call has emitted and its worker has sent. Afterwards its answers count: see [`Self::take_early`].
     pub(crate) fn ship(&mut self, batch: &mut Batch) {
+        let shipment = Shipment::of(batch);
+        self.sent(shipment.handler, shipment.unanswered());
         let number = batch.shipment.shipment();
-        let before = self.shipments.insert(number, Shipment::of(batch));
+        let before = self.shipments.insert(number, shipment);
         debug_assert!(before.is_none(), "its name is in use");
+    }
+
+    /// Counts what the producer was given for a handler.
+    fn sent(&mut self, handler: HandlerIx, count: u32) {
+        let place = handler.0 as usize;
+        if self.unanswered.len() <= place {
+            self.unanswered.resize(place + 1, 0);
+        }
+        self.unanswered[place] += count;
+    }
+
+    /// Number of emits and dead letters of a handler that the producer has not answered for.
+    pub(crate) fn unanswered(&self, handler: HandlerIx) -> u32 {
+        let count = self.unanswered.get(handler.0 as usize);
+        count.copied().unwrap_or_default()
     }
 
     /// As [`Self::ship`], for a call of which nothing counts any more.
@@ -62,6 +81,7 @@ impl Outbox {
             record.key = RecordId::NONE;
             record.released = true;
         }
+        self.sent(shipment.handler, shipment.unanswered());
         let number = batch.shipment.shipment();
         self.shipments.insert(number, shipment);
         let early = self.take_early(batch.shipment);
@@ -81,6 +101,7 @@ impl Outbox {
     pub(crate) fn dead_letter(&mut self, handler: HandlerIx, key: RecordId) -> EmitToken {
         let token = self.reserve();
         let letter = Shipment::dead_letter(handler, key);
+        self.sent(handler, 1);
         self.shipments.insert(token.shipment(), letter);
         token
     }
@@ -99,7 +120,16 @@ impl Outbox {
                 continue;
             };
             let first = done.len();
-            done.extend(same.by_ref().filter_map(|one| shipment.answer(number, one)));
+            let unanswered = self.unanswered.get_mut(shipment.handler.0 as usize);
+            let mut count = 0;
+            done.extend(same.by_ref().filter_map(|one| {
+                count += 1;
+                shipment.answer(number, one)
+            }));
+            if let Some(unanswered) = unanswered {
+                debug_assert!(*unanswered >= count, "answered more than was sent");
+                *unanswered = unanswered.saturating_sub(count);
+            }
             let parts = shipment.split_refused(&done[first..]);
             shipment.tidy_up();
             if shipment.open == 0 {
@@ -170,16 +200,17 @@ impl Outbox {
         let Some(shipment) = self.shipments.get_mut(&at.shipment) else {
             return false;
         };
+        let handler = shipment.handler;
         let record = &mut shipment.records[at.record as usize];
         debug_assert_eq!(record.unanswered, 0, "the previous round has not ended");
         let mut topics: Vec<&str> = tainted.iter().map(String::as_str).collect();
-        let mut sends = false;
+        let mut sends = 0;
         for place in record.first..record.end {
             let (Some(emit), Some(token)) = (
                 shipment.emits.get(place as usize),
                 EmitToken::of(at.shipment).at(place as usize),
             ) else {
-                return sends;
+                break;
             };
             let acknowledged = &mut shipment.acknowledged[place as usize];
             let behind = topics.contains(&&*emit.topic);
@@ -189,7 +220,7 @@ impl Outbox {
             if !behind {
                 topics.push(&emit.topic);
             }
-            sends = true;
+            sends += 1;
             *acknowledged = false;
             record.unanswered += 1;
             let sent = emitter.send(&ProducerRecord::from(emit), way, reply_to, token);
@@ -204,7 +235,8 @@ impl Outbox {
                 break;
             }
         }
-        sends
+        self.sent(handler, sends);
+        sends > 0
     }
 
     /// Keeps a record's emits apart from those of its call, and counts their bytes until they are released. Returns where they are

@@ -58,7 +58,7 @@ pub(super) struct ShippedRecord {
 
 /// What one call has emitted, or the dead letter of a record.
 pub(super) struct Shipment {
-    handler: HandlerIx,
+    pub(super) handler: HandlerIx,
     /// Empty for a dead letter, which is built from its record.
     pub(super) emits: Vec<Emit>,
     /// The record of each emit.
@@ -147,6 +147,11 @@ impl Shipment {
             acknowledged: self.acknowledged[first as usize..end as usize].to_vec(),
             ..Self::new(self.handler, emits, owners, vec![record], counts)
         }
+    }
+
+    /// Number of emits without an answer.
+    pub(super) fn unanswered(&self) -> u32 {
+        self.records.iter().map(|record| record.unanswered).sum()
     }
 
     /// Nothing waits for a record any more. Returns whether that holds for all of them.

@@ -347,6 +347,9 @@ impl<R: Record> Flow<R> {
             }
         }
         self.answered = answered;
+        for queue in self.queues.iter_mut().flatten() {
+            queue.follow_producer(&mut self.ctx);
+        }
     }
 
     /// A message was handled, after which draining partitions may wait for no stopped call any more, or a handler be over.

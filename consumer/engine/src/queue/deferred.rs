@@ -169,6 +169,13 @@ impl Share {
         failure.is_some_and(|kind| kind != FailureKind::Record)
     }
 
+    /// Whether what it has emitted can never be produced.
+    pub(super) fn is_rejected(&self) -> bool {
+        self.refusal.as_ref().is_some_and(|refusal| {
+            refusal.emits.is_some() && refusal.failure.kind == FailureKind::Record
+        })
+    }
+
     /// Whether it is under way although it holds no lane.
     pub(super) fn is_passing(&self) -> bool {
         self.state != ShareState::Running && self.passes

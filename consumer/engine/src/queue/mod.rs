@@ -101,6 +101,8 @@ pub(crate) struct HandlerQueue {
     /// What the producer refused of them.
     refusals: Refusals,
     dead_letter_log: DeadLetterLog,
+    /// The producer has so much of it that nothing is added.
+    backed_up: bool,
     /// Records in flight.
     in_flight_records: u32,
     /// Bytes in flight.
@@ -132,6 +134,9 @@ const MIN_BATCH: u32 = 1;
 /// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
 pub(crate) const MAX_BATCH: u32 = 4096;
 const FIRST_BATCH: u32 = 32;
+/// Number of unanswered emits from which on a handler's records wait: a fraction of the producer's queue, which all handlers share
+/// (`queue.buffering.max.messages`, 100,000). The calls under way can exceed it.
+const MAX_UNANSWERED: u32 = 20_000;
 /// Maximum number of bytes per call.
 const MAX_BATCH_BYTES: u64 = 4 << 20;
 
@@ -157,6 +162,7 @@ impl HandlerQueue {
             to_advance: Vec::new(),
             refusals: Refusals::default(),
             dead_letter_log: DeadLetterLog::default(),
+            backed_up: false,
             in_flight_records: 0,
             in_flight_bytes: 0,
             current: Arc::default(),
@@ -240,10 +246,19 @@ impl HandlerQueue {
         }
     }
 
+    /// Follows what the producer has of it: a broker that does not answer would fill the producer's queue, which all handlers share.
+    pub(crate) fn follow_producer<R: Record>(&mut self, ctx: &mut Context<R>) {
+        let backed_up = ctx.outbox.unanswered(self.ix) >= MAX_UNANSWERED;
+        if std::mem::replace(&mut self.backed_up, backed_up) && !backed_up {
+            self.mark_dirty(ctx);
+        }
+    }
+
     /// Whether its bounds admit another record.
     #[inline]
     fn has_room(&self) -> bool {
-        self.in_flight_records < self.settings.max_in_flight_records
+        !self.backed_up
+            && self.in_flight_records < self.settings.max_in_flight_records
             && self.in_flight_bytes < self.settings.max_in_flight_bytes
     }
 

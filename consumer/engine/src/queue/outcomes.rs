@@ -151,6 +151,7 @@ impl HandlerQueue {
         self.requeue_not_run(ctx, &back, &mut freed);
         // What was refused at once holds its lane.
         self.answer_early(ctx, batch.shipment);
+        self.follow_producer(ctx);
         for lane in freed {
             self.release_lane(ctx, lane);
         }

@@ -268,12 +268,25 @@ impl HandlerQueue {
         self.resend(ctx, key, share);
     }
 
-    /// Schedules the resend of what was refused of a record, or dead-letters it if it can never be produced.
+    /// Sends again what was refused of a record, or dead-letters it if it can never be produced.
+    pub(super) fn resend_now<R: Record>(
+        &mut self,
+        ctx: &mut Context<R>,
+        key: RecordId,
+        share: Share,
+    ) {
+        match share.is_rejected() {
+            true => self.dead_letter_refused(ctx, key, share),
+            false => self.send_emits_again(ctx, key, share),
+        }
+    }
+
+    /// As [`Self::resend_now`], after a delay.
     pub(super) fn resend<R: Record>(&mut self, ctx: &mut Context<R>, key: RecordId, share: Share) {
         let Some(refusal) = share.refusal.as_deref() else {
             return;
         };
-        if refusal.emits.is_some() && refusal.failure.kind == FailureKind::Record {
+        if share.is_rejected() {
             self.dead_letter_refused(ctx, key, share);
             return;
         }

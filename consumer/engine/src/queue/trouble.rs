@@ -46,6 +46,7 @@ impl HandlerQueue {
 
     /// Does what the first record of a lane waits for, until it waits for something else or no record is left.
     pub(super) fn advance<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
+        let mut is_over = false;
         loop {
             let (key, is_refused) = match self.chains.first(lane) {
                 First::Waits => return,
@@ -58,7 +59,11 @@ impl HandlerQueue {
                 return;
             };
             if is_refused {
-                self.resend(ctx, key, share);
+                match is_over {
+                    // The one before it is over: the cluster takes records again.
+                    true => self.resend_now(ctx, key, share),
+                    false => self.resend(ctx, key, share),
+                }
                 continue;
             }
             let taint = self.chains.take_taint(lane);
@@ -66,6 +71,7 @@ impl HandlerQueue {
                 continue;
             }
             self.finish_share(ctx, key, share);
+            is_over = true;
         }
         if !self.chains.is_over(lane) {
             return;

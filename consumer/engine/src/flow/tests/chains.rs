@@ -401,8 +401,9 @@ fn refused_records_of_a_key_are_sent_again_one_after_the_other() {
         bench.finish_emitting(ACK, 1);
     }
     bench.answer(|_, _| Some(FailureKind::Cluster));
+    pass(&mut bench, 100..1_000);
     for offset in 0..3 {
-        pass(&mut bench, offset * 1_000 + 100..offset * 1_000 + 1_000);
+        // Only the first one waits: the cluster takes records again.
         assert_eq!(bench.answer_producer(), [format!("out {offset}.0")]);
     }
     assert_eq!(bench.frontier(), 3);
@@ -434,4 +435,29 @@ fn what_a_call_has_emitted_before_an_earlier_record_was_written_again_is_written
         "behind the last copy of 0"
     );
     assert_eq!((bench.frontier(), bench.flow.shipments()), (2, 0));
+}
+
+#[test]
+fn a_handler_of_which_the_producer_has_too_much_starts_nothing_until_it_has_answered() {
+    const EMITS: usize = 10_001;
+    let mut bench = Bench::new(2);
+    bench.deliver(0..2, |offset| Some(offset.to_string()));
+    bench.finish_emitting(ACK, EMITS);
+    bench.deliver(2..3, |offset| Some(offset.to_string()));
+    assert!(running(&bench).is_empty(), "20,002 emits are unanswered");
+    assert_eq!(
+        bench.finish(1, |_| ACK),
+        [0, 1, 2],
+        "another handler continues"
+    );
+    let sent = std::mem::take(&mut *bench.emitter.sent.lock().unwrap());
+    let tokens = sent.into_iter().map(|(.., token)| token);
+    let mut answers: Vec<_> = tokens.map(crate::emit::Delivery::acknowledged).collect();
+    let rest = answers.split_off(3);
+    bench.flow.receive(PumpMessage::Delivered(answers));
+    bench.flow.dispatch();
+    assert_eq!(running(&bench), [2], "fewer than 20,000");
+    bench.flow.receive(PumpMessage::Delivered(rest));
+    assert_eq!(bench.finish(0, |_| ACK), [2]);
+    assert_eq!(bench.frontier(), 3);
 }
