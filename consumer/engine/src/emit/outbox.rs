@@ -8,7 +8,7 @@
 //!
 //! A shipment has what one call emitted, kept until it is acknowledged, so that a refusal does not require running the handler
 //! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. The bytes of a record's emits are freed
-//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused moves to
+//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or waits behind others, moves to
 //! a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's byte budget.
 
 use std::collections::HashMap;
@@ -119,7 +119,6 @@ impl Outbox {
                 self.early.entry(number).or_default().extend(same);
                 continue;
             };
-            let first = done.len();
             let unanswered = self.unanswered.get_mut(shipment.handler.0 as usize);
             let mut count = 0;
             done.extend(same.by_ref().filter_map(|one| {
@@ -130,21 +129,9 @@ impl Outbox {
                 debug_assert!(*unanswered >= count, "answered more than was sent");
                 *unanswered = unanswered.saturating_sub(count);
             }
-            let parts = shipment.split_refused(&done[first..]);
             shipment.tidy_up();
             if shipment.open == 0 {
                 self.shipments.remove(&number);
-            }
-            self.keep_parts(parts, &mut done[first..]);
-        }
-    }
-
-    /// Keeps what was refused of a call.
-    fn keep_parts(&mut self, parts: Vec<(usize, Shipment)>, done: &mut [Answered]) {
-        for (place, part) in parts {
-            let at = self.add(part);
-            if let Some(refused) = &mut done[place].refused {
-                refused.at = at;
             }
         }
     }
@@ -458,10 +445,10 @@ mod tests {
         let slow = refused(shipment, 98, FailureKind::Target);
         let mut done = answer(&mut outbox, vec![slow]);
         let at = done.remove(0).refused.expect("it is refused").at;
+        let at = outbox.keep(at);
         answer(&mut outbox, vec![acknowledged(shipment, 99)]);
         outbox.release(outbox.at(shipment, 99));
         assert_eq!((outbox.len(), kept(&outbox)), (1, 1_000));
-        let at = outbox.keep(at);
         assert!((1_000..2_000).contains(&outbox.kept_bytes()));
         outbox.keep(at);
         assert!(outbox.kept_bytes() < 2_000, "counted once");

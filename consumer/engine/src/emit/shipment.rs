@@ -1,7 +1,7 @@
 //! What one call has emitted, or a dead letter, while it is with the producer or waits to be sent again.
 //!
-//! Its records are answered one by one. The bytes of those that are over are freed although others of the call wait, and what is
-//! refused is split off, so that it keeps nothing else of its call alive.
+//! Its records are answered one by one. The bytes of those that are over are freed although others of the call wait, and what waits
+//! longer is split off, so that it keeps nothing else of its call alive.
 
 use std::sync::Arc;
 
@@ -237,21 +237,6 @@ impl Shipment {
                 (first.min(place), if outranks { failure } else { before })
             }
         });
-    }
-
-    /// Splits off the records that were refused, unless nothing else is kept with them.
-    pub(super) fn split_refused(&mut self, answered: &[Answered]) -> Vec<(usize, Self)> {
-        let mut parts = Vec::new();
-        for (place, one) in answered.iter().enumerate() {
-            let Some(refused) = &one.refused else {
-                continue;
-            };
-            let owner = refused.at.record;
-            if self.records.len() > 1 && !self.records[owner as usize].over {
-                parts.push((place, self.split(owner)));
-            }
-        }
-        parts
     }
 
     /// Handles an answer. Returns the record that waits for no other answer then.
