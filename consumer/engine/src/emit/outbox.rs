@@ -8,8 +8,9 @@
 //!
 //! A shipment has what one call emitted, kept until it is acknowledged, so that a refusal does not require running the handler
 //! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. The bytes of a record's emits are freed
-//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or waits behind others, moves to
-//! a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's byte budget.
+//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or
+//! waits behind others, moves to a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's
+//! byte budget.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;

@@ -10,7 +10,7 @@ use rdkafka_sys as sys;
 
 /// A record of which the outcome is known.
 pub(crate) struct Reported<'r> {
-    /// What [`super::produce`] was given.
+    /// What [`super::produce()`] was given.
     pub(crate) opaque: u64,
     /// librdkafka's code; 0 if the record is acknowledged.
     pub(crate) code: i32,
