@@ -35,7 +35,8 @@ impl Topics {
         record: &ProducerRecord<'_>,
         opaque: u64,
     ) -> Result<(), RDKafkaErrorCode> {
-        if let Some(handle) = self.handles.load().get(record.topic) {
+        let handles = self.handles.load();
+        if let Some(handle) = handles.get(record.topic) {
             let produced = produce(client, &Topic::Known(handle), record, opaque);
             if !produced.is_err_and(is_of_topic) {
                 return produced;
@@ -45,17 +46,15 @@ impl Topics {
                 return Err(RDKafkaErrorCode::InvalidTopic);
             };
             let produced = produce(client, &Topic::Named(&name), record, opaque);
-            if produced.is_ok() {
-                self.change(|handles| {
-                    if handles.len() < MAX_TOPICS
-                        && let Some(handle) = Handle::of(client, &name)
-                    {
-                        handles.insert(record.topic.into(), Arc::new(handle));
-                    }
-                });
+            if produced.is_ok()
+                && handles.len() < MAX_TOPICS
+                && let Some(handle) = Handle::of(client, &name)
+            {
+                self.change(|handles| _ = handles.insert(record.topic.into(), Arc::new(handle)));
             }
             return produced;
         }
+        drop(handles);
         // A topic that refuses is searched again with the next record, as one that was never used.
         self.change(|handles| drop(handles.remove(record.topic)));
         self.produce(client, record, opaque)
