@@ -266,9 +266,10 @@ fn records_share_the_buffer_that_they_keep_alive() {
         assert!((100_000..130_000).contains(&all), "{compression}: {all}");
         let copy = got[50].lease.detach();
         assert_eq!(copy.pinned_bytes(), 0);
+        // The producer may send the first records in a batch of their own.
+        got.swap(0, 50);
         got.truncate(1);
         let one = pinned(&got);
-        // The producer may have sent the first records in a batch of their own.
         assert!(one > 2_000, "{compression}: {one} of {all}");
         drop(got);
         drop(source);
