@@ -234,7 +234,7 @@ impl World {
         self.see_skips();
     }
 
-    /// Gives keys of a handler to another generation, or takes them back.
+    /// Assigns keys of a handler to another generation, or returns them.
     fn split(&mut self, target: usize) {
         let wanted = self.random.chance(70);
         let canary = wanted.then(|| any_canary(&mut self.random, self.revision + 1));

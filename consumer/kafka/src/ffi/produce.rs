@@ -46,7 +46,7 @@ pub(crate) enum Topic<'a> {
     Named(&'a CString),
 }
 
-/// Queues a record with a producer, which gives `opaque` back with the answer; librdkafka copies the bytes. Header names and
+/// Queues a record with a producer, which returns `opaque` with the answer; librdkafka copies the bytes. Header names and
 /// values pass through unchanged, whether or not they are text (G7). The record's topic is not read: it is `topic`.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use super::refusal::{self, Refused};
 use crate::client_log::log;
 use crate::ffi::{Reported, Reports};
 
-/// The upper byte of what librdkafka gives back with an answer is the pump's number.
+/// The upper byte of what librdkafka returns with an answer is the pump's number.
 const PUMP_SHIFT: u32 = 56;
 /// More pumps cannot be told apart.
 const MAX_PUMPS: usize = 256;
@@ -32,7 +32,7 @@ pub(super) struct Pumps {
 }
 
 impl Pumps {
-    /// What librdkafka is to give back with the answer for a record of this pump. `None`: there are too many pumps.
+    /// What librdkafka is to return with the answer for a record of this pump. `None`: there are too many pumps.
     pub(super) fn opaque(&self, inbox: &Arc<Inbox>, token: EmitToken) -> Option<u64> {
         let number = self.number(inbox).or_else(|| self.add(inbox))?;
         Some((number as u64) << PUMP_SHIFT | token.bits())
