@@ -118,9 +118,9 @@ impl HandlerQueue {
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
-            let is_first =
-                attempt == 1 && self.deferred.get(key).is_none() && !self.chains.has(lane);
-            if outcome.code == outcome_code::ACK && is_first && !emitting.is_next(i) {
+            let is_first = attempt == 1 && self.deferred.get(key).is_none();
+            let is_plain = is_first && !self.chains.has(lane) && !emitting.is_next(i);
+            if outcome.code == outcome_code::ACK && is_plain {
                 let counts = (ctx.records).return_settled(&mut settled, key, record, ctx.now_ms);
                 acked += u64::from(counts);
                 succeeded = true;

@@ -41,13 +41,9 @@ impl HandlerQueue {
                     if !is_final(outcome) {
                         open.insert(lane);
                     }
-                    is_first && is_final(outcome) && wanted(&ctx.records, key)
-                })
-                // Those before it in its lane would be written after it.
-                .filter(|(key, _)| {
-                    !self
-                        .chains
-                        .has(lane_of_key(&ctx.records.slab, self.order, **key))
+                    // Nor do those settle before the ones of their lane that wait for the producer.
+                    let settles = is_first && is_final(outcome) && !self.chains.has(lane);
+                    settles && wanted(&ctx.records, key)
                 })
                 .map(|(key, outcome)| (*key, outcome.code))
                 .collect();

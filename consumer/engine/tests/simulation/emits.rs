@@ -5,7 +5,7 @@ use sluicegate_engine::partition::commit::{CommitMetadata, CommitTarget};
 use sluicegate_engine::queue::Order;
 use sluicegate_engine::source::{AssignmentId, CommitEntry};
 
-use super::model::{Check, Held, Model, Owned};
+use super::model::{Check, Model, Owned};
 use super::pools::Emitted;
 use super::script::Log;
 use super::share::{Share, Stage};
@@ -105,25 +105,21 @@ impl Model {
         let Some(owned) = self.owned.get(&epoch) else {
             return false;
         };
-        let share = |held: &'_ Held| held.shares.get(&handler).cloned();
-        let Some(this) = owned.records.get(&offset).and_then(share) else {
+        let held = owned.records.get(&offset);
+        let Some(this) = held.and_then(|held| held.shares.get(&handler)) else {
             return false;
         };
         if this.claimed || this.skipped || !matches!(this.stage, Stage::Producing | Stage::Settled)
         {
             return false;
         }
-        let key = |offset: i64| {
-            let record = logs[owned.log].record(offset);
-            record.and_then(|record| record.key.as_deref())
-        };
         // Lanes can have merged since.
         let by_partition = |one: &Share| one.order != Order::Key;
         owned.records.range(..offset).any(|(earlier, held)| {
             held.shares.get(&handler).is_some_and(|before| {
-                let same_lane = by_partition(&this)
+                let same_lane = by_partition(this)
                     || by_partition(before)
-                    || key(offset).is_some() && key(offset) == key(*earlier);
+                    || owned.in_one_lane(logs, Order::Key, (offset, *earlier));
                 before.could_run_again && same_lane
             })
         })
@@ -139,19 +135,11 @@ impl Model {
         let Some(share) = share.and_then(|held| held.shares.get(&of.handler)) else {
             return false;
         };
-        let key = |offset: i64| {
-            let record = logs[owned.log].record(offset);
-            record.and_then(|record| record.key.as_deref())
-        };
-        let same_lane = |other: i64| match share.order {
-            Order::Key => key(of.offset).is_some() && key(of.offset) == key(other),
-            Order::Partition => true,
-            Order::Unordered => false,
-        };
         owned.records.range(..of.offset).any(|(earlier, held)| {
             let before = held.shares.get(&of.handler);
             let waits = |before: &Share| before.stage == Stage::Producing && !before.skipped;
-            before.is_some_and(|before| waits(before) || before.was_refused) && same_lane(*earlier)
+            before.is_some_and(|before| waits(before) || before.was_refused)
+                && owned.in_one_lane(logs, share.order, (of.offset, *earlier))
         })
     }
 
@@ -243,15 +231,8 @@ fn check_emits(
     let Some((first, _)) = share.places().filter(|_| is_written) else {
         return Ok(());
     };
-    let key = |offset: i64| {
-        logs[owned.log]
-            .record(offset)
-            .and_then(|r| r.key.as_deref())
-    };
-    let same_lane = |order: Option<Order>, other: i64| match order {
-        Some(Order::Key) => key(offset).is_some() && key(offset) == key(other),
-        Some(Order::Partition) => true,
-        Some(Order::Unordered) | None => false,
+    let same_lane = |order: Option<Order>, other: i64| {
+        order.is_some_and(|order| owned.in_one_lane(logs, order, (offset, other)))
     };
     for (&earlier, other) in owned.records.range(..offset) {
         let Some(before) = other.shares.get(&handler) else {

@@ -67,6 +67,21 @@ pub struct Owned {
     pub settled_to: Cell<i64>,
 }
 
+impl Owned {
+    /// Whether two records are in one lane of a handler with this order.
+    pub fn in_one_lane(&self, logs: &[Log], order: Order, (one, other): (i64, i64)) -> bool {
+        let key = |offset: i64| {
+            let record = logs[self.log].record(offset);
+            record.and_then(|record| record.key.as_deref())
+        };
+        match order {
+            Order::Key => key(one).is_some() && key(one) == key(other),
+            Order::Partition => true,
+            Order::Unordered => false,
+        }
+    }
+}
+
 /// What the group has committed for a partition.
 #[derive(Clone)]
 pub struct Committed {
@@ -466,16 +481,7 @@ fn check_order(
     in_batch: Option<&[i64]>,
 ) -> Check {
     let share = &owned.records[&offset].shares[&handler];
-    let key = |offset: i64| {
-        logs[owned.log]
-            .record(offset)
-            .and_then(|r| r.key.as_deref())
-    };
-    let same_lane = |order: Order, other: i64| match order {
-        Order::Key => key(offset).is_some() && key(offset) == key(other),
-        Order::Partition => true,
-        Order::Unordered => false,
-    };
+    let same_lane = |order: Order, other: i64| owned.in_one_lane(logs, order, (offset, other));
     for (&earlier, other) in owned
         .records
         .range(owned.settled_to.get().min(offset)..offset)

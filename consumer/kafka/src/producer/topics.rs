@@ -35,29 +35,30 @@ impl Topics {
         record: &ProducerRecord<'_>,
         opaque: u64,
     ) -> Result<(), RDKafkaErrorCode> {
-        let handles = self.handles.load();
-        if let Some(handle) = handles.get(record.topic) {
-            let produced = produce(client, &Topic::Known(handle), record, opaque);
-            if !produced.is_err_and(is_of_topic) {
-                return produced;
+        let is_known = match self.handles.load().get(record.topic) {
+            None => false,
+            Some(handle) => {
+                let produced = produce(client, &Topic::Known(handle), record, opaque);
+                if !produced.is_err_and(is_of_topic) {
+                    return produced;
+                }
+                true
             }
-        } else {
-            let Ok(name) = CString::new(record.topic) else {
-                return Err(RDKafkaErrorCode::InvalidTopic);
-            };
-            let produced = produce(client, &Topic::Named(&name), record, opaque);
-            if produced.is_ok()
-                && handles.len() < MAX_TOPICS
-                && let Some(handle) = Handle::of(client, &name)
-            {
-                self.change(|handles| _ = handles.insert(record.topic.into(), Arc::new(handle)));
-            }
-            return produced;
+        };
+        if is_known {
+            // A topic that refuses is searched again, as one that was never used.
+            self.change(|handles| _ = handles.remove(record.topic));
         }
-        drop(handles);
-        // A topic that refuses is searched again with the next record, as one that was never used.
-        self.change(|handles| drop(handles.remove(record.topic)));
-        self.produce(client, record, opaque)
+        let Ok(name) = CString::new(record.topic) else {
+            return Err(RDKafkaErrorCode::InvalidTopic);
+        };
+        produce(client, &Topic::Named(&name), record, opaque)?;
+        if self.handles.load().len() < MAX_TOPICS
+            && let Some(handle) = Handle::of(client, &name)
+        {
+            self.change(|handles| _ = handles.insert(record.topic.into(), Arc::new(handle)));
+        }
+        Ok(())
     }
 
     fn change(&self, change: impl FnOnce(&mut Handles)) {

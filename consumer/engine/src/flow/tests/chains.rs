@@ -10,6 +10,16 @@ fn key(_: i64) -> Option<String> {
     Some("k".to_owned())
 }
 
+/// A handler that has emitted for so many records of a key, one call each; nothing is answered.
+fn emitted(records: i64) -> Bench {
+    let mut bench = Bench::new(1);
+    for offset in 0..records {
+        bench.deliver(offset..offset + 1, key);
+        bench.finish_emitting(ACK, 1);
+    }
+    bench
+}
+
 fn newer_generation(bench: &mut Bench) {
     bench.apply(|_, settings| {
         generation_of(settings).number += 1;
@@ -72,9 +82,7 @@ fn pass(bench: &mut Bench, ms: std::ops::Range<u64>) {
 
 #[test]
 fn a_key_continues_while_emits_are_with_the_producer_and_settles_in_order() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.deliver(1..2, key);
     assert_eq!(bench.finish(0, |_| ACK), vec![1], "it has started");
     let offset = 1;
@@ -93,11 +101,7 @@ fn a_key_continues_while_emits_are_with_the_producer_and_settles_in_order() {
 
 #[test]
 fn what_stands_behind_a_refused_emit_is_written_again_one_record_after_the_other() {
-    let mut bench = Bench::new(1);
-    for offset in 0..3 {
-        bench.deliver(offset..offset + 1, key);
-        bench.finish_emitting(ACK, 1);
-    }
+    let mut bench = emitted(3);
     bench.answer(|sent, _| (sent == "out 0.0").then_some(FailureKind::Cluster));
     bench.deliver(3..4, key);
     assert!(bench.finish(0, |_| ACK).is_empty(), "the lane is held");
@@ -114,9 +118,7 @@ fn what_stands_behind_a_refused_emit_is_written_again_one_record_after_the_other
 
 #[test]
 fn a_lane_runs_again_as_a_whole_and_in_order_once_no_call_has_it() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.deliver(1..2, key);
     bench.answer(|_, _| Some(FailureKind::Target));
     newer_generation(&mut bench);
@@ -159,9 +161,7 @@ fn continues(bench: &mut Bench, from: i64) {
 
 #[test]
 fn a_trouble_is_over_when_the_call_that_it_waits_for_is_abandoned() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.deliver(1..2, key);
     waits_for_a_call(&mut bench);
     bench.apply(|_, settings| {
@@ -178,9 +178,7 @@ fn a_trouble_is_over_when_the_call_that_it_waits_for_is_abandoned() {
 #[test]
 fn a_trouble_is_over_when_the_batch_that_it_waits_for_is_taken_apart() {
     let full = std::sync::atomic::Ordering::Relaxed;
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.pools[0].full.store(true, full);
     bench.deliver(1..2, key);
     waits_for_a_call(&mut bench);
@@ -355,9 +353,7 @@ fn a_record_refused_when_it_was_to_be_sent_holds_its_lane() {
 
 #[test]
 fn records_that_a_call_did_not_run_are_not_overtaken_when_a_trouble_ends_with_it() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.deliver(1..3, key);
     assert_eq!(running(&bench), [1, 2], "in one call");
     bench.deliver(3..4, key);
@@ -373,11 +369,7 @@ fn records_that_a_call_did_not_run_are_not_overtaken_when_a_trouble_ends_with_it
 
 #[test]
 fn a_handler_that_is_off_waits_for_one_refusal_and_not_for_one_of_each_record_behind_it() {
-    let mut bench = Bench::new(1);
-    for offset in 0..5 {
-        bench.deliver(offset..offset + 1, key);
-        bench.finish_emitting(ACK, 1);
-    }
+    let mut bench = emitted(5);
     bench.answer(|sent, _| (sent == "out 0.0").then_some(FailureKind::Cluster));
     bench.apply(|_, settings| {
         settings.gate_open = false;
@@ -395,11 +387,7 @@ fn a_handler_that_is_off_waits_for_one_refusal_and_not_for_one_of_each_record_be
 
 #[test]
 fn refused_records_of_a_key_are_sent_again_one_after_the_other() {
-    let mut bench = Bench::new(1);
-    for offset in 0..3 {
-        bench.deliver(offset..offset + 1, key);
-        bench.finish_emitting(ACK, 1);
-    }
+    let mut bench = emitted(3);
     bench.answer(|_, _| Some(FailureKind::Cluster));
     pass(&mut bench, 100..1_000);
     for offset in 0..3 {
@@ -411,9 +399,7 @@ fn refused_records_of_a_key_are_sent_again_one_after_the_other() {
 
 #[test]
 fn what_a_call_has_emitted_before_an_earlier_record_was_written_again_is_written_again_too() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..1, key);
-    bench.finish_emitting(ACK, 1);
+    let mut bench = emitted(1);
     bench.deliver(1..2, key);
     let mut batch = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     batch.output.emits = vec![emit(0, "out", 1)];
