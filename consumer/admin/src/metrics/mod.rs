@@ -349,6 +349,13 @@ fn refusals(handler: &HandlerReport, families: &mut Families) {
         &labels,
         handler.refused as f64,
     );
+    let help = "Emitted records and dead letters that the producer has and the cluster has not acknowledged";
+    families.gauge(
+        "sluicegate_handler_unacknowledged_emits",
+        help,
+        &labels,
+        handler.unacknowledged as f64,
+    );
 }
 
 fn outcomes(handler: &HandlerReport, families: &mut Families) {

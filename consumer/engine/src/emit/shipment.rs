@@ -11,6 +11,7 @@ use super::counts::EmitCounts;
 use super::delivery::Delivery;
 use super::failure::EmitFailure;
 use crate::dispatch::{Batch, HandlerIx, RecordId};
+use crate::queue::GenerationId;
 
 /// A record in a shipment: one whose emits are shipped, or whose dead letter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +29,30 @@ pub(crate) struct RefusedEmits {
     pub(crate) failure: EmitFailure,
 }
 
+/// A share that waits for nothing but the acknowledgement of its emits, and those before it in its lane: a first attempt that
+/// succeeded. Nearly all that emit are this, so that nothing else is written down about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Its lane, 0 for none.
+    pub(crate) lane: u64,
+    /// Its number in the chain of its lane, if it has one.
+    pub(crate) number: u64,
+    /// It is dropped, not acknowledged.
+    pub(crate) is_dropped: bool,
+}
+
 /// A record of which all that was sent is answered.
 pub(crate) struct Answered {
     /// The handler that emitted.
     pub(crate) handler: HandlerIx,
     /// The record.
     pub(crate) key: RecordId,
+    /// Where its emits are.
+    pub(crate) at: ShippedAt,
+    /// Its share, if nothing else is written down about it.
+    pub(crate) pending: Option<Pending>,
     /// What is not acknowledged.
-    pub(crate) refused: Option<RefusedEmits>,
+    pub(crate) refused: Option<Box<RefusedEmits>>,
 }
 
 /// The emits of one record of a call, or its dead letter.
@@ -47,13 +64,13 @@ pub(super) struct ShippedRecord {
     /// Sent and not answered.
     pub(super) unanswered: u32,
     /// The first refused place, and the failure with the highest precedence.
-    refused: Option<(u32, Box<EmitFailure>)>,
+    refused: Option<Box<(u32, EmitFailure)>>,
     /// Nothing waits for it any more.
     pub(super) released: bool,
     /// It is answered, and not sent again.
     pub(super) over: bool,
-    /// Its bytes, if it is kept apart.
-    pub(super) kept_bytes: u64,
+    /// Its share, if nothing else is written down about it.
+    pub(super) pending: Option<Pending>,
 }
 
 /// What one call has emitted, or the dead letter of a record.
@@ -67,6 +84,10 @@ pub(super) struct Shipment {
     pub(super) acknowledged: Vec<bool>,
     pub(super) records: Vec<ShippedRecord>,
     counts: Option<Arc<EmitCounts>>,
+    /// What ran the call, and when it ended, on the flow's clock; `None` for a dead letter, or if nothing counts any more.
+    pub(super) ran: Option<(Arc<GenerationId>, u64)>,
+    /// Its bytes, if it is of one record that is kept apart.
+    pub(super) kept_bytes: u64,
     /// Records that are not over.
     pub(super) open: u32,
     /// Acknowledged and not counted yet: the place of one, and their number; all have the same topic.
@@ -76,16 +97,16 @@ pub(super) struct Shipment {
 }
 
 impl Shipment {
-    /// What a call has emitted, sorted by its records; those at the places `unsent` were not sent.
-    pub(super) fn of(batch: &mut Batch) -> Self {
+    /// What a call has emitted, sorted by its records, of which the second part has the places in the call.
+    pub(super) fn of(batch: &mut Batch) -> (Self, Vec<u32>) {
         let emits = std::mem::take(&mut batch.output.emits);
         let mut owners = Vec::with_capacity(emits.len());
         let mut records: Vec<ShippedRecord> = Vec::new();
-        let mut last = None;
+        let mut places: Vec<u32> = Vec::new();
         for (place, emit) in emits.iter().enumerate() {
             let place = place as u32;
-            if last != Some(emit.record) {
-                last = Some(emit.record);
+            if places.last() != Some(&emit.record) {
+                places.push(emit.record);
                 let key = batch.keys.get(emit.record as usize);
                 let key = key.copied().unwrap_or(RecordId::NONE);
                 records.push(ShippedRecord::new(key, place));
@@ -101,7 +122,9 @@ impl Shipment {
                 records[owner as usize].unanswered -= 1;
             }
         }
-        Self::new(batch.handler, emits, owners, records, batch.emitted.take())
+        let counts = batch.emitted.take();
+        let shipment = Self::new(batch.handler, emits, owners, records, counts);
+        (shipment, places)
     }
 
     fn new(
@@ -119,6 +142,8 @@ impl Shipment {
             open: records.len() as u32,
             records,
             counts,
+            ran: None,
+            kept_bytes: 0,
             uncounted: (0, 0),
             ended: Vec::new(),
         }
@@ -134,6 +159,7 @@ impl Shipment {
     /// The emits of one record, which wait, apart from the others of its call.
     pub(super) fn split(&mut self, owner: u32) -> Self {
         let record = &mut self.records[owner as usize];
+        debug_assert!(record.pending.is_none(), "its share would be lost");
         record.over = true;
         self.open -= 1;
         let (first, end) = (record.first, record.end);
@@ -158,6 +184,7 @@ impl Shipment {
     pub(super) fn release(&mut self, record: u32) -> bool {
         let released = &mut self.records[record as usize];
         released.released = true;
+        released.pending = None;
         if released.unanswered == 0 && !std::mem::replace(&mut released.over, true) {
             self.open -= 1;
             if self.open > 0 {
@@ -222,21 +249,22 @@ impl Shipment {
         self.uncounted = (place, self.uncounted.1 + 1);
     }
 
-    fn refuse(&mut self, owner: u32, place: u32, mut failure: Box<EmitFailure>) {
+    fn refuse(&mut self, owner: u32, place: u32, mut failure: EmitFailure) {
         // Redacted here rather than where it is shown: it goes to the log, reports, `explain` and headers of dead letters.
         if let Some(counts) = &self.counts {
             failure.topic = counts.shown(&failure.topic);
         }
         let refused = &mut self.records[owner as usize].refused;
-        *refused = Some(match refused.take() {
-            None => (place, failure),
-            Some((first, before)) => {
-                // Of failures with equal precedence, the first record's is reported.
-                let outranks =
-                    failure.kind > before.kind || (failure.kind == before.kind && place < first);
-                (first.min(place), if outranks { failure } else { before })
-            }
-        });
+        let Some(refused) = refused else {
+            *refused = Some(Box::new((place, failure)));
+            return;
+        };
+        let (first, before) = &mut **refused;
+        // Of failures with equal precedence, the first record's is reported.
+        if failure.kind > before.kind || (failure.kind == before.kind && place < *first) {
+            *before = failure;
+        }
+        *first = place.min(*first);
     }
 
     /// Handles an answer. Returns the record that waits for no other answer then.
@@ -245,7 +273,7 @@ impl Shipment {
         let owner = *self.owners.get(place as usize)?;
         match delivery.failure {
             None => self.acknowledge(place),
-            Some(failure) => self.refuse(owner, place, failure),
+            Some(failure) => self.refuse(owner, place, *failure),
         }
         let is_letter = self.emits.is_empty();
         let record = &mut self.records[owner as usize];
@@ -268,9 +296,11 @@ impl Shipment {
         Some(Answered {
             handler: self.handler,
             key: record.key,
-            refused: refused.map(|(_, failure)| RefusedEmits {
-                at,
-                failure: *failure,
+            at,
+            pending: record.pending,
+            refused: refused.map(|refused| {
+                let (_, failure) = *refused;
+                Box::new(RefusedEmits { at, failure })
             }),
         })
     }
@@ -286,7 +316,7 @@ impl ShippedRecord {
             refused: None,
             released: false,
             over: false,
-            kept_bytes: 0,
+            pending: None,
         }
     }
 }

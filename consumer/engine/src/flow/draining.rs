@@ -195,7 +195,7 @@ impl<R: Record> Flow<R> {
                 .is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
         };
         let queues = self.queues.iter().flatten();
-        let busy = queues.filter(|queue| queue.has_unfinished(left));
+        let busy = queues.filter(|queue| queue.has_unfinished(&self.ctx.outbox, left));
         let names = busy.map(|queue| &*queue.settings().name);
         (
             started.iter().filter(|key| left(key)).count(),
@@ -267,7 +267,7 @@ impl<R: Record> Flow<R> {
             .collect();
         // A parked record that no other handler has finished has had no effect: it can run elsewhere.
         let queues = self.queues.iter().flatten();
-        started.extend(queues.flat_map(|queue| queue.started()));
+        started.extend(queues.flat_map(|queue| queue.started(&self.ctx.outbox)));
         started
     }
 

@@ -49,7 +49,7 @@ impl<R: Record> Flow<R> {
         PumpReport {
             partitions,
             handlers: (self.queues.iter().flatten())
-                .flat_map(|queue| queue.report(clock, self.ctx.now_ms))
+                .flat_map(|queue| queue.report(&self.ctx.outbox, clock, self.ctx.now_ms))
                 .collect(),
             topics,
             in_flight_bytes: self.ctx.records.charged() + self.kept_bytes(),

@@ -7,16 +7,32 @@ use super::HandlerQueue;
 use super::batches::InFlightBatch;
 use super::lanes::LaneUse;
 use crate::dispatch::RecordId;
+use crate::emit::outbox::Outbox;
 
 impl HandlerQueue {
     /// What is wrong, if something is. Visits all lanes, batches and deferred shares.
-    pub(crate) fn broken(&self) -> Option<String> {
-        self.broken_counts()
+    pub(crate) fn broken(&self, outbox: &Outbox) -> Option<String> {
+        self.broken_counts(outbox)
+            .or_else(|| self.broken_chain(outbox))
             .or_else(|| self.broken_lane())
             .or_else(|| self.unstarted())
     }
 
-    fn broken_counts(&self) -> Option<String> {
+    /// A linked record that nothing advances.
+    fn broken_chain(&self, outbox: &Outbox) -> Option<String> {
+        let pending: HashSet<RecordId> = outbox.pending(self.ix).map(|(key, ..)| key).collect();
+        if let Some(key) = pending
+            .iter()
+            .find(|key| self.deferred.get(**key).is_some())
+        {
+            return Some(format!("{key:?} is both pending and deferred"));
+        }
+        let mut linked = self.chains.all();
+        let lost = linked.find(|key| !pending.contains(key) && self.deferred.get(*key).is_none());
+        lost.map(|key| format!("{key:?} is linked and neither pending nor deferred"))
+    }
+
+    fn broken_counts(&self, outbox: &Outbox) -> Option<String> {
         if !self.arrived.is_empty() {
             return Some("records of a run have arrived and are not queued".to_owned());
         }
@@ -24,7 +40,7 @@ impl HandlerQueue {
         let held = deferred.filter(|(_, share)| share.holds()).count();
         let held = (held + self.chains.troubled().count()) as u32;
         let passing = self.deferred.iter().filter(|(_, share)| share.is_passing());
-        if passing.count() as u32 != self.passing {
+        if (passing.count() + outbox.pending(self.ix).count()) as u32 != self.passing {
             return Some(format!("{} passing shares are counted", self.passing));
         }
         if held != self.held {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A share is a record × handler. Where it is follows from who has it (backlog, lane, batch, `deferred`); its state is
-//! written down only while it is deferred, so a record that succeeds at once costs nothing here. A queue reaches nothing but
+//! written down only while it is deferred, so a record that succeeds at once costs nothing here, and one that also emits only a place
+//! in a chain (`pending`). A queue reaches nothing but
 //! itself and its `Context`: no other handler's queue, no route, no commit.
 
 mod backoff;
@@ -28,9 +29,11 @@ pub(crate) mod deferred;
 mod errors;
 mod lane;
 mod lanes;
+mod links;
 mod log;
 mod order;
 mod outcomes;
+mod pending;
 mod produce;
 mod published;
 mod refusals;
@@ -50,6 +53,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::dispatch::{BatchId, HandlerIx, OwnedPartition, RecordId};
+use crate::emit::outbox::Outbox;
 use crate::record::Record;
 use crate::records::Records;
 use crate::source::AssignmentId;
@@ -120,7 +124,8 @@ pub(crate) struct HandlerQueue {
     cost_ns: u64,
     /// Shares and troubles that hold a lane.
     held: u32,
-    /// Shares that wait for the producer, or for those before them, and hold no lane.
+    /// Shares that wait for the producer, or for those before them, and hold no lane: pending ones (see [`pending`]), and deferred
+    /// ones.
     passing: u32,
     counts: VersionCounts,
     errors: HandlerErrors,
@@ -267,6 +272,7 @@ impl HandlerQueue {
         self.in_flight_records == 0
             && self.backlog.is_empty()
             && self.deferred.is_empty()
+            && self.passing == 0
             && self.lanes.waiters() == 0
     }
 
@@ -367,6 +373,7 @@ impl HandlerQueue {
         gone: &HashSet<RecordId>,
     ) -> Vec<u64> {
         self.take_queued(ctx, |key| gone.contains(&key));
+        self.defer_all_pending(ctx);
         let mine = self.deferred.iter().map(|(key, _)| key);
         let mut mine: Vec<RecordId> = mine.filter(|key| gone.contains(key)).collect();
         mine.sort_unstable();
@@ -383,20 +390,23 @@ impl HandlerQueue {
     }
 
     /// Records that it has started: with a worker, or waiting for the producer. A parked record has had no effect yet.
-    pub(crate) fn started(&self) -> impl Iterator<Item = RecordId> {
-        let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
+    pub(crate) fn started(&self, outbox: &Outbox) -> impl Iterator<Item = RecordId> {
         let deferred = self.deferred.iter();
         let deferred = deferred.filter(|(_, share)| !share.state.is_parked());
-        submitted
-            .flat_map(|batch| batch.keys.iter().copied())
+        self.submitted()
+            .chain(outbox.pending(self.ix).map(|(key, ..)| key))
             .chain(deferred.map(|(key, _)| key))
     }
 
     /// Whether one of the records that `wanted` selects is with a worker, parked, or with the producer.
-    pub(crate) fn has_unfinished(&self, wanted: impl Fn(&RecordId) -> bool) -> bool {
-        let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
-        let mut keys = submitted.flat_map(|batch| &batch.keys);
-        keys.any(&wanted) || self.deferred.iter().any(|(key, _)| wanted(&key))
+    pub(crate) fn has_unfinished(
+        &self,
+        outbox: &Outbox,
+        wanted: impl Fn(&RecordId) -> bool,
+    ) -> bool {
+        self.submitted().any(|key| wanted(&key))
+            || self.deferred.iter().any(|(key, _)| wanted(&key))
+            || outbox.pending(self.ix).any(|(key, ..)| wanted(&key))
     }
 
     /// Ends the calls with records that `wanted` selects, each after its current record.
@@ -489,7 +499,7 @@ impl HandlerQueue {
         if lingering.is_empty() {
             return false;
         }
-        let held = self.slots(&ctx.records);
+        let held = self.slots(ctx);
         lingering.retain(|(slot, _)| held.contains(slot));
         let some = !lingering.is_empty();
         owned.append(&mut lingering);
@@ -498,9 +508,9 @@ impl HandlerQueue {
     }
 
     /// The partitions of its records: queued, with a worker, parked, or with the producer.
-    fn slots<R: Record>(&self, records: &Records<R>) -> BTreeSet<AssignmentId> {
+    fn slots<R: Record>(&self, ctx: &Context<R>) -> BTreeSet<AssignmentId> {
         let mut held = BTreeSet::new();
-        let mut hold = |key| held.extend(records.slab.get(key).map(|entry| entry.slot));
+        let mut hold = |key| held.extend(ctx.records.slab.get(key).map(|entry| entry.slot));
         self.backlog.iter().copied().for_each(&mut hold);
         self.lanes.waiting().for_each(&mut hold);
         for batch in self.batches.iter() {
@@ -508,6 +518,8 @@ impl HandlerQueue {
             keys.iter().copied().for_each(&mut hold);
         }
         self.deferred.iter().for_each(|(key, _)| hold(key));
+        let pending = ctx.outbox.pending(self.ix);
+        pending.for_each(|(key, ..)| hold(key));
         held
     }
 

@@ -43,6 +43,7 @@ impl HandlerQueue {
             entry.map(|entry| (entry.slot, entry.offset()))
         };
         self.backlog.make_contiguous().sort_by_key(place);
+        self.defer_all_pending(ctx);
         self.move_deferred(ctx);
     }
 

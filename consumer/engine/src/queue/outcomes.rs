@@ -20,10 +20,12 @@ use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 
 use super::HandlerQueue;
 use super::backoff::MAX_REQUESTED_DELAY_MS;
+use super::batches::Ended;
 use super::context::Context;
 use super::deferred::{Attempt, Ending, Share, ShareState};
 use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
+use super::targets::GenerationId;
 use crate::dispatch::{Batch, BatchId, RecordId};
 use crate::emit::EmitToken;
 use crate::emit::shipment::ShippedAt;
@@ -46,16 +48,15 @@ struct Emitting {
 
 impl Emitting {
     /// Hands what the batch has emitted over to the outbox.
-    fn ship<R: Record>(ctx: &mut Context<R>, batch: &mut Batch) -> Self {
-        let mut records: Vec<u32> = Vec::new();
-        for emit in &batch.output.emits {
-            if records.last() != Some(&emit.record) {
-                records.push(emit.record);
-            }
-        }
-        if !records.is_empty() {
-            ctx.outbox.ship(batch);
-        }
+    fn ship<R: Record>(
+        ctx: &mut Context<R>,
+        batch: &mut Batch,
+        ran_by: &Arc<GenerationId>,
+    ) -> Self {
+        let records = match batch.output.emits.is_empty() {
+            true => Vec::new(),
+            false => ctx.outbox.ship(batch, ran_by, ctx.now_ms),
+        };
         Self {
             records: records.into_iter().peekable(),
             asked: 0,
@@ -95,18 +96,9 @@ impl HandlerQueue {
             self.batches.recycle(batch);
             return false;
         }
-        let ended = self.end_batch(ctx, batch.id);
-        self.in_flight_records -= batch.keys.len() as u32;
-        self.in_flight_bytes -= batch.bytes;
-        self.open.unblock();
-        let is_run = |outcome: &&RawOutcome| outcome.code != outcome_code::NOT_RUN;
-        let run = batch.outcomes.iter().filter(is_run).count();
-        self.learn_cost(run as u32, batch.elapsed_us);
-        if !ended.recalled && !ended.stopped {
-            self.back_off_after(ctx, run, batch.elapsed_us);
-        }
+        let ended = self.call_ended(ctx, &batch);
         let ran_by = ended.ran_by.unwrap_or_else(|| self.current.clone());
-        let mut emitting = Emitting::ship(ctx, &mut batch);
+        let mut emitting = Emitting::ship(ctx, &mut batch, &ran_by);
         let (mut acked, mut succeeded) = (0, false);
         let mut settled = SettledRun::default();
         let mut back = Vec::new();
@@ -119,7 +111,7 @@ impl HandlerQueue {
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
             let is_first = attempt == 1 && self.deferred.get(key).is_none();
-            let is_plain = is_first && !self.chains.has(lane) && !emitting.is_next(i);
+            let is_plain = is_first && !emitting.is_next(i) && !self.chains.has(lane);
             if outcome.code == outcome_code::ACK && is_plain {
                 let counts = (ctx.records).return_settled(&mut settled, key, record, ctx.now_ms);
                 acked += u64::from(counts);
@@ -131,16 +123,23 @@ impl HandlerQueue {
                 // Other records may have waited in the lane since before this batch.
                 freed.push(lane);
             }
-            let returned = Attempt::new(key, lane, attempt, &ran_by);
+            let returned = || Attempt::new(key, lane, attempt, &ran_by);
             // A cancelled call may request a retry of a record that is still owned: no attempt is counted for it.
             let cancelled = ended.recalled && outcome.code == outcome_code::RETRY;
             if outcome.code == outcome_code::NOT_RUN || cancelled {
-                back.push(returned);
+                back.push(returned());
                 continue;
             }
             let shipped = emitting.at(ctx, &batch, i);
+            if let Some(at) = shipped
+                && is_first
+                && self.pend(ctx, (key, lane), at, &ran_by, outcome.code)
+            {
+                succeeded = true;
+                continue;
+            }
             let detail = detail_of(&batch, outcome);
-            self.outcome(ctx, &returned, outcome, shipped, detail);
+            self.outcome(ctx, &returned(), outcome, shipped, detail);
         }
         ctx.records.end_run(&mut settled, ctx.now_ms);
         batch.records = records;
@@ -160,6 +159,21 @@ impl HandlerQueue {
         ended.stopped
     }
 
+    /// A call has returned: what was counted for it is over.
+    fn call_ended<R: Record>(&mut self, ctx: &mut Context<R>, batch: &Batch) -> Ended {
+        let ended = self.end_batch(ctx, batch.id);
+        self.in_flight_records -= batch.keys.len() as u32;
+        self.in_flight_bytes -= batch.bytes;
+        self.open.unblock();
+        let is_run = |outcome: &&RawOutcome| outcome.code != outcome_code::NOT_RUN;
+        let run = batch.outcomes.iter().filter(is_run).count();
+        self.learn_cost(run as u32, batch.elapsed_us);
+        if !ended.recalled && !ended.stopped {
+            self.back_off_after(ctx, run, batch.elapsed_us);
+        }
+        ended
+    }
+
     /// Handles the producer's answers that came before the call had ended.
     fn answer_early<R: Record>(&mut self, ctx: &mut Context<R>, shipment: EmitToken) {
         let early = ctx.outbox.take_early(shipment);
@@ -168,8 +182,8 @@ impl HandlerQueue {
         }
         let mut answered = Vec::new();
         ctx.outbox.answer(early, &mut answered);
-        for one in answered {
-            self.produced(ctx, one.key, one.refused);
+        for mut one in answered {
+            self.produced(ctx, &mut one);
         }
     }
 

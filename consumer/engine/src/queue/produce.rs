@@ -27,7 +27,7 @@ use super::refusals::ProduceKind;
 use super::targets::GenerationId;
 use crate::dispatch::RecordId;
 use crate::emit::outbox::answer_unsent;
-use crate::emit::shipment::{RefusedEmits, ShippedAt};
+use crate::emit::shipment::{Answered, RefusedEmits, ShippedAt};
 use crate::emit::{EmitFailure, FailureKind, Way};
 use crate::record::Record;
 use crate::settlement::{RetryPolicy, dead_letter};
@@ -48,15 +48,18 @@ const RESEND: RetryPolicy = RetryPolicy {
 
 impl HandlerQueue {
     /// The producer has answered for all emits of a record that were sent, or for its dead letter.
-    pub(crate) fn produced<R: Record>(
-        &mut self,
-        ctx: &mut Context<R>,
-        key: RecordId,
-        refused: Option<RefusedEmits>,
-    ) {
-        if refused.is_none() && self.settle_emitted(ctx, key) {
+    pub(crate) fn produced<R: Record>(&mut self, ctx: &mut Context<R>, one: &mut Answered) {
+        let key = one.key;
+        if one.refused.is_none()
+            && match one.pending {
+                Some(pending) => self.settle_pending(ctx, one, pending),
+                None => self.settle_emitted(ctx, key),
+            }
+        {
             return;
         }
+        self.defer_pending(ctx, key, one.at);
+        let refused = one.refused.take();
         let Some(share) = self.deferred.get(key).cloned() else {
             ctx.outbox.forget(refused);
             return;
@@ -64,9 +67,9 @@ impl HandlerQueue {
         match (share.state, refused) {
             (ShareState::Emitting, None) => self.done(ctx, key, share),
             (ShareState::Emitting, Some(refused)) if share.linked.is_some() => {
-                self.refused_in_lane(ctx, key, share, refused);
+                self.refused_in_lane(ctx, key, share, *refused);
             }
-            (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, refused),
+            (ShareState::Emitting, Some(refused)) => self.emits_refused(ctx, key, share, *refused),
             (ShareState::DeadLettering, None) => {
                 self.log_dead_letter(ctx, key, &share);
                 let ending = Ending::Written;

@@ -8,6 +8,7 @@ use super::lane::{lane_of, lane_of_key};
 use super::refusals::ProduceKind;
 use crate::clock::WallClock;
 use crate::dispatch::RecordId;
+use crate::emit::outbox::Outbox;
 use crate::record::Record;
 use crate::records::Records;
 use crate::status::{
@@ -29,6 +30,7 @@ impl HandlerQueue {
     /// Reports the handler, a row for each version of its plugin, the present one last.
     pub(crate) fn report(
         &self,
+        outbox: &Outbox,
         clock: WallClock,
         now_ms: u64,
     ) -> impl Iterator<Item = HandlerFlowReport> {
@@ -47,6 +49,7 @@ impl HandlerQueue {
         rows.push(HandlerFlowReport {
             version: present.version,
             outcomes: present.outcomes,
+            unacknowledged: u64::from(outbox.unanswered(self.ix)),
             ..self.report_now(clock, now_ms)
         });
         rows.into_iter()
@@ -124,10 +127,14 @@ impl HandlerQueue {
             let waits_for = match self.deferred.predecessor(key, share) {
                 Some(behind) if is_due => WaitsFor::Lane { behind },
                 None if is_due && self.changes_order() => WaitsFor::Order,
-                None if is_due => WaitsFor::Worker,
+                None if is_due => self.waits_for_room(&ctx.outbox),
                 _ => waits_for,
             };
             return Some(held(attempt, share.since_ms, waits_for));
+        }
+        let mut pending = ctx.outbox.pending(self.ix);
+        if let Some((.., since_ms)) = pending.find(|(pending, ..)| *pending == key) {
+            return Some(held(1, since_ms, WaitsFor::Emits { refused: None }));
         }
         let attempt = share.map_or(1, |share| share.attempt);
         if let Some((submitted_ms, waits_for)) = self.waits_in_call(ctx, key) {
@@ -142,7 +149,7 @@ impl HandlerQueue {
             let waits_for = match !self.settings.targets.is_empty() && self.has_failed() {
                 true => WaitsFor::FailedHandler,
                 false if in_backlog && self.changes_order() => WaitsFor::Order,
-                false => WaitsFor::Worker,
+                false => self.waits_for_room(&ctx.outbox),
             };
             return Some(held(attempt, time.queued_ms, waits_for));
         }
@@ -150,11 +157,21 @@ impl HandlerQueue {
             let waits_for = match self.lane_holder(records, key) {
                 Some(behind) => WaitsFor::Lane { behind },
                 None if self.changes_order() => WaitsFor::Order,
-                None => WaitsFor::Worker,
+                None => self.waits_for_room(&ctx.outbox),
             };
             return Some(held(attempt, time.queued_ms, waits_for));
         }
         None
+    }
+
+    /// What a record waits for that may start, but for the handler's bounds.
+    fn waits_for_room(&self, outbox: &Outbox) -> WaitsFor {
+        match self.backed_up {
+            true => WaitsFor::Producer {
+                unacknowledged: outbox.unanswered(self.ix),
+            },
+            false => WaitsFor::Worker,
+        }
     }
 
     /// A record that is done waits for the first one of its lane.

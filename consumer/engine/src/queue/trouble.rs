@@ -35,6 +35,7 @@ impl HandlerQueue {
             let topics = ctx.outbox.refusing_topics(refused.at);
             if self.chains.begin_trouble(lane, number + 1, &topics) {
                 self.hold(lane);
+                self.defer_pending_of(ctx, lane);
             }
         }
         let share = self.refuse(ctx, key, share, refused.failure, Some(refused.at));

@@ -15,6 +15,11 @@ pub enum WaitsFor {
     },
     /// A free worker, or capacity within the handler's in-flight limits.
     Worker,
+    /// Acknowledgements of what the handler emitted for other records: the producer has so much of it that nothing is added.
+    Producer {
+        /// Emitted records and dead letters of the handler, in this pump, that the cluster has not acknowledged.
+        unacknowledged: u32,
+    },
     /// The handler's outcome: the record is being handled.
     Handler,
     /// The end of its call, which is at another record: it was handled before that one, or is handled after it.
@@ -94,6 +99,9 @@ impl WaitsFor {
         match self {
             Self::Lane { behind } => format!("offset {behind}, which holds its lane"),
             Self::Worker => "a free worker".to_owned(),
+            Self::Producer { unacknowledged } => format!(
+                "acknowledgements of {unacknowledged} records that the handler emitted; if there are none, check the brokers"
+            ),
             Self::Handler => "the handler's outcome".to_owned(),
             Self::Call { runs } => format!("the end of its call, which is at offset {runs}"),
             Self::Retry { at_ms } => {

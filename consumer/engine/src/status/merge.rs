@@ -221,6 +221,7 @@ impl Handlers {
         handler.parked += flow.parked;
         handler.refusals += flow.refusals;
         handler.refused += flow.refused;
+        handler.unacknowledged += flow.unacknowledged;
         handler.problems.extend(flow.problems);
         handler.outcomes.add(&flow.outcomes);
         let held = handler.held_since_ms.into_iter().chain(flow.held_since_ms);

@@ -243,6 +243,9 @@ pub struct HandlerFlowReport {
     /// Records waiting for another produce attempt.
     #[serde(default)]
     pub refused: u64,
+    /// Its emitted records and dead letters that the producer has and the cluster has not acknowledged.
+    #[serde(default)]
+    pub unacknowledged: u64,
     /// Why they are waiting, by topic.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
@@ -438,6 +441,9 @@ pub struct HandlerReport {
     /// Records waiting for another produce attempt; each blocks its lane.
     #[serde(default)]
     pub refused: u64,
+    /// Its emitted records and dead letters that the producer has and the cluster has not acknowledged.
+    #[serde(default)]
+    pub unacknowledged: u64,
     /// Since when it has been failed or unhealthy, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,

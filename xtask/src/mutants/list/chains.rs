@@ -74,4 +74,29 @@ pub(super) const CHAINS: &[Mutant] = &[
         what: "a newer generation runs only the first record of a lane again, behind the later ones",
         suite: FLOW,
     },
+    Mutant {
+        name: "pending-out-of-turn",
+        what: "a record whose emits are acknowledged settles before an earlier one of its lane",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "pending-not-in-trouble",
+        what: "what waits for its acknowledgement behind a refused record is not written again",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "pending-not-left",
+        what: "records that wait for their acknowledgement stay here although their partition is left to its next owner",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "pending-not-started",
+        what: "a record whose emits are with the producer is left to the next owner, who writes them again",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "pending-keeps-its-order",
+        what: "records that wait for their acknowledgement do not move to their lanes of a new order",
+        suite: SIMULATION,
+    },
 ];

@@ -431,6 +431,12 @@ fn a_handler_of_which_the_producer_has_too_much_starts_nothing_until_it_has_answ
     bench.finish_emitting(ACK, EMITS);
     bench.deliver(2..3, |offset| Some(offset.to_string()));
     assert!(running(&bench).is_empty(), "20,002 emits are unanswered");
+    let unacknowledged = 20_002;
+    let waits = bench.waits_for(Some(2));
+    assert_eq!(waits, WaitsFor::Producer { unacknowledged });
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let report = bench.flow.report(clock, |_| None).handlers.remove(0);
+    assert_eq!(report.unacknowledged, u64::from(unacknowledged));
     assert_eq!(
         bench.finish(1, |_| ACK),
         [0, 1, 2],
@@ -443,7 +449,46 @@ fn a_handler_of_which_the_producer_has_too_much_starts_nothing_until_it_has_answ
     bench.flow.receive(PumpMessage::Delivered(answers));
     bench.flow.dispatch();
     assert_eq!(running(&bench), [2], "fewer than 20,000");
+    assert_eq!(bench.waits_for(Some(2)), WaitsFor::Handler);
     bench.flow.receive(PumpMessage::Delivered(rest));
     assert_eq!(bench.finish(0, |_| ACK), [2]);
     assert_eq!(bench.frontier(), 3);
+}
+
+/// A handler whose emits of two records are with the producer; with keys, of one lane.
+fn with_producer(key: impl Fn(i64) -> Option<String>) -> Bench {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..2, key);
+    bench.finish_emitting(ACK, 1);
+    assert_eq!(bench.flow.broken_queue(), None);
+    bench
+}
+
+#[test]
+fn what_is_with_the_producer_has_started_and_is_explained() {
+    for keyed in [true, false] {
+        let mut bench = with_producer(|offset| key(offset).filter(|_| keyed));
+        let waits = bench.waits_for(Some(1));
+        assert_eq!(waits, WaitsFor::Emits { refused: None });
+        bench.deliver(2..4, key);
+        bench.flow.start_drain(&[bench.slot], 10_000);
+        bench.finish(0, |_| outcome_code::NOT_RUN);
+        assert!(!bench.flow.is_drained(&[bench.slot]), "it is waited for");
+        assert_eq!(bench.flow.broken_queue(), None);
+        assert_eq!(bench.answer_producer().len(), 2);
+        assert!(bench.flow.is_drained(&[bench.slot]));
+        assert_eq!(bench.flow.commits_due()[0].offset, 2);
+    }
+}
+
+#[test]
+fn what_is_with_the_producer_goes_with_its_partition() {
+    for keyed in [true, false] {
+        let mut bench = with_producer(|offset| key(offset).filter(|_| keyed));
+        bench.flow.release(&[bench.slot]);
+        assert_eq!(bench.flow.broken_queue(), None);
+        assert_eq!(bench.answer_producer().len(), 2);
+        assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
+        assert_eq!((bench.flow.shipments(), bench.outcomes().ack), (0, 0));
+    }
 }
