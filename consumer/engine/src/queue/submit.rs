@@ -525,7 +525,8 @@ fn is_full(batch: &Batch, limit: u32) -> bool {
 }
 
 /// Lends a record to a batch. Returns its charge; `None` if its bytes are gone.
-#[inline]
+// Inlined, so that the record is built where it is kept and not copied there.
+#[inline(always)]
 fn push_into<R: Record>(
     batch: &mut Batch,
     key: RecordId,
