@@ -12,11 +12,14 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one node may take to answer before the question is asked again: it can be frozen, and another one then answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_DEADLINE: Duration = Duration::from_secs(180);
 
 /// A record to write.
@@ -106,6 +109,7 @@ impl Read {
 }
 
 /// A client of one cluster.
+#[derive(Clone)]
 pub struct Client {
     bootstrap: String,
 }
@@ -187,16 +191,22 @@ impl Client {
         });
     }
 
+    /// What the nodes that answer know about one topic, or about all.
+    pub(crate) fn metadata(&self, topic: Option<&str>) -> Metadata {
+        crate::wait::wait_for("metadata of topics", TIMEOUT, || {
+            let consumer: BaseConsumer = self.config().create().expect("a consumer");
+            let found = consumer.fetch_metadata(topic, ANSWER_TIMEOUT);
+            found.map_err(|error| error.to_string())
+        })
+    }
+
     /// The partitions of a topic that have a leader; empty if the topic does not exist.
     ///
     /// # Panics
     /// If the broker does not answer.
     #[must_use]
     pub fn partitions(&self, topic: &str) -> Vec<i32> {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
-        let metadata = consumer
-            .fetch_metadata(Some(topic), TIMEOUT)
-            .expect("metadata of a topic");
+        let metadata = self.metadata(Some(topic));
         let topics = metadata
             .topics()
             .iter()
@@ -218,11 +228,7 @@ impl Client {
     /// If the broker does not answer.
     #[must_use]
     pub fn topics(&self) -> Vec<String> {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
-        let metadata = consumer
-            .fetch_metadata(None, TIMEOUT)
-            .expect("metadata of all topics");
-        metadata
+        self.metadata(None)
             .topics()
             .iter()
             .map(|topic| topic.name().to_owned())
@@ -277,7 +283,7 @@ impl Client {
                 &format!("the offsets of {topic}/{partition}"),
                 TIMEOUT,
                 || {
-                    let found = consumer.fetch_watermarks(topic, partition, TIMEOUT);
+                    let found = consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT);
                     found.map_err(|error| error.to_string())
                 },
             )
@@ -370,14 +376,11 @@ impl Client {
     /// # Panics
     /// If they are not in time.
     pub fn await_in_sync(&self, topic: &str) {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
         crate::wait::wait_for(
             &format!("the replicas of {topic} to be in sync"),
             TIMEOUT,
             || {
-                let metadata = consumer
-                    .fetch_metadata(Some(topic), TIMEOUT)
-                    .map_err(|error| error.to_string())?;
+                let metadata = self.metadata(Some(topic));
                 let partitions = metadata
                     .topics()
                     .iter()

@@ -1,8 +1,9 @@
 //! Operations on existing topics: adding partitions, and querying leaders.
 
+use std::collections::BTreeMap;
+
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::client::{Client, TIMEOUT, block_on};
 
@@ -30,15 +31,22 @@ impl Client {
     /// If the broker does not answer.
     #[must_use]
     pub fn leader(&self, topic: &str, partition: i32) -> i32 {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
-        let metadata = consumer
-            .fetch_metadata(Some(topic), TIMEOUT)
-            .expect("metadata of a topic");
+        self.leaders(topic).get(&partition).copied().unwrap_or(-1)
+    }
+
+    /// The leader of every partition of a topic; negative where there is none.
+    ///
+    /// # Panics
+    /// If no broker answers.
+    #[must_use]
+    pub fn leaders(&self, topic: &str) -> BTreeMap<i32, i32> {
+        let metadata = self.metadata(Some(topic));
         let partitions = metadata
             .topics()
             .iter()
             .flat_map(|topic| topic.partitions());
-        let found = partitions.into_iter().find(|found| found.id() == partition);
-        found.map_or(-1, |found| found.leader())
+        partitions
+            .map(|found| (found.id(), found.leader()))
+            .collect()
     }
 }

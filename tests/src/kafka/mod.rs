@@ -273,6 +273,15 @@ impl Kafka {
         process.wait(Duration::from_secs(60)).map(drop)
     }
 
+    /// Sends `signal` to a node (counted from 0) without waiting: SIGSTOP freezes it, and SIGCONT ends that.
+    ///
+    /// # Panics
+    /// If the node is not running.
+    pub fn signal_node(&self, index: usize, signal: Signal) {
+        let process = self.own().nodes[index].process.as_ref();
+        process.expect("a node that runs").signal(signal);
+    }
+
     /// Starts a stopped node again with its data and waits until it serves.
     ///
     /// # Errors
