@@ -8,6 +8,7 @@ mod beginnings;
 mod bridge;
 mod bridge_command;
 mod control_keys;
+mod coordinators;
 mod deleted_topics;
 mod demo;
 mod emits;

@@ -12,7 +12,14 @@ use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka_sys as sys;
 use sluicegate_engine::source::TopicPartition;
 
+#[cfg(raw_headers)]
+use super::sluicegate_headers_shim_fits;
 use super::{Connection, ListEntry, describe, entry_of, list_entries_at};
+
+#[cfg(raw_headers)]
+unsafe extern "C" {
+    fn sluicegate_forget_coordinators(client: *mut sys::rd_kafka_t);
+}
 
 // Codes are read as numbers: a newer broker may send one that the bindings' enums do not have.
 unsafe extern "C" {
@@ -93,6 +100,15 @@ impl<C: ConsumerContext> Connection<C> {
         self.consumer().client().native_ptr()
     }
 
+    /// Lets the next request find its group's coordinator, which can have moved since an earlier one.
+    fn forget_coordinators(&self) {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0 {
+            // SAFETY: the client is alive.
+            unsafe { sluicegate_forget_coordinators(self.client()) }
+        }
+    }
+
     /// Requests the offsets that `group` has committed for partitions; offsets of open transactions are an error until
     /// they are decided.
     pub(crate) fn ask_committed(
@@ -105,6 +121,7 @@ impl<C: ConsumerContext> Connection<C> {
         let Ok(group) = CString::new(group) else {
             return false;
         };
+        self.forget_coordinators();
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
         let Some(options) = self.options(operation, token, timeout) else {
             return false;

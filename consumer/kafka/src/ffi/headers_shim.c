@@ -77,6 +77,24 @@ int sluicegate_fetch_error(const rd_kafka_topic_t *app_topic,
         return error;
 }
 
+static rd_kafka_op_res_t forget_coordinators(rd_kafka_t *client,
+                                             rd_kafka_q_t *queue,
+                                             rd_kafka_op_t *op) {
+        (void)queue;
+        (void)op;
+        rd_kafka_coord_cache_destroy(&client->rk_coord_cache);
+        return RD_KAFKA_OP_RES_HANDLED;
+}
+
+/* Before later requests about groups, the client asks which broker coordinates them. librdkafka keeps the answer for as long
+ * as it is in use, even if that broker answers that it is not the coordinator, or has left the cluster: it then waits for a
+ * connection that is not made. Its own thread does this, before the requests that are made after this call. */
+void sluicegate_forget_coordinators(rd_kafka_t *client) {
+        rd_kafka_q_enq(client->rk_ops,
+                       rd_kafka_op_new_cb(client, RD_KAFKA_OP_COORD_QUERY,
+                                          forget_coordinators));
+}
+
 /* Whether the loaded library is the one whose headers this was compiled with. */
 int sluicegate_headers_shim_fits(void) {
         return rd_kafka_version() == RD_KAFKA_VERSION;
