@@ -227,7 +227,6 @@ impl KafkaSource {
             return;
         }
         let mut context = Context {
-            generation: connection.generation(),
             is_static: self.is_static,
             connection,
             group: &self.group,

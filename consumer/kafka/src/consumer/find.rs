@@ -30,12 +30,14 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// timeout the request fails with its connection, or is answered when the coordinator returns.
 const COMMITTED_TIMEOUT: Duration = Duration::from_hours(1);
 
+/// Number of pending requests from which on none is made again for want of an answer.
+const MAX_QUESTIONS: usize = 32;
+
 /// The source's group, config and connection, as the lookup needs them.
 pub(super) struct Context<'a> {
     pub(super) connection: &'a mut Connection<Callbacks>,
     pub(super) group: &'a str,
     pub(super) read_committed: bool,
-    pub(super) generation: Option<i32>,
     pub(super) is_static: bool,
     pub(super) timeout: Duration,
 }
@@ -49,8 +51,8 @@ struct Wanted {
     failures: u32,
     /// When the request is due; `None` while one is pending.
     due: Option<Instant>,
-    /// The pending request. A response to a request of an earlier assignment is ignored: another member may have
-    /// committed since.
+    /// The first pending request. A response to an earlier one is ignored: it is of an earlier assignment, and another member may
+    /// have committed since.
     question: Option<usize>,
     /// When it was sent, or last reported as unanswered.
     asked: Instant,
@@ -141,10 +143,12 @@ impl Finder {
                     topics,
                 } => {
                     partitions.retain(|at| self.awaits(at, token));
+                    self.is_answered(&partitions);
                     self.committed(partitions, topics, answer, context, out);
                 }
                 Question::Offsets { mut open } => {
                     open.retain(|one| self.awaits(&one.at, token));
+                    self.is_answered(&places(&open));
                     self.offsets(open, answer, context, out);
                 }
             }
@@ -260,6 +264,7 @@ impl Finder {
         }
         let mut found = Vec::new();
         let mut open = Vec::new();
+        let generation = context.connection.generation();
         for at in partitions {
             if let Some(reason) = refused.get(&at) {
                 let reason = format!("cannot read the committed offset: {reason}");
@@ -282,7 +287,7 @@ impl Finder {
                     topic_id: topic.id,
                     commit: commits.get(&at),
                     others: &others,
-                    generation: context.generation,
+                    generation,
                     is_static: context.is_static,
                     start,
                 },
@@ -405,11 +410,19 @@ impl Finder {
         }
     }
 
-    /// Reports partitions whose request has been pending for `timeout`, and again after each further one. It stays pending.
+    /// Reports partitions whose request has been pending for `timeout`, and again after each further one. A request for commits is
+    /// made again: it may wait for a coordinator that has left the cluster. The first response counts.
     fn report_unanswered(&mut self, timeout: Duration, out: &mut Vec<SourceEvent>) {
+        let may_ask = self.questions.len() < MAX_QUESTIONS;
         for wanted in &mut self.wanted {
-            if wanted.question.is_some() && wanted.asked.elapsed() >= timeout {
+            if let Some(token) = wanted.question
+                && wanted.asked.elapsed() >= timeout
+            {
                 wanted.asked = Instant::now();
+                let question = self.questions.get(&token);
+                if may_ask && matches!(question, Some(Question::Committed { .. })) {
+                    wanted.due = Some(wanted.asked);
+                }
                 out.push(SourceEvent::NotFound {
                     at: wanted.at.clone(),
                     reason: "the brokers have not answered yet".to_owned(),
@@ -423,8 +436,17 @@ impl Finder {
         for wanted in &mut self.wanted {
             if partitions.contains(&wanted.at) {
                 wanted.due = None;
-                wanted.question = Some(token);
+                wanted.question.get_or_insert(token);
                 wanted.asked = Instant::now();
+            }
+        }
+    }
+
+    /// The requests for these partitions are over.
+    fn is_answered(&mut self, partitions: &[TopicPartition]) {
+        for wanted in &mut self.wanted {
+            if partitions.contains(&wanted.at) {
+                wanted.question = None;
             }
         }
     }
@@ -433,7 +455,7 @@ impl Finder {
     fn awaits(&self, at: &TopicPartition, token: usize) -> bool {
         self.wanted
             .iter()
-            .any(|wanted| wanted.at == *at && wanted.question == Some(token))
+            .any(|wanted| wanted.at == *at && wanted.question.is_some_and(|first| first <= token))
     }
 
     fn start_of(&self, at: &TopicPartition) -> StartAt {
