@@ -66,7 +66,7 @@ func client(bootstrap, in, out string, partitions int64) *kgo.Client {
 		// Idempotent by default.
 		kgo.DefaultProduceTopic(out),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerLinger(time.Millisecond),
+		kgo.ProducerLinger(5*time.Millisecond),
 		kgo.ProducerBatchMaxBytes(1_000_000),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 		kgo.MaxBufferedRecords(100_000),

@@ -111,7 +111,7 @@ public final class Relay {
             "bootstrap.servers", bootstrap,
             "enable.idempotence", "true",
             "acks", "all",
-            "linger.ms", "1",
+            "linger.ms", "5",
             "batch.size", "1000000",
             "buffer.memory", Long.toString(98_681L << 10),
             "compression.type", "none");

@@ -88,11 +88,11 @@ const CONNECTION: [&str; 13] = [
 /// Producer keys that override any setting: a record counts as produced once every replica has it, exactly once.
 const PRODUCER_OWNED: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
 
-/// Producer keys that the user may override. A record waits for its emits, so the linger is short; keys map to the
-/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait. For a
-/// cluster that is away, records wait without limit: it causes backpressure and not refusals.
+/// Producer keys that the user may override. The linger is librdkafka's own, named because it is a decision (ADR 0037); keys map
+/// to the partitions that the Java client would choose; a missing topic is reported soon, because its records only wait. For
+/// a cluster that is away, records wait without limit: it causes backpressure and not refusals.
 const PRODUCER_TUNED: [(&str, &str); 5] = [
-    ("linger.ms", "1"),
+    ("linger.ms", "5"),
     ("message.timeout.ms", "0"),
     ("partitioner", "murmur2_random"),
     ("queue.buffering.max.messages", "100000"),

@@ -271,7 +271,7 @@ const CONSUMING: &str = "Every key is equally frequent. All contenders link the 
 
 const RELAYING: &str = "Each contender consumes a topic and produces to another with an idempotent producer and \
      `acks=all`; a run ends when the last record is acknowledged, and is valid only if the output topic then has exactly \
-     the expected number of records. Rates count input records. All linger for 1 ms, compress nothing, and have the same \
+     the expected number of records. Rates count input records. All linger for 5 ms, compress nothing, and have the same \
      limits on fetches, batches and buffers, as far as the clients have them. The bare loop takes batches of 1,024 \
      from one application queue, copies key and value, and commits nothing; neither do the relays in Go and Java, which \
      do the same with the batches of their clients. Their figures include the start of the runtime's compiler, not that of the \

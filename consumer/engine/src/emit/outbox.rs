@@ -76,7 +76,14 @@ impl Outbox {
         }
     }
 
-    /// Takes a pending share that has to be written down, with what ran it and since when it has been pending.
+    /// Whether the share of these emits is pending.
+    pub(crate) fn is_pending(&self, at: ShippedAt) -> bool {
+        let shipment = self.shipments.get(&at.shipment);
+        let record = shipment.and_then(|shipment| shipment.records.get(at.record as usize));
+        record.is_some_and(|record| record.pending.is_some())
+    }
+
+    /// Takes a pending share that has to be deferred, with what ran it and since when it has been pending.
     pub(crate) fn take_pending(
         &mut self,
         at: ShippedAt,

@@ -21,6 +21,7 @@ use rapidhash::fast::RapidHasher;
 pub(super) use super::links::LinkState;
 use super::links::{Chain, Link, Spare, Trouble};
 use crate::dispatch::RecordId;
+use crate::emit::Way;
 use crate::emit::shipment::ShippedAt;
 
 /// What is to be done with the first record of a lane.
@@ -34,6 +35,17 @@ pub(super) enum First {
     Done(RecordId),
     /// No record is left.
     None,
+}
+
+/// A record of a lane in trouble that may be written again.
+pub(super) struct Ahead {
+    pub(super) key: RecordId,
+    pub(super) number: u64,
+    pub(super) state: LinkState,
+    /// How those before it are written.
+    pub(super) way: Way,
+    /// A topic has refused a record before it.
+    pub(super) stands_behind: bool,
 }
 
 /// Without a random seed, as everything that a run depends on.
@@ -210,21 +222,52 @@ impl Chains {
         }
     }
 
-    /// The topics in which a record stands behind a refused one, if it is the first of its lane and has not been written again
-    /// since.
-    pub(super) fn take_taint(&mut self, lane: u64) -> Vec<String> {
-        let Some(chain) = self.of.get_mut(&lane) else {
+    /// The topics to which a record is to be written again, because it stands behind a refused one. It is about to be.
+    pub(super) fn take_taint(&mut self, lane: u64, number: u64) -> Vec<String> {
+        let Some(trouble) = self.trouble_mut(lane) else {
             return Vec::new();
         };
-        let first = chain.first();
-        let Some(trouble) = chain.trouble_mut() else {
-            return Vec::new();
-        };
-        if trouble.written.replace(first) == Some(first) {
-            return Vec::new();
+        let tainted = trouble.taint_of(number).cloned().collect();
+        trouble.written = trouble.written.max(number + 1);
+        tainted
+    }
+
+    /// The first record of a lane is sent again this way; those behind it may follow it, if they are sent the same way.
+    pub(super) fn begin_writing(&mut self, lane: u64, number: u64, way: Way) {
+        if let Some(chain) = self.of.get_mut(&lane)
+            && chain.first() == number
+            && let Some(trouble) = chain.trouble_mut()
+        {
+            // What has been written ahead of it went another way, and is written again behind it.
+            trouble.written = number + 1;
+            trouble.way = way;
         }
-        let tainted = trouble.topics.iter().filter(|(_, from)| *from <= first);
-        tainted.map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// The next record that may be written again although the first of its lane is not acknowledged: all before it are written.
+    pub(super) fn ahead(&mut self, lane: u64) -> Option<Ahead> {
+        let chain = self.of.get_mut(&lane)?;
+        let (first, trouble) = (chain.first(), chain.trouble()?);
+        let (mut number, way) = (trouble.written, trouble.way);
+        if number <= first {
+            return None;
+        }
+        let link = loop {
+            match chain.get(number) {
+                Some(link) if link.key().is_none() => number += 1,
+                link => break *link?,
+            }
+        };
+        let trouble = chain.trouble_mut()?;
+        let stands_behind = trouble.topics.iter().any(|(_, from)| *from <= number);
+        trouble.written = number;
+        Some(Ahead {
+            key: link.key,
+            number,
+            state: link.state,
+            way,
+            stands_behind,
+        })
     }
 
     /// Unlinks a record that is over if it is the first of a lane without trouble. Returns whether the next one is done.
@@ -274,10 +317,11 @@ impl Chains {
             let trouble = chain.trouble();
             for (number, link) in (chain.first()..).zip(chain.iter()) {
                 let Some(key) = link.key() else { continue };
+                let mut taint = trouble.into_iter().flat_map(|one| one.taint_of(number));
                 links.push(Unlinked {
                     key,
                     state: link.state,
-                    tainted: trouble.is_some_and(|trouble| trouble.is_tainted(number)),
+                    tainted: taint.next().is_some(),
                 });
             }
             let refused = trouble.into_iter().flat_map(|trouble| &trouble.topics);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::dispatch::RecordId;
+use crate::emit::Way;
 use crate::emit::shipment::ShippedAt;
 
 /// Maximum number of empty queues that are kept for the next chains.
@@ -42,27 +43,44 @@ const NO_LINK: Link = Link {
 };
 
 /// Emits of a lane were refused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trouble {
     /// The topics that refused, each with the number of the first link that stands behind a record that it refused.
     pub(super) topics: Vec<(String, u64)>,
-    /// The link that has been written again since: the first one, if any.
-    pub(super) written: Option<u64>,
+    /// The links before this one are written again, or are about to be: since the last refusal, in order and the same way.
+    pub(super) written: u64,
+    pub(super) way: Way,
     /// Parked records whose time has come in the trouble: they run when it is over.
     pub(super) parked: Vec<RecordId>,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self {
+            topics: Vec::new(),
+            written: 0,
+            way: Way::Batched,
+            parked: Vec::new(),
+        }
+    }
 }
 
 impl Trouble {
     /// What stands behind a refused record in this topic, from this link on, is to be written again.
     fn taint(&mut self, topic: String, from: u64) {
+        self.written = from.min(self.written);
         match self.topics.iter_mut().find(|(known, _)| *known == topic) {
             Some((_, known)) => *known = from.min(*known),
             None => self.topics.push((topic, from)),
         }
     }
 
-    pub(super) fn is_tainted(&self, number: u64) -> bool {
-        self.written != Some(number) && self.topics.iter().any(|(_, from)| *from <= number)
+    /// The topics in which a link stands behind a refused one and is not written again.
+    pub(super) fn taint_of(&self, number: u64) -> impl Iterator<Item = &String> {
+        let is_written = number < self.written;
+        let tainted = self.topics.iter();
+        let tainted = tainted.filter(move |(_, from)| !is_written && *from <= number);
+        tainted.map(|(topic, _)| topic)
     }
 }
 

@@ -63,6 +63,10 @@ impl HandlerQueue {
         one: &Answered,
         pending: Pending,
     ) -> bool {
+        // An answer before this one can have changed that.
+        if !ctx.outbox.is_pending(one.at) {
+            return false;
+        }
         let next_is_done = match pending.lane {
             0 => false,
             lane => match self.chains.take_first(lane, pending.number) {

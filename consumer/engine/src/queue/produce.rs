@@ -406,7 +406,11 @@ impl HandlerQueue {
         };
         let way = refusal.way;
         let taint = match share.linked {
-            Some(_) => self.chains.take_taint(share.lane),
+            Some(number) => {
+                let taint = self.chains.take_taint(share.lane, number);
+                self.chains.begin_writing(share.lane, number, way);
+                taint
+            }
             None => Vec::new(),
         };
         let state = ShareState::Emitting;

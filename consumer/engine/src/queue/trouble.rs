@@ -7,10 +7,10 @@
 //!                 └─ a newer generation may not emit to that topic: the lane runs again from here on, record by record
 //! ```
 
-use super::HandlerQueue;
-use super::chains::{First, LinkState};
+use super::chains::{Ahead, First, LinkState};
 use super::context::Context;
 use super::deferred::{Ending, Share, ShareState};
+use super::{HandlerQueue, MAX_UNANSWERED};
 use crate::dispatch::RecordId;
 use crate::emit::shipment::RefusedEmits;
 use crate::emit::{FailureKind, Way};
@@ -47,9 +47,11 @@ impl HandlerQueue {
 
     /// Does what the first record of a lane waits for, until it waits for something else or no record is left.
     pub(super) fn advance<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
-        let mut is_over = false;
+        // A record of the lane is acknowledged: the cluster takes records again.
+        let mut accepts = false;
         loop {
             let (key, is_refused) = match self.chains.first(lane) {
+                First::Waits if accepts => return self.write_ahead(ctx, lane),
                 First::Waits => return,
                 First::None => break,
                 First::Refused(key) => (key, true),
@@ -60,19 +62,20 @@ impl HandlerQueue {
                 return;
             };
             if is_refused {
-                match is_over {
-                    // The one before it is over: the cluster takes records again.
+                match accepts {
                     true => self.resend_now(ctx, key, share),
                     false => self.resend(ctx, key, share),
                 }
                 continue;
             }
-            let taint = self.chains.take_taint(lane);
-            if !taint.is_empty() && self.write_again(ctx, key, &share, &taint) {
+            let number = share.linked.unwrap_or_default();
+            let taint = self.chains.take_taint(lane, number);
+            accepts = true;
+            if !taint.is_empty() && self.write_again(ctx, key, &share, &taint, Way::Batched) {
+                self.chains.begin_writing(lane, number, Way::Batched);
                 continue;
             }
             self.finish_share(ctx, key, share);
-            is_over = true;
         }
         if !self.chains.is_over(lane) {
             return;
@@ -101,6 +104,54 @@ impl HandlerQueue {
         self.release_lane(ctx, lane);
     }
 
+    /// The cluster takes records of a lane again: those behind the first one are written again too, in order, as far as nothing of
+    /// them is with the producer and as it has room.
+    fn write_ahead<R: Record>(&mut self, ctx: &mut Context<R>, lane: u64) {
+        let first = self.chains.first_key(lane);
+        let first = first.and_then(|first| self.deferred.get(first));
+        // Else it waits for a time, or for the lane to run again.
+        if first.is_none_or(|first| first.state != ShareState::Emitting) {
+            return;
+        }
+        while ctx.outbox.unanswered(self.ix) < MAX_UNANSWERED
+            && let Some(next) = self.chains.ahead(lane)
+            && let Some(share) = self.deferred.get(next.key).cloned()
+        {
+            match next.state {
+                // It is written again once it is answered.
+                LinkState::Open if next.stands_behind => return,
+                LinkState::Open => {
+                    self.chains.take_taint(lane, next.number);
+                }
+                LinkState::Refused => {
+                    if !self.may_be_ahead(ctx, &next, &share) {
+                        return;
+                    }
+                    self.chains.set(lane, next.number, LinkState::Open);
+                    self.send_emits_again(ctx, next.key, share);
+                }
+                LinkState::Done => {
+                    let taint = self.chains.take_taint(lane, next.number);
+                    if !taint.is_empty()
+                        && self.write_again(ctx, next.key, &share, &taint, next.way)
+                    {
+                        self.chains.set(lane, next.number, LinkState::Open);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a refused record that is not the first of its lane may be sent again: in the same way as those before it.
+    fn may_be_ahead<R: Record>(&self, ctx: &Context<R>, next: &Ahead, share: &Share) -> bool {
+        let Some(refusal) = &share.refusal else {
+            return false;
+        };
+        let is_current = share.ran_by == *self.generation_for(ctx, next.key);
+        let runs_again = refusal.failure.kind == FailureKind::Target && !is_current;
+        refusal.way == next.way && !share.is_rejected() && !runs_again
+    }
+
     /// Writes again what a record has written to these topics behind a refused one. Returns whether there is something.
     fn write_again<R: Record>(
         &mut self,
@@ -108,22 +159,20 @@ impl HandlerQueue {
         key: RecordId,
         share: &Share,
         topics: &[String],
+        way: Way,
     ) -> bool {
         let Some(at) = share.shipped else {
             return false;
         };
-        let (emitter, way) = (ctx.emitter.clone(), Way::Batched);
+        let emitter = ctx.emitter.clone();
         let sends = (ctx.outbox).send_again(at, topics, way, &*emitter, &ctx.inbox);
         if sends {
             let state = ShareState::Emitting;
-            self.defer(
-                ctx,
-                key,
-                Share {
-                    state,
-                    ..share.clone()
-                },
-            );
+            let share = Share {
+                state,
+                ..share.clone()
+            };
+            self.defer(ctx, key, share);
         }
         sends
     }

@@ -99,4 +99,19 @@ pub(super) const CHAINS: &[Mutant] = &[
         what: "records that wait for their acknowledgement do not move to their lanes of a new order",
         suite: SIMULATION,
     },
+    Mutant {
+        name: "ahead-of-an-unanswered",
+        what: "what stands behind a refused record is written again although an earlier one is with the producer",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "ahead-counts-after-a-refusal",
+        what: "what was written again behind a record that is refused once more stays there",
+        suite: SIMULATION,
+    },
+    Mutant {
+        name: "ahead-in-another-way",
+        what: "a record is sent again with others while one before it is sent alone, and can overtake it",
+        suite: FLOW,
+    },
 ];
