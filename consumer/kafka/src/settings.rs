@@ -109,7 +109,7 @@ const PRODUCER_ALIASES: [(&str, &str); 2] = [
 const UNBATCHED: [(&str, &str); 3] = [
     ("batch.num.messages", "1"),
     ("linger.ms", "0"),
-    ("queue.buffering.max.messages", "1000"),
+    ("queue.buffering.max.messages", "20000"),
 ];
 
 /// librdkafka's default maximum size of a fetch response, which bounds a record.

@@ -22,8 +22,9 @@ const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Kinds whose start no other component logs.
-const LOGGED_HERE: [ProblemKind; 5] = [
+const LOGGED_HERE: [ProblemKind; 6] = [
     ProblemKind::AttemptsFailing,
+    ProblemKind::EmitsUnacknowledged,
     ProblemKind::Group,
     ProblemKind::PartitionStalled,
     ProblemKind::HandlerClosing,

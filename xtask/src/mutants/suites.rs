@@ -73,4 +73,11 @@ pub(super) const FIRST_JOIN: &[&str] = &[
     "scenarios",
     "within_their_first_join",
 ];
+pub(super) const COORDINATORS: &[&str] = &[
+    "-p",
+    "e2e",
+    "--test",
+    "scenarios",
+    "after_the_coordinator_has_moved",
+];
 pub(super) const ZOOKEEPER: &[&str] = &["-p", "e2e", "--test", "scenarios", "connection_is_lost"];

@@ -36,6 +36,8 @@ pub(crate) struct Outbox {
     shipments: HashMap<u32, Shipment, Hasher>,
     /// Answers for calls that have not ended.
     early: HashMap<u32, Vec<Delivery>, Hasher>,
+    /// The flow's clock.
+    now_ms: u64,
     kept_bytes: u64,
     /// What the producer has of each handler: emits and dead letters without an answer.
     unanswered: Vec<u32>,
@@ -62,7 +64,8 @@ impl Outbox {
     ) -> Vec<u32> {
         let (mut shipment, places) = Shipment::of(batch);
         shipment.ran = Some((ran_by.clone(), now_ms));
-        self.sent(shipment.handler, shipment.unanswered());
+        shipment.sent_ms = now_ms;
+        self.sent(shipment.handler, shipment.unanswered);
         let number = batch.shipment.shipment();
         let before = self.shipments.insert(number, shipment);
         debug_assert!(before.is_none(), "its name is in use");
@@ -147,6 +150,32 @@ impl Outbox {
         count.copied().unwrap_or_default()
     }
 
+    /// The time, on the flow's clock.
+    pub(crate) fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
+    /// Since when the oldest emits of a handler have no answer, if some have none, and to which topics; without topics it is a dead
+    /// letter. Visits all shipments.
+    pub(crate) fn oldest_unanswered(&self, handler: HandlerIx) -> Option<(u64, Vec<Arc<str>>)> {
+        let mut shipments = self.shipments.values();
+        let its = |one: &&Shipment| one.handler == handler && one.unanswered > 0;
+        let oldest = shipments
+            .by_ref()
+            .filter(its)
+            .min_by_key(|one| one.sent_ms)?;
+        let mut records = (0..).zip(&oldest.records);
+        let waits = records.find(|(_, record)| record.unanswered > 0);
+        let topics = waits.map(|(place, _)| oldest.unacknowledged_topics(place));
+        Some((oldest.sent_ms, topics.unwrap_or_default()))
+    }
+
+    /// The topics that have not acknowledged all emits of a record, as shown to operators.
+    pub(crate) fn unacknowledged_topics(&self, at: ShippedAt) -> Vec<Arc<str>> {
+        let shipment = self.shipments.get(&at.shipment);
+        shipment.map_or_else(Vec::new, |one| one.unacknowledged_topics(at.record))
+    }
+
     /// As [`Self::ship`], for a call of which nothing counts any more.
     pub(crate) fn ship_late(&mut self, batch: &mut Batch) {
         let (mut shipment, _) = Shipment::of(batch);
@@ -154,7 +183,8 @@ impl Outbox {
             record.key = RecordId::NONE;
             record.released = true;
         }
-        self.sent(shipment.handler, shipment.unanswered());
+        shipment.sent_ms = self.now_ms;
+        self.sent(shipment.handler, shipment.unanswered);
         let number = batch.shipment.shipment();
         self.shipments.insert(number, shipment);
         let early = self.take_early(batch.shipment);
@@ -173,7 +203,8 @@ impl Outbox {
     /// The name of a dead letter that is about to be sent.
     pub(crate) fn dead_letter(&mut self, handler: HandlerIx, key: RecordId) -> EmitToken {
         let token = self.reserve();
-        let letter = Shipment::dead_letter(handler, key);
+        let mut letter = Shipment::dead_letter(handler, key);
+        letter.sent_ms = self.now_ms;
         self.sent(handler, 1);
         self.shipments.insert(token.shipment(), letter);
         token
@@ -283,6 +314,8 @@ impl Outbox {
             sends += 1;
             *acknowledged = false;
             record.unanswered += 1;
+            shipment.unanswered += 1;
+            shipment.sent_ms = self.now_ms;
             let sent = emitter.send(&ProducerRecord::from(emit), way, reply_to, token);
             if !answer_unsent(sent, &emit.topic, reply_to, token) {
                 // Those behind it are sent after it; they would be written before it.

@@ -86,6 +86,10 @@ pub(super) struct Shipment {
     counts: Option<Arc<EmitCounts>>,
     /// What ran the call, and when it ended, on the flow's clock; `None` for a dead letter, or if nothing counts any more.
     pub(super) ran: Option<(Arc<GenerationId>, u64)>,
+    /// When it was sent, or some of it again, on the flow's clock.
+    pub(super) sent_ms: u64,
+    /// Sent and not answered.
+    pub(super) unanswered: u32,
     /// Its bytes, if it is of one record that is kept apart.
     pub(super) kept_bytes: u64,
     /// Records that are not over.
@@ -134,6 +138,7 @@ impl Shipment {
         records: Vec<ShippedRecord>,
         counts: Option<Arc<EmitCounts>>,
     ) -> Self {
+        let unanswered = records.iter().map(|record| record.unanswered).sum();
         Self {
             handler,
             acknowledged: vec![false; owners.len()],
@@ -143,6 +148,8 @@ impl Shipment {
             records,
             counts,
             ran: None,
+            sent_ms: 0,
+            unanswered,
             kept_bytes: 0,
             uncounted: (0, 0),
             ended: Vec::new(),
@@ -175,9 +182,21 @@ impl Shipment {
         }
     }
 
-    /// Number of emits without an answer.
-    pub(super) fn unanswered(&self) -> u32 {
-        self.records.iter().map(|record| record.unanswered).sum()
+    /// The topics of a record's emits that are not acknowledged, as shown to operators.
+    pub(super) fn unacknowledged_topics(&self, record: u32) -> Vec<Arc<str>> {
+        let record = self.records.get(record as usize);
+        let places = record.map_or(0..0, |record| record.first as usize..record.end as usize);
+        let unacknowledged = places.filter(|place| !self.acknowledged[*place]);
+        let emits = unacknowledged.filter_map(|place| self.emits.get(place));
+        let mut topics: Vec<Arc<str>> = emits
+            .map(|emit| match &self.counts {
+                Some(counts) => counts.shown(&emit.topic),
+                None => emit.topic.as_str().into(),
+            })
+            .collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
     }
 
     /// Nothing waits for a record any more. Returns whether that holds for all of them.
@@ -275,6 +294,7 @@ impl Shipment {
             None => self.acknowledge(place),
             Some(failure) => self.refuse(owner, place, *failure),
         }
+        self.unanswered = self.unanswered.saturating_sub(1);
         let is_letter = self.emits.is_empty();
         let record = &mut self.records[owner as usize];
         debug_assert!(record.unanswered > 0, "a token is answered twice");

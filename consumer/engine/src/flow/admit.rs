@@ -181,6 +181,8 @@ impl<R: Record> Outlet<'_, R> {
         if open == 0 {
             let unrouted = if wanted.is_empty() { run.count } else { 0 };
             self.pass_by(run.slot, run.offsets(), unrouted);
+            // Taken out of what is delivered, or they would be admitted again.
+            deliveries.for_each(drop);
             return;
         }
         self.keys.clear();

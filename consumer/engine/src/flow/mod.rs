@@ -171,6 +171,7 @@ impl<R: Record> Flow<R> {
     /// Advances the clock; what is due runs with the next [`Flow::tick`].
     pub fn set_time(&mut self, now_ms: u64) {
         self.ctx.now_ms = now_ms;
+        self.ctx.outbox.tick(now_ms);
     }
 
     /// Advances the clock and runs everything that is due.

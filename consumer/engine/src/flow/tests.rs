@@ -1,5 +1,6 @@
 //! Example tests of the flow: scripted pools and producer, one situation per test. The simulator covers the rest.
 
+mod ahead;
 mod assignments;
 mod budget;
 mod chains;

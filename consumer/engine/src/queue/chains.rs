@@ -5,12 +5,12 @@
 //!  a call ends: emits ─► linked ─► acknowledged ─► first of its lane? ─► settled; then those behind it that are done
 //!        without emits ─► linked, if others are ┘    └─ no: waits
 //!  refused ─► trouble: the lane is held, and what stands behind is written again too
-//!               first of its lane ─► sent again, until it is acknowledged ─► the next one ─► … ─► none left: over
+//!               first of its lane ─► sent again, until it is acknowledged ─► those behind it, in order ─► none left: over
 //! ```
 //!
 //! While nothing is refused, a lane's next record runs as soon as the one before has run: the producer keeps the order of what
 //! it is given. librdkafka writes what stands behind a refused record, so an older value could stay last; everything behind it
-//! to the same topics is therefore written again, one record after the other.
+//! to the same topics is therefore written again, in order.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -232,14 +232,19 @@ impl Chains {
         tainted
     }
 
+    /// The first record of a lane in trouble is acknowledged: twice as many may be with the producer.
+    pub(super) fn accepted(&mut self, lane: u64) {
+        if let Some(trouble) = self.trouble_mut(lane) {
+            trouble.window += 1;
+        }
+    }
+
     /// The first record of a lane is sent again this way; those behind it may follow it, if they are sent the same way.
     pub(super) fn begin_writing(&mut self, lane: u64, number: u64, way: Way) {
         if let Some(chain) = self.of.get_mut(&lane)
             && chain.first() == number
             && let Some(trouble) = chain.trouble_mut()
         {
-            // What has been written ahead of it went another way, and is written again behind it.
-            trouble.written = number + 1;
             trouble.way = way;
         }
     }
@@ -249,7 +254,12 @@ impl Chains {
         let chain = self.of.get_mut(&lane)?;
         let (first, trouble) = (chain.first(), chain.trouble()?);
         let (mut number, way) = (trouble.written, trouble.way);
-        if number <= first {
+        if number <= first || number > first + trouble.window {
+            return None;
+        }
+        // What follows one that was refused again would be written once more behind it.
+        let last = chain.get(number - 1);
+        if last.is_some_and(|link| link.key().is_some() && link.state == LinkState::Refused) {
             return None;
         }
         let link = loop {

@@ -206,7 +206,7 @@ impl HandlerQueue {
         let waits = |share: &Share| match share.state {
             ShareState::Parked { .. } => true,
             ShareState::EmitsDue { .. } => refused,
-            // It waits for its turn to be sent again.
+            // It waits for its turn to be sent again; what the producer has is awaited.
             ShareState::Emitting => {
                 let number = share.linked.filter(|_| refused);
                 number.is_some_and(|number| self.chains.is_refused(share.lane, number))

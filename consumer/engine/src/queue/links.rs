@@ -8,6 +8,8 @@ use crate::emit::shipment::ShippedAt;
 
 /// Maximum number of empty queues that are kept for the next chains.
 const MAX_SPARE: usize = 1_024;
+/// Number of records that are written ahead after a refusal; it doubles with the acknowledgements of as many.
+const FIRST_WINDOW: u64 = 16;
 
 /// Why a linked record is not settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub(super) struct Trouble {
     /// The links before this one are written again, or are about to be: since the last refusal, in order and the same way.
     pub(super) written: u64,
     pub(super) way: Way,
+    /// Number of records that may be written ahead of the first one: of those that were acknowledged since the last refusal.
+    pub(super) window: u64,
     /// Parked records whose time has come in the trouble: they run when it is over.
     pub(super) parked: Vec<RecordId>,
 }
@@ -60,6 +64,7 @@ impl Default for Trouble {
             topics: Vec::new(),
             written: 0,
             way: Way::Batched,
+            window: FIRST_WINDOW,
             parked: Vec::new(),
         }
     }
@@ -69,6 +74,7 @@ impl Trouble {
     /// What stands behind a refused record in this topic, from this link on, is to be written again.
     fn taint(&mut self, topic: String, from: u64) {
         self.written = from.min(self.written);
+        self.window = FIRST_WINDOW;
         match self.topics.iter_mut().find(|(known, _)| *known == topic) {
             Some((_, known)) => *known = from.min(*known),
             None => self.topics.push((topic, from)),

@@ -9,11 +9,20 @@ use super::refusals::ProduceKind;
 use crate::clock::WallClock;
 use crate::dispatch::RecordId;
 use crate::emit::outbox::Outbox;
+use crate::emit::shipment::ShippedAt;
 use crate::record::Record;
 use crate::records::Records;
 use crate::status::{
     HandlerFlowReport, HeldBy, ProblemKind, ProduceRefusal, ServiceProblem, WaitsFor,
 };
+
+/// The acknowledgement of some emits.
+const EMITS: WaitsFor = WaitsFor::Emits {
+    topics: Vec::new(),
+    refused: None,
+};
+/// How long emits are unanswered before that is a problem: longer than the election of a leader takes.
+const UNACKNOWLEDGED_MS: u64 = 10_000;
 
 /// Times of a report: of the flow's clock, and as shown.
 #[derive(Clone, Copy)]
@@ -50,12 +59,12 @@ impl HandlerQueue {
             version: present.version,
             outcomes: present.outcomes,
             unacknowledged: u64::from(outbox.unanswered(self.ix)),
-            ..self.report_now(clock, now_ms)
+            ..self.report_now(outbox, clock, now_ms)
         });
         rows.into_iter()
     }
 
-    fn report_now(&self, clock: WallClock, now_ms: u64) -> HandlerFlowReport {
+    fn report_now(&self, outbox: &Outbox, clock: WallClock, now_ms: u64) -> HandlerFlowReport {
         let waiting = self.backlog.len() + self.lanes.waiters();
         HandlerFlowReport {
             name: self.settings.name.to_string(),
@@ -65,7 +74,7 @@ impl HandlerQueue {
             parked: self.deferred.parked(),
             refusals: self.refusals.total(),
             refused: self.refusals.held().map(|held| held.records).sum(),
-            problems: self.problems(clock, now_ms),
+            problems: self.problems(outbox, clock, now_ms),
             last_error: self.errors.last(clock),
             held_since_ms: self.closing.map(|closing| clock.at(closing.moved_ms)),
             ..HandlerFlowReport::default()
@@ -73,7 +82,7 @@ impl HandlerQueue {
     }
 
     /// That every attempt fails, and what keeps records of the handler from being produced, by topic.
-    fn problems(&self, clock: WallClock, now_ms: u64) -> Vec<ServiceProblem> {
+    fn problems(&self, outbox: &Outbox, clock: WallClock, now_ms: u64) -> Vec<ServiceProblem> {
         let failing = self.errors.problem(&self.settings.name, clock, now_ms);
         let held = self.refusals.held();
         let refused = held.map(|held| {
@@ -95,7 +104,43 @@ impl HandlerQueue {
                 remedy: held.failure.remedy.to_string(),
             }
         });
-        failing.into_iter().chain(refused).collect()
+        let unacknowledged = self.unacknowledged(outbox, clock, now_ms);
+        let others = failing.into_iter().chain(unacknowledged);
+        others.chain(refused).collect()
+    }
+
+    /// That the cluster does not answer what the producer has of it.
+    fn unacknowledged(
+        &self,
+        outbox: &Outbox,
+        clock: WallClock,
+        now_ms: u64,
+    ) -> Option<ServiceProblem> {
+        let count = outbox.unanswered(self.ix);
+        if count == 0 {
+            return None;
+        }
+        let (since_ms, topics) = outbox.oldest_unanswered(self.ix)?;
+        if now_ms.saturating_sub(since_ms) < UNACKNOWLEDGED_MS {
+            return None;
+        }
+        let oldest = match topics.is_empty() {
+            true => "a dead letter".to_owned(),
+            false => format!("to topic {}", topics.join(", ")),
+        };
+        Some(ServiceProblem {
+            kind: ProblemKind::EmitsUnacknowledged,
+            what: format!(
+                "{count} emitted records and dead letters of handler `{}` are not acknowledged, the oldest {oldest}",
+                self.settings.name
+            ),
+            since_ms: clock.at(since_ms),
+            count: u64::from(count),
+            cause: "the leader of a partition does not answer, or has too few in-sync replicas"
+                .to_owned(),
+            remedy: "check the brokers, and the topic's leaders and in-sync replicas (min.insync.replicas); the records are written once these are back"
+                .to_owned(),
+        })
     }
 
     /// What a record waits for in this handler, if the handler has not settled it.
@@ -121,6 +166,10 @@ impl HandlerQueue {
             let is_due =
                 matches!(share.state, ShareState::Parked { due_ms } if due_ms <= time.now_ms);
             let waits_for = match share.state {
+                ShareState::Emitting if share.refusal.is_none() => match share.shipped {
+                    Some(at) => self.waits_for_emits(ctx, at),
+                    None => waits_for,
+                },
                 ShareState::Done => self.waits_for_first(records, share.lane),
                 _ => waits_for,
             };
@@ -133,8 +182,8 @@ impl HandlerQueue {
             return Some(held(attempt, share.since_ms, waits_for));
         }
         let mut pending = ctx.outbox.pending(self.ix);
-        if let Some((.., since_ms)) = pending.find(|(pending, ..)| *pending == key) {
-            return Some(held(1, since_ms, WaitsFor::Emits { refused: None }));
+        if let Some((_, at, since_ms)) = pending.find(|(pending, ..)| *pending == key) {
+            return Some(held(1, since_ms, self.waits_for_emits(ctx, at)));
         }
         let attempt = share.map_or(1, |share| share.attempt);
         if let Some((submitted_ms, waits_for)) = self.waits_in_call(ctx, key) {
@@ -182,7 +231,16 @@ impl HandlerQueue {
             Some(entry) => WaitsFor::Lane {
                 behind: entry.offset(),
             },
-            None => WaitsFor::Emits { refused: None },
+            None => EMITS,
+        }
+    }
+
+    /// A record waits for the acknowledgement of these emits.
+    fn waits_for_emits<R: Record>(&self, ctx: &Context<R>, at: ShippedAt) -> WaitsFor {
+        let topics = ctx.outbox.unacknowledged_topics(at).into_iter();
+        WaitsFor::Emits {
+            topics: topics.map(|topic| topic.to_string()).collect(),
+            refused: None,
         }
     }
 
@@ -210,12 +268,13 @@ fn waits_of(share: &Share, clock: WallClock) -> Option<(u32, WaitsFor)> {
             Some((share.attempt + 1, WaitsFor::Retry { at_ms }))
         }
         ShareState::Emitting | ShareState::EmitsDue { .. } => {
-            Some((share.attempt, WaitsFor::Emits { refused }))
+            let topics = Vec::new();
+            Some((share.attempt, WaitsFor::Emits { topics, refused }))
         }
         ShareState::DeadLettering | ShareState::DeadLetterDue { .. } => {
             Some((share.attempt, WaitsFor::DeadLetter { refused }))
         }
-        ShareState::Done => Some((share.attempt, WaitsFor::Emits { refused: None })),
+        ShareState::Done => Some((share.attempt, EMITS)),
         ShareState::Running => None,
     }
 }

@@ -71,6 +71,7 @@ impl HandlerQueue {
             let number = share.linked.unwrap_or_default();
             let taint = self.chains.take_taint(lane, number);
             accepts = true;
+            self.chains.accepted(lane);
             if !taint.is_empty() && self.write_again(ctx, key, &share, &taint, Way::Batched) {
                 self.chains.begin_writing(lane, number, Way::Batched);
                 continue;

@@ -34,6 +34,9 @@ pub enum WaitsFor {
     },
     /// The acknowledgement of the records that the handler emitted.
     Emits {
+        /// The topics that have not acknowledged all of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        topics: Vec<String>,
         /// Why they are not produced yet, if the cluster or the producer refused them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refused: Option<ProduceRefusal>,
@@ -100,7 +103,7 @@ impl WaitsFor {
             Self::Lane { behind } => format!("offset {behind}, which holds its lane"),
             Self::Worker => "a free worker".to_owned(),
             Self::Producer { unacknowledged } => format!(
-                "acknowledgements of {unacknowledged} records that the handler emitted; if there are none, check the brokers"
+                "the acknowledgement of {unacknowledged} records that the handler emitted before: the producer takes no more of it"
             ),
             Self::Handler => "the handler's outcome".to_owned(),
             Self::Call { runs } => format!("the end of its call, which is at offset {runs}"),
@@ -108,10 +111,14 @@ impl WaitsFor {
                 let left_ms = at_ms.saturating_sub(now_ms).max(0);
                 format!("its next attempt in {left_ms} ms")
             }
-            Self::Emits { refused } => format!(
-                "the acknowledgement of its emitted records{}",
-                why(refused, now_ms)
-            ),
+            Self::Emits { topics, refused } => {
+                let mut text = "the acknowledgement of its emitted records".to_owned();
+                if refused.is_none() && !topics.is_empty() {
+                    let topics = topics.join(", ");
+                    text.push_str(&format!(" by the leaders and in-sync replicas of {topics}"));
+                }
+                text + &why(refused, now_ms)
+            }
             Self::DeadLetter { refused } => {
                 format!(
                     "the acknowledgement of its dead letter{}",

@@ -135,8 +135,8 @@ impl HandlerReport {
                 "handler `{name}` is {off} and still holds {} records",
                 self.in_flight
             );
-            let remedy =
-                "records that it does not finish within processing.drain_timeout are skipped";
+            let remedy = "records that it does not finish within processing.drain_timeout are skipped; emits and dead letters \
+                          that the cluster has neither acknowledged nor refused are awaited";
             let kind = ProblemKind::HandlerClosing;
             return Some(ServiceProblem {
                 since_ms,

@@ -69,6 +69,8 @@ kinds! {
     CommitsRefused = "commits_refused",
     /// The cluster refuses records that a handler emits.
     EmitsRefused = "emits_refused",
+    /// Records that a handler emitted, or its dead letters, have not been acknowledged for a while.
+    EmitsUnacknowledged = "emits_unacknowledged",
     /// The cluster refuses a handler's dead letters.
     DeadLettersRefused = "dead_letters_refused",
     /// Every attempt of a handler fails.

@@ -30,9 +30,6 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// timeout the request fails with its connection, or is answered when the coordinator returns.
 const COMMITTED_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// Number of pending requests from which on none is made again for want of an answer.
-const MAX_QUESTIONS: usize = 32;
-
 /// The source's group, config and connection, as the lookup needs them.
 pub(super) struct Context<'a> {
     pub(super) connection: &'a mut Connection<Callbacks>,
@@ -51,8 +48,8 @@ struct Wanted {
     failures: u32,
     /// When the request is due; `None` while one is pending.
     due: Option<Instant>,
-    /// The first pending request. A response to an earlier one is ignored: it is of an earlier assignment, and another member may
-    /// have committed since.
+    /// The pending request. A response to a request of an earlier assignment is ignored: another member may have
+    /// committed since.
     question: Option<usize>,
     /// When it was sent, or last reported as unanswered.
     asked: Instant,
@@ -132,7 +129,7 @@ impl Finder {
         out: &mut Vec<SourceEvent>,
     ) {
         self.ask_due(context, out);
-        self.report_unanswered(context.timeout, out);
+        self.report_unanswered(context, out);
         for (token, answer) in answers {
             let Some(question) = self.questions.remove(&token) else {
                 continue;
@@ -143,12 +140,10 @@ impl Finder {
                     topics,
                 } => {
                     partitions.retain(|at| self.awaits(at, token));
-                    self.is_answered(&partitions);
                     self.committed(partitions, topics, answer, context, out);
                 }
                 Question::Offsets { mut open } => {
                     open.retain(|one| self.awaits(&one.at, token));
-                    self.is_answered(&places(&open));
                     self.offsets(open, answer, context, out);
                 }
             }
@@ -410,18 +405,15 @@ impl Finder {
         }
     }
 
-    /// Reports partitions whose request has been pending for `timeout`, and again after each further one. A request for commits is
-    /// made again: it may wait for a coordinator that has left the cluster. The first response counts.
-    fn report_unanswered(&mut self, timeout: Duration, out: &mut Vec<SourceEvent>) {
-        let may_ask = self.questions.len() < MAX_QUESTIONS;
+    /// Reports partitions whose request has been pending for the timeout, and again after each further one. It stays pending, but may
+    /// wait for a coordinator that has left the cluster: it finds the present one then.
+    fn report_unanswered(&mut self, context: &Context<'_>, out: &mut Vec<SourceEvent>) {
+        let mut found_again = false;
         for wanted in &mut self.wanted {
-            if let Some(token) = wanted.question
-                && wanted.asked.elapsed() >= timeout
-            {
+            if wanted.question.is_some() && wanted.asked.elapsed() >= context.timeout {
                 wanted.asked = Instant::now();
-                let question = self.questions.get(&token);
-                if may_ask && matches!(question, Some(Question::Committed { .. })) {
-                    wanted.due = Some(wanted.asked);
+                if !std::mem::replace(&mut found_again, true) {
+                    context.connection.find_coordinators_again();
                 }
                 out.push(SourceEvent::NotFound {
                     at: wanted.at.clone(),
@@ -436,17 +428,8 @@ impl Finder {
         for wanted in &mut self.wanted {
             if partitions.contains(&wanted.at) {
                 wanted.due = None;
-                wanted.question.get_or_insert(token);
+                wanted.question = Some(token);
                 wanted.asked = Instant::now();
-            }
-        }
-    }
-
-    /// The requests for these partitions are over.
-    fn is_answered(&mut self, partitions: &[TopicPartition]) {
-        for wanted in &mut self.wanted {
-            if partitions.contains(&wanted.at) {
-                wanted.question = None;
             }
         }
     }
@@ -455,7 +438,7 @@ impl Finder {
     fn awaits(&self, at: &TopicPartition, token: usize) -> bool {
         self.wanted
             .iter()
-            .any(|wanted| wanted.at == *at && wanted.question.is_some_and(|first| first <= token))
+            .any(|wanted| wanted.at == *at && wanted.question == Some(token))
     }
 
     fn start_of(&self, at: &TopicPartition) -> StartAt {

@@ -18,7 +18,7 @@ use super::{Connection, ListEntry, describe, entry_of, list_entries_at};
 
 #[cfg(raw_headers)]
 unsafe extern "C" {
-    fn sluicegate_forget_coordinators(client: *mut sys::rd_kafka_t);
+    fn sluicegate_find_coordinators_again(client: *mut sys::rd_kafka_t);
 }
 
 // Codes are read as numbers: a newer broker may send one that the bindings' enums do not have.
@@ -100,12 +100,12 @@ impl<C: ConsumerContext> Connection<C> {
         self.consumer().client().native_ptr()
     }
 
-    /// Lets the next request find its group's coordinator, which can have moved since an earlier one.
-    fn forget_coordinators(&self) {
+    /// Lets requests that wait, and the next ones, find their group's coordinator, which can have moved since an earlier one.
+    pub(crate) fn find_coordinators_again(&self) {
         #[cfg(raw_headers)]
         if sluicegate_headers_shim_fits() != 0 {
             // SAFETY: the client is alive.
-            unsafe { sluicegate_forget_coordinators(self.client()) }
+            unsafe { sluicegate_find_coordinators_again(self.client()) }
         }
     }
 
@@ -121,7 +121,7 @@ impl<C: ConsumerContext> Connection<C> {
         let Ok(group) = CString::new(group) else {
             return false;
         };
-        self.forget_coordinators();
+        self.find_coordinators_again();
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
         let Some(options) = self.options(operation, token, timeout) else {
             return false;

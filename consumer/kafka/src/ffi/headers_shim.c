@@ -77,22 +77,33 @@ int sluicegate_fetch_error(const rd_kafka_topic_t *app_topic,
         return error;
 }
 
-static rd_kafka_op_res_t forget_coordinators(rd_kafka_t *client,
-                                             rd_kafka_q_t *queue,
-                                             rd_kafka_op_t *op) {
+static rd_kafka_op_res_t find_coordinators_again(rd_kafka_t *client,
+                                                 rd_kafka_q_t *queue,
+                                                 rd_kafka_op_t *op) {
+        rd_kafka_broker_t *any;
         (void)queue;
         (void)op;
         rd_kafka_coord_cache_destroy(&client->rk_coord_cache);
+        rd_kafka_rdlock(client);
+        any = TAILQ_FIRST(&client->rk_brokers);
+        if (any)
+                rd_kafka_broker_keep(any);
+        rd_kafka_rdunlock(client);
+        if (any) {
+                /* Advances all requests that wait for a coordinator, whatever the broker. */
+                rd_kafka_coord_rkb_monitor_cb(any);
+                rd_kafka_broker_destroy(any);
+        }
         return RD_KAFKA_OP_RES_HANDLED;
 }
 
-/* Before later requests about groups, the client asks which broker coordinates them. librdkafka keeps the answer for as long
- * as it is in use, even if that broker answers that it is not the coordinator, or has left the cluster: it then waits for a
- * connection that is not made. Its own thread does this, before the requests that are made after this call. */
-void sluicegate_forget_coordinators(rd_kafka_t *client) {
+/* Requests about groups that wait, and later ones, ask which broker coordinates the group. librdkafka keeps the answer for as
+ * long as it is in use, even if that broker answers that it is not the coordinator, or has left the cluster: a request then waits
+ * for a connection that is not made. Its own thread does this, before the requests that are made after this call. */
+void sluicegate_find_coordinators_again(rd_kafka_t *client) {
         rd_kafka_q_enq(client->rk_ops,
                        rd_kafka_op_new_cb(client, RD_KAFKA_OP_COORD_QUERY,
-                                          forget_coordinators));
+                                          find_coordinators_again));
 }
 
 /* Whether the loaded library is the one whose headers this was compiled with. */

@@ -1,7 +1,7 @@
 //! Mutants of lanes that continue while their emits are acknowledged, and of what follows a refusal.
 
 use super::super::Mutant;
-use super::super::suites::{EMIT, FLOW, SIMULATION};
+use super::super::suites::{COORDINATORS, EMIT, FLOW, SIMULATION};
 
 pub(super) const CHAINS: &[Mutant] = &[
     Mutant {
@@ -77,12 +77,12 @@ pub(super) const CHAINS: &[Mutant] = &[
     Mutant {
         name: "pending-out-of-turn",
         what: "a record whose emits are acknowledged settles before an earlier one of its lane",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "pending-not-in-trouble",
         what: "what waits for its acknowledgement behind a refused record is not written again",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "pending-not-left",
@@ -107,11 +107,21 @@ pub(super) const CHAINS: &[Mutant] = &[
     Mutant {
         name: "ahead-counts-after-a-refusal",
         what: "what was written again behind a record that is refused once more stays there",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Mutant {
         name: "ahead-in-another-way",
         what: "a record is sent again with others while one before it is sent alone, and can overtake it",
         suite: FLOW,
+    },
+    Mutant {
+        name: "runs-admitted-again",
+        what: "records that no handler takes are admitted twice, and count as repeats",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "coordinator-remembered",
+        what: "the coordinator of a group is that of the first request, wherever it has moved",
+        suite: COORDINATORS,
     },
 ];

@@ -185,3 +185,17 @@ fn a_failed_handler_with_a_dead_letter_policy_dead_letters_its_records_instead()
     assert_eq!(bench.answer_producer().len(), 10);
     assert_eq!((bench.frontier(), bench.skipped(0)), (10, 0));
 }
+
+#[test]
+fn records_that_no_handler_takes_are_delivered_once() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, handler| {
+        handler.gate_open = false;
+        true
+    });
+    bench.deliver(0..10, |_| None);
+    assert_eq!((bench.frontier(), bench.skipped(0)), (10, 10));
+    let clock = crate::clock::WallClock { epoch_ms: 0 };
+    let topics = bench.flow.report(clock, |_| None).topics;
+    assert_eq!((topics[0].consumed, topics[0].repeats_dropped), (10, 0));
+}

@@ -4,7 +4,7 @@ use sluicegate_runtime::Emit;
 
 use super::*;
 use crate::emit::{Delivery, EmitFailure, FailureKind};
-use crate::status::WaitsFor;
+use crate::status::{ProblemKind, WaitsFor};
 
 /// A refusal of this kind, as a broker might report it.
 fn refusal(kind: FailureKind) -> EmitFailure {
@@ -125,7 +125,7 @@ fn a_record_refused_by_the_cluster_holds_its_lane_and_costs_no_attempt() {
     assert_eq!(bench.finish(0, |_| ACK), vec![3], "4 waits behind 0");
     let mut now_ms = 0;
     for tries in 1..20 {
-        let WaitsFor::Emits { refused } = bench.waits_for(None) else {
+        let WaitsFor::Emits { refused, .. } = bench.waits_for(None) else {
             panic!("{:?}", bench.waits_for(None));
         };
         let refused = refused.unwrap();
@@ -433,4 +433,23 @@ fn a_record_that_runs_again_and_is_returned_unrun_does_not_wait_for_those_behind
     }
     assert_eq!(ran, vec![0, 1]);
     assert_eq!(bench.frontier(), 2);
+}
+
+#[test]
+fn emits_without_an_answer_are_a_problem_after_ten_seconds() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..2, |_| None);
+    bench.finish_emitting(ACK, 1);
+    for (now_ms, problems) in [(9_999, 0), (10_000, 1)] {
+        bench.flow.tick(now_ms);
+        let found = bench.handler_report().problems;
+        assert_eq!(found.len(), problems, "{now_ms}: {found:?}");
+        for problem in found {
+            assert_eq!(problem.kind, ProblemKind::EmitsUnacknowledged);
+            assert_eq!((problem.count, problem.since_ms), (2, 0));
+            assert!(problem.what.ends_with("the oldest to topic out"));
+        }
+    }
+    assert_eq!(bench.answer_producer().len(), 2);
+    assert!(bench.handler_report().problems.is_empty());
 }
