@@ -228,7 +228,7 @@ impl Suite {
             title: "Benchmarks of relaying",
             page: "docs/benchmarks-relay.md",
             bare: "bare librdkafka relay (C)",
-            floor: None,
+            floor: Some(0.35),
             workloads: vec![
                 workload("uniform keys", even, 1, 0),
                 workload("Zipf keys", zipf, 1, 0),
