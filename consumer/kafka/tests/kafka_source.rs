@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use member::batches::{append, commit_marker, damaged_and_whole, records};
 use member::{Member, at, produce, settings};
-use rdkafka::mocking::MockCoordinator;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sluicegate_engine::partition::commit::{CommitMetadata, CommitTarget};
 use sluicegate_engine::source::{CommitEntry, Origin, Source, SourceEvent, StartAt};
+use sluicegate_kafka::KafkaSource;
 use sluicegate_kafka::mock::MockKafka;
-use sluicegate_kafka::{ClientSettings, KafkaSource};
 
 const PARTITIONS: i32 = 4;
 
@@ -523,40 +522,6 @@ fn starts_are_retried_while_offsets_are_unavailable() {
     let mut member = Member::join(&settings(&bootstrap, &[]));
     member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
     member.leave();
-}
-
-/// A coordinator that is gone must not keep a partition from starting once another broker coordinates the group.
-#[test]
-fn a_start_is_found_although_the_coordinator_that_was_asked_never_returns() {
-    let kafka = MockKafka::start(2).expect("a mock cluster starts");
-    kafka.create_topic("t", 1).expect("a new topic");
-    let bootstrap = kafka.bootstrap_servers();
-    let cluster = kafka.cluster().expect("the host owns it");
-    let coordinate = |broker| {
-        let group = MockCoordinator::Group("g".into());
-        cluster.coordinator(group, broker).expect("a known broker");
-    };
-    cluster.partition_leader("t", 0, Some(1)).expect("a leader");
-    coordinate(2);
-    cluster.broker_down(2).expect("a known broker");
-    let settings = ClientSettings {
-        request_timeout: Duration::from_secs(1),
-        ..settings(&bootstrap, &[])
-    };
-    let mut source = KafkaSource::new(&settings).expect("a client");
-    source.find(&[at(0)], StartAt::Earliest);
-    let mut until = |is_it: fn(&SourceEvent) -> bool| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mut events = Vec::new();
-        while !events.iter().any(is_it) {
-            assert!(Instant::now() < deadline, "{events:?}");
-            source.wait(Duration::from_millis(50));
-            source.events(&mut events);
-        }
-    };
-    until(|event| matches!(event, SourceEvent::NotFound { .. }));
-    coordinate(1);
-    until(|event| matches!(event, SourceEvent::Found { .. }));
 }
 
 /// Rule 4: one wake-up may announce many queued events, and all are served.

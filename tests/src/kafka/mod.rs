@@ -64,6 +64,17 @@ pub struct KafkaOptions {
     pub extra: Vec<(String, String)>,
 }
 
+impl KafkaOptions {
+    /// Three nodes that can share a small machine.
+    pub fn three_nodes() -> Self {
+        Self {
+            nodes: 3,
+            heap_mb: 384,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for KafkaOptions {
     fn default() -> Self {
         Self {

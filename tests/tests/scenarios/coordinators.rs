@@ -40,12 +40,8 @@ fn await_partitions(service: &Service, count: usize) {
 
 #[test]
 fn partitions_are_taken_over_after_the_coordinator_has_moved() {
-    let options = KafkaOptions {
-        nodes: 3,
-        heap_mb: 384,
-        ..KafkaOptions::default()
-    };
-    let mut kafka = Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut kafka =
+        Kafka::start(&KafkaOptions::three_nodes()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
     for topic in ["source", "copy"] {
         client.create_topic_with(topic, PARTITIONS, 3, &[]);

@@ -329,11 +329,7 @@ fn kills_of_processes_and_brokers_lose_nothing() {
     } else {
         (60_000, 5, 2)
     };
-    let mut kafka = start(KafkaOptions {
-        nodes: 3,
-        heap_mb: 384,
-        ..KafkaOptions::default()
-    });
+    let mut kafka = start(KafkaOptions::three_nodes());
     let mut flow = Flow::start(&kafka, "killed", 3);
     let mut bounced = 0;
     flow.run(records, kills, |flow, kill| {

@@ -127,12 +127,8 @@ fn a_login_is_required_and_a_revoked_permission_is_enforced() {
 
 #[test]
 fn three_nodes_survive_the_loss_of_one_and_a_killed_node_comes_back() {
-    let options = KafkaOptions {
-        nodes: 3,
-        heap_mb: 384,
-        ..KafkaOptions::default()
-    };
-    let mut kafka = Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut kafka =
+        Kafka::start(&KafkaOptions::three_nodes()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
     client.create_topic_with("kept", 3, 3, &[("min.insync.replicas", "2")]);
     client.produce(

@@ -120,7 +120,7 @@ const SERVICE: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
-        name: "target-refusal-gives-up",
+        name: "target-refusal-dead-letters",
         what: "a record is dead-lettered because its output topic is missing",
         suite: SIMULATION,
     },

@@ -65,7 +65,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"\bFlightKey\b|\bNO_FLIGHT\b", "BatchId"),
     (r"\bEntryKey\b", "RecordId"),
     (
-        r"(?i)\b(give[ns]?|gave|giving|take[ns]?|took|taking)( them| it)? back\b|\b(give[ns]?|gave|giving|taken) up\b",
+        r"(?i)\b(give[ns]?|gave|giving|take[ns]?|took|taking)( them| it)? back\b|\b(give[ns]?|gave|giving|taken)[ _-]up(\b|_)|(?-i)[0-9] ?(ns|µs|ms|bytes|KiB|MiB) a (record|partition|call|key|lane)\b",
         "abandoned, returned, reverted",
     ),
     (r"(?i)\bbeside\b", "next to"),

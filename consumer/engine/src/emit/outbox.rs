@@ -54,17 +54,12 @@ impl Outbox {
         }
     }
 
-    /// Takes over what a call has emitted and its worker has sent, until now. Afterwards its answers count: see
+    /// Takes over what a call has emitted and its worker has sent. Afterwards its answers count: see
     /// [`Self::take_early`]. Returns the places of the records that have emitted, in order.
-    pub(crate) fn ship(
-        &mut self,
-        batch: &mut Batch,
-        ran_by: &Arc<GenerationId>,
-        now_ms: u64,
-    ) -> Vec<u32> {
+    pub(crate) fn ship(&mut self, batch: &mut Batch, ran_by: &Arc<GenerationId>) -> Vec<u32> {
         let (mut shipment, places) = Shipment::of(batch);
-        shipment.ran = Some((ran_by.clone(), now_ms));
-        shipment.sent_ms = now_ms;
+        shipment.ran_by = Some(ran_by.clone());
+        shipment.sent_ms = self.now_ms;
         self.sent(shipment.handler, shipment.unanswered);
         let number = batch.shipment.shipment();
         let before = self.shipments.insert(number, shipment);
@@ -95,8 +90,8 @@ impl Outbox {
         let shipment = self.shipments.get_mut(&at.shipment)?;
         let record = shipment.records.get_mut(at.record as usize)?;
         let pending = record.pending.take_if(|_| record.key == key)?;
-        let (ran_by, since_ms) = shipment.ran.clone()?;
-        Some((pending, ran_by, since_ms))
+        // Nothing of a pending share is sent again.
+        Some((pending, shipment.ran_by.clone()?, shipment.sent_ms))
     }
 
     /// The pending shares of a handler, and since when they have been pending. Visits all shipments.
@@ -109,7 +104,6 @@ impl Outbox {
             .iter()
             .filter(its)
             .flat_map(|(&number, shipment)| {
-                let since_ms = shipment.ran.as_ref().map_or(0, |(_, since_ms)| *since_ms);
                 let records = (0..).zip(&shipment.records);
                 let pending = records.filter(|(_, record)| record.pending.is_some());
                 pending.map(move |(place, record)| {
@@ -117,7 +111,7 @@ impl Outbox {
                         shipment: number,
                         record: place,
                     };
-                    (record.key, at, since_ms)
+                    (record.key, at, shipment.sent_ms)
                 })
             })
     }
@@ -127,7 +121,7 @@ impl Outbox {
         let Some(shipment) = self.shipments.get_mut(&at.shipment) else {
             return;
         };
-        if let Some((ran_by, _)) = &shipment.ran {
+        if let Some(ran_by) = &shipment.ran_by {
             count(ran_by);
         }
         if shipment.release(at.record) {
@@ -158,12 +152,9 @@ impl Outbox {
     /// Since when the oldest emits of a handler have no answer, if some have none, and to which topics; without topics it is a dead
     /// letter. Visits all shipments.
     pub(crate) fn oldest_unanswered(&self, handler: HandlerIx) -> Option<(u64, Vec<Arc<str>>)> {
-        let mut shipments = self.shipments.values();
         let its = |one: &&Shipment| one.handler == handler && one.unanswered > 0;
-        let oldest = shipments
-            .by_ref()
-            .filter(its)
-            .min_by_key(|one| one.sent_ms)?;
+        let shipments = self.shipments.values().filter(its);
+        let oldest = shipments.min_by_key(|one| one.sent_ms)?;
         let mut records = (0..).zip(&oldest.records);
         let waits = records.find(|(_, record)| record.unanswered > 0);
         let topics = waits.map(|(place, _)| oldest.unacknowledged_topics(place));

@@ -53,7 +53,7 @@ fn a_record_is_answered_once_all_its_emits_are_in_whatever_order() {
     let mut outbox = Outbox::default();
     let mut batch = call(&mut outbox);
     let (shipment, counts) = (batch.shipment, batch.emitted.clone());
-    outbox.ship(&mut batch, &Arc::default(), 0);
+    outbox.ship(&mut batch, &Arc::default());
     let some = [3, 0].map(|place| acknowledged(shipment, place));
     assert!(answer(&mut outbox, some.into()).is_empty());
     let done = answer(&mut outbox, vec![acknowledged(shipment, 2)]);
@@ -83,7 +83,7 @@ fn answers_that_come_before_the_call_has_ended_wait_for_it() {
     let shipment = batch.shipment;
     let early = (0..3).map(|place| acknowledged(shipment, place)).collect();
     assert!(answer(&mut outbox, early).is_empty());
-    outbox.ship(&mut batch, &Arc::default(), 0);
+    outbox.ship(&mut batch, &Arc::default());
     let early = outbox.take_early(shipment);
     assert_eq!(answer(&mut outbox, early).len(), 1, "the first record");
     assert_eq!(
@@ -99,7 +99,7 @@ fn what_was_refused_is_kept_until_it_is_released_and_shows_no_secret() {
     let shipment = batch.shipment;
     // The second emit of the last record was not sent, because the first one was refused at once.
     batch.unsent = vec![3];
-    outbox.ship(&mut batch, &Arc::default(), 0);
+    outbox.ship(&mut batch, &Arc::default());
     let first = [
         acknowledged(shipment, 0),
         refused(shipment, 1, FailureKind::Cluster),
@@ -143,7 +143,7 @@ fn a_refused_or_slow_record_keeps_no_bytes_of_others_of_its_call() {
             ..one.clone()
         })
         .collect();
-    outbox.ship(&mut batch, &Arc::default(), 0);
+    outbox.ship(&mut batch, &Arc::default());
     let acks = (0..98).map(|place| acknowledged(shipment, place));
     answer(&mut outbox, acks.collect());
     (0..98).for_each(|record| outbox.release(outbox.at(shipment, record)));
@@ -186,7 +186,7 @@ fn only_what_is_refused_and_what_stands_behind_it_in_its_topic_is_sent_again() {
             ..one.clone()
         });
         batch.output.emits = emits.into();
-        outbox.ship(&mut batch, &Arc::default(), 0);
+        outbox.ship(&mut batch, &Arc::default());
         let answers = (0..topics.len()).map(|place| match place {
             1 => refused(shipment, place, FailureKind::Cluster),
             _ => acknowledged(shipment, place),
@@ -222,7 +222,7 @@ fn a_call_of_which_nothing_counts_any_more_leaves_nothing_behind() {
 fn a_name_in_use_is_not_given_again() {
     let mut outbox = Outbox::default();
     let mut first = call(&mut outbox);
-    outbox.ship(&mut first, &Arc::default(), 0);
+    outbox.ship(&mut first, &Arc::default());
     let early = call(&mut outbox).shipment;
     answer(&mut outbox, vec![acknowledged(early, 0)]);
     // Once around.

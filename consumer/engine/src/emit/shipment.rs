@@ -84,8 +84,8 @@ pub(super) struct Shipment {
     pub(super) acknowledged: Vec<bool>,
     pub(super) records: Vec<ShippedRecord>,
     counts: Option<Arc<EmitCounts>>,
-    /// What ran the call, and when it ended, on the flow's clock; `None` for a dead letter, or if nothing counts any more.
-    pub(super) ran: Option<(Arc<GenerationId>, u64)>,
+    /// What ran the call; `None` for a dead letter, or if nothing counts any more.
+    pub(super) ran_by: Option<Arc<GenerationId>>,
     /// When it was sent, or some of it again, on the flow's clock.
     pub(super) sent_ms: u64,
     /// Sent and not answered.
@@ -147,7 +147,7 @@ impl Shipment {
             open: records.len() as u32,
             records,
             counts,
-            ran: None,
+            ran_by: None,
             sent_ms: 0,
             unanswered,
             kept_bytes: 0,

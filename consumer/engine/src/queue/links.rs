@@ -181,7 +181,7 @@ impl Chain {
     }
 
     /// The links, in order.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Link> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
         let (one, any) = match self {
             Self::One(link) => (Some(link), None),
             Self::Several(several) => (None, Some(&several.links)),

@@ -55,7 +55,7 @@ impl Emitting {
     ) -> Self {
         let records = match batch.output.emits.is_empty() {
             true => Vec::new(),
-            false => ctx.outbox.ship(batch, ran_by, ctx.now_ms),
+            false => ctx.outbox.ship(batch, ran_by),
         };
         Self {
             records: records.into_iter().peekable(),

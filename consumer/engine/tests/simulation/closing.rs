@@ -126,18 +126,18 @@ impl World {
             }
             let draining = self.model.owned[&key.epoch].draining;
             let called = self.is_called(&key);
-            let given_up = failed && holds && !called;
+            let abandoned = failed && holds && !called;
             let again = (self.model).may_follow_again(&key, &self.script.logs);
             let Some(share) = self.model.share(key.epoch, key.offset, key.handler) else {
                 continue;
             };
             let may = match share.stage {
-                Stage::Queued => given_up || overdue,
+                Stage::Queued => abandoned || overdue,
                 Stage::Failed if share.dead_lettered => false,
-                Stage::Failed => given_up || overdue,
+                Stage::Failed => abandoned || overdue,
                 Stage::Running | Stage::Acked => overdue,
                 // Queued for another generation instead of having its emits produced again.
-                Stage::Producing if again || share.may_run_again() => given_up || overdue,
+                Stage::Producing if again || share.may_run_again() => abandoned || overdue,
                 Stage::Producing if share.refused.is_some() => overdue,
                 Stage::Producing | Stage::Settled => false,
             };

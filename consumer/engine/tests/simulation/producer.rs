@@ -118,7 +118,7 @@ impl World {
             return Err(format!("a dead letter is not its record (G7): {letter:?}"));
         }
         let on_failure = self.on_failure_of.get(&letter.handler);
-        let gives_up =
+        let dead_letters =
             on_failure == Some(&OnFailure::DeadLetter) && self.closing.has_failed(letter.handler);
         let of = ShareKey {
             epoch,
@@ -134,10 +134,10 @@ impl World {
             Stage::Failed if share.dead_lettered => {}
             Stage::Producing if share.letter_due => share.owes_letter = false,
             // Queued records of a failed handler are dead-lettered without an attempt.
-            Stage::Queued | Stage::Failed if gives_up => {}
+            Stage::Queued | Stage::Failed if dead_letters => {}
             // So is one that was to be run again instead of having its emits produced again.
-            Stage::Producing | Stage::Settled if gives_up && again => {}
-            Stage::Producing if gives_up && share.may_run_again() => {}
+            Stage::Producing | Stage::Settled if dead_letters && again => {}
+            Stage::Producing if dead_letters && share.may_run_again() => {}
             stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
         }
         share.stage = Stage::Producing;

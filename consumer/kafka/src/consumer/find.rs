@@ -408,18 +408,19 @@ impl Finder {
     /// Reports partitions whose request has been pending for the timeout, and again after each further one. It stays pending, but may
     /// wait for a coordinator that has left the cluster: it finds the present one then.
     fn report_unanswered(&mut self, context: &Context<'_>, out: &mut Vec<SourceEvent>) {
-        let mut found_again = false;
+        let mut unanswered = false;
         for wanted in &mut self.wanted {
             if wanted.question.is_some() && wanted.asked.elapsed() >= context.timeout {
                 wanted.asked = Instant::now();
-                if !std::mem::replace(&mut found_again, true) {
-                    context.connection.find_coordinators_again();
-                }
+                unanswered = true;
                 out.push(SourceEvent::NotFound {
                     at: wanted.at.clone(),
                     reason: "the brokers have not answered yet".to_owned(),
                 });
             }
+        }
+        if unanswered {
+            context.connection.find_coordinators_again();
         }
     }
 

@@ -390,7 +390,7 @@ fn of_refused_records_of_a_key_only_the_first_waits_and_is_sent_again_alone() {
     bench.answer(|_, _| Some(FailureKind::Cluster));
     pass(&mut bench, 100..1_000);
     assert_eq!(bench.answer_producer(), ["out 0.0"]);
-    // The cluster takes records again, or does it? What stands behind the refused one is written again once more.
+    // Another one is refused: what stands behind it is written once more.
     let refused = |sent: &str, _| (sent == "out 2.0").then_some(FailureKind::Cluster);
     let sent = bench.answer(refused).into_iter().map(|(sent, _)| sent);
     assert!(sent.eq(["out 1.0", "out 2.0", "out 3.0"]), "in order");

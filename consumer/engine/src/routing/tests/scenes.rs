@@ -217,14 +217,14 @@ fn patterns_match_neither_internal_nor_dead_letter_topics_and_exact_names_do() {
             TopicPattern::Exact("__consumer_offsets".into()),
             TopicPattern::Exact("orders.dlt".into()),
         ],
-        &["{topic}.dlt", "given-up"],
+        &["{topic}.dlt", "abandoned"],
     );
     let table: [(&str, &[u32]); 10] = [
         ("orders", &[0, 1]),
         ("orders.dlt", &[5]),
         ("clicks.dlt", &[]),
         (".dlt", &[0, 1]),
-        ("given-up", &[]),
+        ("abandoned", &[]),
         ("__consumer_offsets", &[4]),
         ("__transaction_state", &[]),
         ("__share_group_state", &[]),
