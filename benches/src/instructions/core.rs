@@ -203,20 +203,12 @@ pub(crate) fn emitting() {
         }
         let mut tokens = Vec::new();
         for batch in &mut finished {
-            let copies = batch
-                .records
-                .iter()
-                .enumerate()
-                .map(|(place, record)| Emit {
-                    record: place as u32,
-                    topic: "copies".to_owned(),
-                    partition: None,
-                    timestamp_ms: None,
-                    key: None,
-                    value: Some(record.offset.to_le_bytes().to_vec()),
-                    headers: Vec::new(),
-                });
-            batch.output.emits = copies.collect();
+            for (place, record) in batch.records.iter().enumerate() {
+                batch.output.emits.extend([Emit {
+                    value: Some(&record.offset.to_le_bytes()),
+                    ..Emit::to(place as u32, "copies")
+                }]);
+            }
             tokens.extend((0..batch.keys.len()).filter_map(|place| batch.shipment.at(place)));
         }
         let acknowledged = |tokens: &[EmitToken]| {

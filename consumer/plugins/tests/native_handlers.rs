@@ -147,7 +147,7 @@ fn a_panic_costs_one_instance_and_emits_of_acknowledged_records_are_sent() {
     assert_eq!(codes(&finished), [ACK, PANICKED, NOT_RUN]);
     let detail = &finished.output.details[0];
     assert!(detail.contains("panic on purpose at in/1/1"), "{detail}");
-    let emits = finished.output.emits.iter().map(|emit| emit.record);
+    let emits = finished.output.emits.records();
     assert_eq!(emits.collect::<Vec<_>>(), [0]);
     let answers = replies.next("answer of the producer", |message| match message {
         PumpMessage::Delivered(deliveries) => Ok(deliveries),

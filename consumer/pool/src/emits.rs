@@ -25,9 +25,9 @@ pub(super) fn send(
 ) {
     let outcomes = &batch.outcomes;
     let emits = &mut batch.output.emits;
-    emits.retain(|emit| outcomes.get(emit.record as usize).is_some_and(is_final));
+    emits.retain(|record| outcomes.get(record as usize).is_some_and(is_final));
     // A batch handler may emit in any order; within a record, the order of emitting stays.
-    emits.sort_by_key(|emit| emit.record);
+    emits.sort_by_record();
     if emits.is_empty() {
         return;
     }
@@ -41,7 +41,7 @@ pub(super) fn send(
     };
     for (place, emit) in emits.iter().enumerate() {
         let token = batch.shipment.at(place);
-        if !token.is_some_and(|token| sending.send(emit, token)) {
+        if !token.is_some_and(|token| sending.send(&emit, token)) {
             batch.unsent.push(place as u32);
         }
     }
@@ -68,21 +68,21 @@ struct Sending<'s> {
 
 impl Sending<'_> {
     /// Sends a record or has its refusal answered; `false`: neither, because one before it was refused.
-    fn send(&mut self, emit: &Emit, token: EmitToken) -> bool {
+    fn send(&mut self, emit: &Emit<'_>, token: EmitToken) -> bool {
         if self.stopped == Some(emit.record) {
             return false;
         }
         let sent = self.send_in_time(emit, token);
-        if !answer_unsent(sent, &emit.topic, self.reply_to, token) {
+        if !answer_unsent(sent, emit.topic, self.reply_to, token) {
             self.stopped = Some(emit.record);
         }
         true
     }
 
-    fn send_in_time(&mut self, emit: &Emit, token: EmitToken) -> Sent {
+    fn send_in_time(&mut self, emit: &Emit<'_>, token: EmitToken) -> Sent {
         let mut pause = INITIAL_RETRY_DELAY;
         loop {
-            let record = emit.into();
+            let record = (*emit).into();
             match (self.emitter).send(&record, Way::Batched, self.reply_to, token) {
                 Sent::NoRoom => {
                     let since = *self.full_since.get_or_insert_with(Instant::now);

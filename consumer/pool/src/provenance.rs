@@ -17,14 +17,15 @@ const ATTEMPT: &[u8] = b"sluicegate.attempt";
 /// the origin of the copy.
 pub(super) fn add(batch: &mut Batch, handler: &str) {
     let mut block = Vec::new();
-    for emit in &mut batch.output.emits {
+    let emits = &mut batch.output.emits;
+    for place in 0..emits.len() {
+        let Some(emit) = emits.get(place) else { break };
         let Some(record) = batch.records.get(emit.record as usize) else {
             continue;
         };
         block.clear();
-        write(record, handler, &emit.headers, &mut block);
-        emit.headers.clear();
-        emit.headers.extend_from_slice(&block);
+        write(record, handler, emit.headers, &mut block);
+        emits.set_headers(place, &block);
     }
 }
 
@@ -71,20 +72,18 @@ mod tests {
         };
         let mut batch = Batch::new();
         batch.records.push(record.leaked());
-        batch.output.emits.push(Emit {
-            record: 0,
-            topic: "t".to_owned(),
-            partition: None,
-            timestamp_ms: None,
-            key: None,
-            value: None,
-            headers: given,
-        });
+        batch.output.emits.extend([Emit {
+            headers: &given,
+            ..Emit::to(0, "t")
+        }]);
         add(&mut batch, "late@1.2.0");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let seen: Vec<String> = Headers::new(&batch.output.emits[0].headers)
-            .map(|(name, value)| format!("{}={}", text(name), value.map_or("null".into(), text)))
-            .collect();
+        let seen: Vec<String> =
+            Headers::new(batch.output.emits.get(0).expect("it is there").headers)
+                .map(|(name, value)| {
+                    format!("{}={}", text(name), value.map_or("null".into(), text))
+                })
+                .collect();
         assert_eq!(
             seen,
             [

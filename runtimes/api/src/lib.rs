@@ -12,10 +12,13 @@
 //! 3. The outcomes that a running call has written can be read from another thread ([`CallMonitor`]), so that a hanging
 //!    call costs only the record it hangs on.
 
+mod emits;
+
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use emits::{Emit, Emits};
 pub use sluicegate_abi::board::CancelFlag;
 pub use sluicegate_abi::{
     RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag,
@@ -190,7 +193,7 @@ pub struct CallOutput {
     /// Texts referenced by outcomes as index + 1.
     pub details: Vec<String>,
     /// Records to produce, in emit order.
-    pub emits: Vec<Emit>,
+    pub emits: Emits,
 }
 
 impl CallOutput {
@@ -199,25 +202,6 @@ impl CallOutput {
         self.details.clear();
         self.emits.clear();
     }
-}
-
-/// A record emitted by a handler.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Emit {
-    /// Index in the call of the record that it was emitted for; that record settles only once this one is acknowledged.
-    pub record: u32,
-    /// Target topic.
-    pub topic: String,
-    /// Target partition; `None` lets the producer choose by key.
-    pub partition: Option<i32>,
-    /// Timestamp in milliseconds since the epoch; `None` is now.
-    pub timestamp_ms: Option<i64>,
-    /// Key; `None` is null.
-    pub key: Option<Vec<u8>>,
-    /// Value; `None` is a tombstone.
-    pub value: Option<Vec<u8>>,
-    /// Header block in Kafka's format (see [`sluicegate_abi::header_block`]); empty is none.
-    pub headers: Vec<u8>,
 }
 
 /// Services for a handler, available at any time, also outside a call.

@@ -185,7 +185,7 @@ fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutpu
     }
     output
         .emits
-        .retain(|emit| outcomes.get(emit.record as usize).is_some_and(keeps_emits));
+        .retain(|record| outcomes.get(record as usize).is_some_and(keeps_emits));
     for outcome in outcomes.iter_mut().filter(|outcome| !keeps_emits(outcome)) {
         outcome.flags &= !outcome_flag::EMITTED;
     }
@@ -224,16 +224,15 @@ impl CallSink for OutputSink<'_> {
         if record >= self.records || emission.topic.is_empty() {
             return false;
         }
-        self.output.emits.push(Emit {
+        self.output.emits.push(&Emit {
             record,
-            topic: emission.topic.to_string(),
+            topic: emission.topic,
             partition: emission.partition,
             timestamp_ms: emission.timestamp_ms,
-            key: emission.key.map(<[u8]>::to_vec),
-            value: emission.value.map(<[u8]>::to_vec),
-            headers: emission.headers.to_vec(),
-        });
-        true
+            key: emission.key,
+            value: emission.value,
+            headers: emission.headers,
+        })
     }
 
     fn detail(&mut self, text: &str) -> u32 {

@@ -102,14 +102,7 @@ fn outcomes_of_errors_carry_their_class_reason_and_failed_emits_are_discarded() 
         output.details[outcomes[1].detail as usize - 1],
         "error on purpose at in/0/1"
     );
-    assert_eq!(
-        output
-            .emits
-            .iter()
-            .map(|emit| emit.record)
-            .collect::<Vec<_>>(),
-        [3]
-    );
+    assert_eq!(output.emits.records().collect::<Vec<_>>(), [3]);
     assert_eq!(
         outcomes.iter().map(|o| o.flags).collect::<Vec<_>>(),
         [0, 0, 0, outcome_flag::EMITTED]

@@ -245,15 +245,10 @@ impl Instance {
             ..RawOutcome::default()
         };
         let mut emit = |topic: &str| {
-            output.emits.push(Emit {
-                record: index,
-                topic: topic.to_owned(),
-                partition: None,
-                timestamp_ms: None,
-                key: None,
-                value: Some(b"emitted".to_vec()),
-                headers: Vec::new(),
-            });
+            output.emits.extend([Emit {
+                value: Some(b"emitted"),
+                ..Emit::to(index, topic)
+            }]);
             outcome_flag::EMITTED
         };
         match step {

@@ -26,15 +26,15 @@ pub struct ProducerRecord<'a> {
     pub headers: &'a [u8],
 }
 
-impl<'a> From<&'a Emit> for ProducerRecord<'a> {
-    fn from(emit: &'a Emit) -> Self {
+impl<'a> From<Emit<'a>> for ProducerRecord<'a> {
+    fn from(emit: Emit<'a>) -> Self {
         Self {
-            topic: &emit.topic,
+            topic: emit.topic,
             partition: emit.partition,
             timestamp_ms: emit.timestamp_ms,
-            key: emit.key.as_deref(),
-            value: emit.value.as_deref(),
-            headers: &emit.headers,
+            key: emit.key,
+            value: emit.value,
+            headers: emit.headers,
         }
     }
 }

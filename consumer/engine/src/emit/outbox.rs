@@ -7,16 +7,18 @@
 //! ```
 //!
 //! A shipment has what one call emitted, kept until it is acknowledged, so that a refusal does not require running the handler
-//! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. The bytes of a record's emits are freed
-//! once it is settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or
+//! again (ADR 0020). Answers can arrive before the call has ended; they wait for it. A record's emits are kept until it is
+//! settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or
 //! waits behind others, moves to a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's
-//! byte budget.
+//! byte budget. Of other calls that wait for their last answers, the bytes that are not needed any more are freed every
+//! [`COMPACT_AFTER_MS`].
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use rapidhash::fast::RapidHasher;
+use sluicegate_runtime::Emits;
 
 use super::delivery::Delivery;
 use super::emitter::{Emitter, ProducerRecord, Sent, Way};
@@ -28,6 +30,11 @@ use crate::queue::GenerationId;
 
 /// Without a random seed, as everything that a run depends on.
 type Hasher = BuildHasherDefault<RapidHasher<'static>>;
+
+/// How long a call keeps the bytes of records that are over, if it waits for others.
+const COMPACT_AFTER_MS: u64 = 250;
+/// Maximum number of empty buffers that are kept for the next calls, and of the bytes of one.
+const MAX_SPARE: (usize, usize) = (16, 512 << 10);
 
 /// A pump's shipments.
 #[derive(Default)]
@@ -41,6 +48,10 @@ pub(crate) struct Outbox {
     kept_bytes: u64,
     /// What the producer has of each handler: emits and dead letters without an answer.
     unanswered: Vec<u32>,
+    /// Empty buffers for the next calls: memory that was used lately is in the cache.
+    spare: Vec<Emits>,
+    /// When bytes that are not needed any more were last freed.
+    compacted_ms: u64,
 }
 
 impl Outbox {
@@ -57,7 +68,7 @@ impl Outbox {
     /// Takes over what a call has emitted and its worker has sent. Afterwards its answers count: see
     /// [`Self::take_early`]. Returns the places of the records that have emitted, in order.
     pub(crate) fn ship(&mut self, batch: &mut Batch, ran_by: &Arc<GenerationId>) -> Vec<u32> {
-        let (mut shipment, places) = Shipment::of(batch);
+        let (mut shipment, places) = Shipment::of(batch, self.spare.pop().unwrap_or_default());
         shipment.ran_by = Some(ran_by.clone());
         shipment.sent_ms = self.now_ms;
         self.sent(shipment.handler, shipment.unanswered);
@@ -125,7 +136,7 @@ impl Outbox {
             count(ran_by);
         }
         if shipment.release(at.record) {
-            self.shipments.remove(&at.shipment);
+            self.end(at.shipment);
         }
     }
 
@@ -147,6 +158,29 @@ impl Outbox {
     /// The time, on the flow's clock.
     pub(crate) fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
+        if now_ms < self.compacted_ms + COMPACT_AFTER_MS {
+            return;
+        }
+        self.compacted_ms = now_ms;
+        let before_ms = now_ms - COMPACT_AFTER_MS;
+        for shipment in self.shipments.values_mut() {
+            if shipment.sent_ms <= before_ms && (shipment.open as usize) < shipment.records.len() {
+                shipment.compact();
+            }
+        }
+    }
+
+    /// Nothing of a shipment is needed any more.
+    fn end(&mut self, number: u32) {
+        let Some(mut shipment) = self.shipments.remove(&number) else {
+            return;
+        };
+        shipment.count();
+        let mut emits = shipment.emits;
+        if self.spare.len() < MAX_SPARE.0 && (1..=MAX_SPARE.1).contains(&emits.buffered()) {
+            emits.clear();
+            self.spare.push(emits);
+        }
     }
 
     /// Since when the oldest emits of a handler have no answer, if some have none, and to which topics; without topics it is a dead
@@ -169,7 +203,7 @@ impl Outbox {
 
     /// As [`Self::ship`], for a call of which nothing counts any more.
     pub(crate) fn ship_late(&mut self, batch: &mut Batch) {
-        let (mut shipment, _) = Shipment::of(batch);
+        let (mut shipment, _) = Shipment::of(batch, self.spare.pop().unwrap_or_default());
         for record in &mut shipment.records {
             record.key = RecordId::NONE;
             record.released = true;
@@ -224,9 +258,9 @@ impl Outbox {
                 debug_assert!(*unanswered >= count, "answered more than was sent");
                 *unanswered = unanswered.saturating_sub(count);
             }
-            shipment.tidy_up();
+            shipment.count();
             if shipment.open == 0 {
-                self.shipments.remove(&number);
+                self.end(number);
             }
         }
     }
@@ -263,7 +297,7 @@ impl Outbox {
         let record = &shipment.records[at.record as usize];
         let mut topics: Vec<String> = (record.first as usize..record.end as usize)
             .filter(|place| !shipment.acknowledged[*place])
-            .map(|place| shipment.emits[place].topic.clone())
+            .filter_map(|place| Some(shipment.emits.get(place)?.topic.to_owned()))
             .collect();
         topics.dedup();
         topics
@@ -295,12 +329,12 @@ impl Outbox {
                 break;
             };
             let acknowledged = &mut shipment.acknowledged[place as usize];
-            let behind = topics.contains(&&*emit.topic);
+            let behind = topics.contains(&emit.topic);
             if *acknowledged && !behind {
                 continue;
             }
             if !behind {
-                topics.push(&emit.topic);
+                topics.push(emit.topic);
             }
             sends += 1;
             *acknowledged = false;
@@ -308,11 +342,11 @@ impl Outbox {
             shipment.unanswered += 1;
             shipment.sent_ms = self.now_ms;
             let sent = emitter.send(&ProducerRecord::from(emit), way, reply_to, token);
-            if !answer_unsent(sent, &emit.topic, reply_to, token) {
+            if !answer_unsent(sent, emit.topic, reply_to, token) {
                 // Those behind it are sent after it; they would be written before it.
                 for later in place + 1..record.end {
-                    let emit = &shipment.emits[later as usize];
-                    if topics.contains(&&*emit.topic) {
+                    let emit = shipment.emits.get(later as usize);
+                    if emit.is_some_and(|emit| topics.contains(&emit.topic)) {
                         shipment.acknowledged[later as usize] = false;
                     }
                 }
@@ -332,14 +366,14 @@ impl Outbox {
         let is_apart = shipment.records.len() == 1;
         let part = (!is_apart).then(|| shipment.split(at.record));
         if shipment.open == 0 {
-            self.shipments.remove(&at.shipment);
+            self.end(at.shipment);
         }
         let at = match part {
             None => at,
             Some(part) => self.add(part),
         };
         if let Some(shipment) = self.shipments.get_mut(&at.shipment) {
-            let bytes = shipment.bytes(at.record);
+            let bytes = shipment.bytes();
             self.kept_bytes += bytes - std::mem::replace(&mut shipment.kept_bytes, bytes);
         }
         at
@@ -357,7 +391,7 @@ impl Outbox {
         };
         self.kept_bytes -= std::mem::take(&mut shipment.kept_bytes);
         if shipment.release(at.record) {
-            self.shipments.remove(&at.shipment);
+            self.end(at.shipment);
         }
     }
 

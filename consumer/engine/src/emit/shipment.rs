@@ -1,11 +1,11 @@
 //! What one call has emitted, or a dead letter, while it is with the producer or waits to be sent again.
 //!
-//! Its records are answered one by one. The bytes of those that are over are freed although others of the call wait, and what waits
-//! longer is split off, so that it keeps nothing else of its call alive.
+//! Its records are answered one by one. Some time after the call, the bytes of those that are over are freed although others wait,
+//! and what waits longer is split off, so that it keeps nothing else of its call alive.
 
 use std::sync::Arc;
 
-use sluicegate_runtime::Emit;
+use sluicegate_runtime::Emits;
 
 use super::counts::EmitCounts;
 use super::delivery::Delivery;
@@ -77,8 +77,8 @@ pub(super) struct ShippedRecord {
 pub(super) struct Shipment {
     pub(super) handler: HandlerIx,
     /// Empty for a dead letter, which is built from its record.
-    pub(super) emits: Vec<Emit>,
-    /// The record of each emit.
+    pub(super) emits: Emits,
+    /// The record of each emit; empty if each has one.
     owners: Vec<u32>,
     /// Which emits are acknowledged.
     pub(super) acknowledged: Vec<bool>,
@@ -96,63 +96,72 @@ pub(super) struct Shipment {
     pub(super) open: u32,
     /// Acknowledged and not counted yet: the place of one, and their number; all have the same topic.
     uncounted: (u32, u64),
-    /// Records that are over, and whose bytes are not freed yet.
-    ended: Vec<u32>,
 }
 
 impl Shipment {
-    /// What a call has emitted, sorted by its records, of which the second part has the places in the call.
-    pub(super) fn of(batch: &mut Batch) -> (Self, Vec<u32>) {
-        let emits = std::mem::take(&mut batch.output.emits);
-        let mut owners = Vec::with_capacity(emits.len());
-        let mut records: Vec<ShippedRecord> = Vec::new();
-        let mut places: Vec<u32> = Vec::new();
-        for (place, emit) in emits.iter().enumerate() {
-            let place = place as u32;
-            if places.last() != Some(&emit.record) {
-                places.push(emit.record);
-                let key = batch.keys.get(emit.record as usize);
+    /// What a call has emitted, sorted by its records, of which the second part has the places in the call. Leaves `spare` to the
+    /// call.
+    pub(super) fn of(batch: &mut Batch, spare: Emits) -> (Self, Vec<u32>) {
+        let emits = std::mem::replace(&mut batch.output.emits, spare);
+        let mut records: Vec<ShippedRecord> = Vec::with_capacity(emits.len());
+        let mut places: Vec<u32> = Vec::with_capacity(emits.len());
+        for (place, of) in (0..).zip(emits.records()) {
+            if places.last() != Some(&of) {
+                places.push(of);
+                let key = batch.keys.get(of as usize);
                 let key = key.copied().unwrap_or(RecordId::NONE);
                 records.push(ShippedRecord::new(key, place));
             }
-            owners.push(records.len() as u32 - 1);
             if let Some(record) = records.last_mut() {
                 record.end = place + 1;
                 record.unanswered += 1;
             }
         }
+        let mut shipment = Self::new(batch.handler, emits, records, batch.emitted.take());
         for place in batch.unsent.drain(..) {
-            if let Some(&owner) = owners.get(place as usize) {
-                records[owner as usize].unanswered -= 1;
+            if let Some(owner) = shipment.owner(place) {
+                shipment.records[owner as usize].unanswered -= 1;
+                shipment.unanswered -= 1;
             }
         }
-        let counts = batch.emitted.take();
-        let shipment = Self::new(batch.handler, emits, owners, records, counts);
         (shipment, places)
     }
 
     fn new(
         handler: HandlerIx,
-        emits: Vec<Emit>,
-        owners: Vec<u32>,
+        emits: Emits,
         records: Vec<ShippedRecord>,
         counts: Option<Arc<EmitCounts>>,
     ) -> Self {
-        let unanswered = records.iter().map(|record| record.unanswered).sum();
+        let places = records.last().map_or(0, |record| record.end as usize);
+        let owners = match places == records.len() {
+            true => Vec::new(),
+            false => (0..)
+                .zip(&records)
+                .flat_map(|(owner, record)| (record.first..record.end).map(move |_| owner))
+                .collect(),
+        };
         Self {
             handler,
-            acknowledged: vec![false; owners.len()],
+            acknowledged: vec![false; places],
             emits,
             owners,
             open: records.len() as u32,
+            unanswered: records.iter().map(|record| record.unanswered).sum(),
             records,
             counts,
             ran_by: None,
             sent_ms: 0,
-            unanswered,
             kept_bytes: 0,
             uncounted: (0, 0),
-            ended: Vec::new(),
+        }
+    }
+
+    /// The record of an emit.
+    fn owner(&self, place: u32) -> Option<u32> {
+        match self.owners.is_empty() {
+            true => ((place as usize) < self.records.len()).then_some(place),
+            false => self.owners.get(place as usize).copied(),
         }
     }
 
@@ -160,7 +169,7 @@ impl Shipment {
     pub(super) fn dead_letter(handler: HandlerIx, key: RecordId) -> Self {
         let mut record = ShippedRecord::new(key, 0);
         (record.end, record.unanswered) = (1, 1);
-        Self::new(handler, Vec::new(), vec![0], vec![record], None)
+        Self::new(handler, Emits::default(), vec![record], None)
     }
 
     /// The emits of one record, which wait, apart from the others of its call.
@@ -170,15 +179,13 @@ impl Shipment {
         record.over = true;
         self.open -= 1;
         let (first, end) = (record.first, record.end);
-        let key = record.key;
-        let emits = &mut self.emits[first as usize..end as usize];
-        let emits: Vec<Emit> = emits.iter_mut().map(take_emit).collect();
-        let mut record = ShippedRecord::new(key, 0);
+        let mut record = ShippedRecord::new(record.key, 0);
         record.end = end - first;
-        let (owners, counts) = (vec![0; emits.len()], self.counts.clone());
+        let (first, end) = (first as usize, end as usize);
+        let (emits, counts) = (self.emits.part(first..end), self.counts.clone());
         Self {
-            acknowledged: self.acknowledged[first as usize..end as usize].to_vec(),
-            ..Self::new(self.handler, emits, owners, vec![record], counts)
+            acknowledged: self.acknowledged[first..end].to_vec(),
+            ..Self::new(self.handler, emits, vec![record], counts)
         }
     }
 
@@ -190,8 +197,8 @@ impl Shipment {
         let emits = unacknowledged.filter_map(|place| self.emits.get(place));
         let mut topics: Vec<Arc<str>> = emits
             .map(|emit| match &self.counts {
-                Some(counts) => counts.shown(&emit.topic),
-                None => emit.topic.as_str().into(),
+                Some(counts) => counts.shown(emit.topic),
+                None => emit.topic.into(),
             })
             .collect();
         topics.sort_unstable();
@@ -206,54 +213,40 @@ impl Shipment {
         released.pending = None;
         if released.unanswered == 0 && !std::mem::replace(&mut released.over, true) {
             self.open -= 1;
-            if self.open > 0 {
-                self.count();
-                self.free(record);
-            }
         }
         self.open == 0
     }
 
-    /// Bytes of a record's emits.
-    pub(super) fn bytes(&self, record: u32) -> u64 {
-        let bytes_of = |emit: &Emit| {
-            let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-            let all = emit.topic.len() + optional(&emit.key) + optional(&emit.value);
-            (all + emit.headers.len() + size_of::<Emit>()) as u64
-        };
-        let record = &self.records[record as usize];
-        let emits = self.emits.get(record.first as usize..record.end as usize);
-        emits.unwrap_or_default().iter().map(bytes_of).sum()
+    /// Bytes that it takes in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        let records = self.records.capacity() * size_of::<ShippedRecord>();
+        (size_of::<Self>() + records + self.emits.held()) as u64
     }
 
-    /// Counts what is acknowledged, and frees the bytes of records that are over.
-    pub(super) fn tidy_up(&mut self) {
-        self.count();
-        while let Some(owner) = self.ended.pop() {
-            self.free(owner);
+    /// Frees the bytes of records that are over, if they are most of what the call has emitted.
+    pub(super) fn compact(&mut self) {
+        let is_open = |record: &&ShippedRecord| !record.over;
+        let places = |record: &ShippedRecord| record.first as usize..record.end as usize;
+        let open = self.records.iter().filter(is_open);
+        let bytes: usize = open.map(|record| self.emits.bytes_of(places(record))).sum();
+        if bytes * 2 < self.emits.buffered() {
+            self.count();
+            let (records, owners) = (&self.records, &self.owners);
+            self.emits.compact(|place| {
+                let owner = owners.get(place).map_or(place, |owner| *owner as usize);
+                !records[owner].over
+            });
         }
     }
 
-    /// Frees the bytes of a record.
-    fn free(&mut self, owner: u32) {
-        let record = &self.records[owner as usize];
-        let emits = self
-            .emits
-            .get_mut(record.first as usize..record.end as usize);
-        emits
-            .unwrap_or_default()
-            .iter_mut()
-            .for_each(|emit| drop(take_emit(emit)));
-    }
-
     /// Counts what is acknowledged, by topic.
-    fn count(&mut self) {
+    pub(super) fn count(&mut self) {
         let (place, records) = std::mem::take(&mut self.uncounted);
         if records > 0
             && let Some(counts) = &self.counts
             && let Some(emit) = self.emits.get(place as usize)
         {
-            counts.add(&emit.topic, records);
+            counts.add(emit.topic, records);
         }
     }
 
@@ -261,8 +254,8 @@ impl Shipment {
         if let Some(acknowledged) = self.acknowledged.get_mut(place as usize) {
             *acknowledged = true;
         }
-        let topic = |place: u32| self.emits.get(place as usize).map(|emit| &*emit.topic);
-        if self.uncounted.1 > 0 && topic(self.uncounted.0) != topic(place) {
+        let (before, records) = self.uncounted;
+        if records > 0 && !self.emits.same_topic(before as usize, place as usize) {
             self.count();
         }
         self.uncounted = (place, self.uncounted.1 + 1);
@@ -289,7 +282,7 @@ impl Shipment {
     /// Handles an answer. Returns the record that waits for no other answer then.
     pub(super) fn answer(&mut self, number: u32, delivery: Delivery) -> Option<Answered> {
         let place = delivery.token.place();
-        let owner = *self.owners.get(place as usize)?;
+        let owner = self.owner(place)?;
         match delivery.failure {
             None => self.acknowledge(place),
             Some(failure) => self.refuse(owner, place, *failure),
@@ -307,7 +300,6 @@ impl Shipment {
         if is_letter || record.released {
             record.over = true;
             self.open -= 1;
-            self.ended.push(owner);
         }
         let at = ShippedAt {
             shipment: number,
@@ -338,18 +330,5 @@ impl ShippedRecord {
             over: false,
             pending: None,
         }
-    }
-}
-
-/// Takes the bytes of an emit out of its place.
-fn take_emit(emit: &mut Emit) -> Emit {
-    Emit {
-        record: emit.record,
-        topic: std::mem::take(&mut emit.topic),
-        partition: emit.partition,
-        timestamp_ms: emit.timestamp_ms,
-        key: emit.key.take(),
-        value: emit.value.take(),
-        headers: std::mem::take(&mut emit.headers),
     }
 }

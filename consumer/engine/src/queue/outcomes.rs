@@ -63,6 +63,10 @@ impl Emitting {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.records.len() == 0
+    }
+
     /// Whether the record at this place has emits. To be asked in order.
     fn is_next(&mut self, place: usize) -> bool {
         self.records.peek() == Some(&(place as u32))
@@ -104,6 +108,9 @@ impl HandlerQueue {
         let mut back = Vec::new();
         let mut freed = ended.contended;
         let mut records = std::mem::take(&mut batch.records);
+        if !emitting.is_empty() {
+            self.touch_chains(&records);
+        }
         for (i, (record, &key)) in records.drain(..).zip(&batch.keys).enumerate() {
             if let Some(&later) = batch.keys.get(i + PREFETCH) {
                 ctx.records.slab.prefetch(later);

@@ -9,7 +9,7 @@
 //! Nearly all records that emit are this. What there is to know of one is kept with its emits, where the acknowledgement finds it
 //! (`emit::shipment`); it becomes a deferred share when something unusual happens to it.
 
-use sluicegate_runtime::outcome_code;
+use sluicegate_runtime::{RawRecord, outcome_code};
 
 use super::HandlerQueue;
 use super::context::Context;
@@ -48,6 +48,12 @@ impl HandlerQueue {
         ctx.outbox.pend(at, pending);
         self.passing += 1;
         true
+    }
+
+    /// Reads where the records of a call are about to be linked, one independently of the other, so that it is in the cache then.
+    pub(super) fn touch_chains(&self, records: &[RawRecord]) {
+        let touched = records.iter().map(|record| self.chains.touch(record.lane));
+        std::hint::black_box(touched.fold(0, |all, one| all ^ one));
     }
 
     /// Reads what settling a share reads, so that it is in the cache then; the result is only to be used.

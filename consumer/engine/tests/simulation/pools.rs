@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sluicegate_abi::header_block::Headers;
 use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PoolState, WorkerPool};
 use sluicegate_engine::emit::{EmitToken, Emitter, FailureKind, ProducerRecord, Sent, Way};
-use sluicegate_runtime::{Emit, RawOutcome};
+use sluicegate_runtime::{Emit, Emits, RawOutcome};
 
 use super::workers::failure;
 
@@ -183,21 +183,16 @@ pub struct Emitted {
 }
 
 impl Emitted {
-    /// The record that the handler emits for the one at this place of its call.
-    pub fn emit(&self, record: u32) -> Emit {
+    /// Adds the record that the handler emits for the one at this place of its call.
+    pub fn emit(&self, record: u32, emits: &mut Emits) {
         let key = format!(
             "{}/{}/{}/{}",
             self.epoch, self.offset, self.handler, self.index
         );
-        Emit {
-            record,
-            topic: OUT.to_owned(),
-            partition: None,
-            timestamp_ms: None,
-            key: Some(key.into_bytes()),
-            value: None,
-            headers: Vec::new(),
-        }
+        emits.extend([Emit {
+            key: Some(key.as_bytes()),
+            ..Emit::to(record, OUT)
+        }]);
     }
 
     fn of(record: &ProducerRecord<'_>) -> Option<Self> {

@@ -300,8 +300,9 @@ impl World {
                 handler: share.handler,
                 index: number,
             };
-            let emits = (0..count).map(|number| emitted(number).emit(index as u32));
-            run.batch.output.emits.extend(emits);
+            for number in 0..count {
+                emitted(number).emit(index as u32, &mut run.batch.output.emits);
+            }
         }
         // What the flow has sent before is not the worker's.
         self.see_given(false)?;

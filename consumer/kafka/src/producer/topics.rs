@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::hash::BuildHasherDefault;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use rapidhash::fast::RapidHasher;
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::types::RDKafkaErrorCode;
@@ -15,7 +17,8 @@ use crate::ffi::{Handle, Topic, produce};
 /// Maximum number of topics that are kept; records of further ones name theirs. A handler can emit to any number of names.
 const MAX_TOPICS: usize = 1_024;
 
-type Handles = HashMap<Box<str>, Arc<Handle>>;
+/// Names are from handlers, of which there are few: no random seed is needed.
+type Handles = HashMap<Box<str>, Arc<Handle>, BuildHasherDefault<RapidHasher<'static>>>;
 
 /// Must be dropped before the producer.
 #[derive(Default)]

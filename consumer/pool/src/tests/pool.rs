@@ -270,7 +270,7 @@ fn every_final_outcome_emits_and_waits_for_the_producer() {
             .is_ok()
     );
     let back = replies.finished();
-    let emits = back.output.emits.iter().map(|emit| emit.record);
+    let emits = back.output.emits.records();
     assert_eq!(emits.collect::<Vec<_>>(), [1, 3, 4]);
     assert!(back.unsent.is_empty() && back.emitted.is_some());
     for place in 0..3 {
@@ -292,7 +292,7 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
     let back = replies.finished();
     assert!(back.unsent.is_empty(), "each is answered");
     for (place, kept) in back.output.emits.iter().enumerate() {
-        assert_eq!(kept.value.as_deref(), Some(b"emitted".as_slice()));
+        assert_eq!(kept.value, Some(b"emitted".as_slice()));
         let answer = delivery(&mut replies);
         assert_eq!(Some(answer.token), back.shipment.at(place));
         let failure = answer.failure.unwrap();

@@ -51,16 +51,12 @@ impl Bench {
     pub(super) fn finish_emitting(&mut self, code: u16, emits: usize) {
         for mut batch in std::mem::take(&mut *self.pools[0].taken.lock().unwrap()) {
             for (place, record) in batch.records.iter().enumerate() {
-                let emit = |i: usize| Emit {
-                    record: place as u32,
-                    topic: "out".to_owned(),
-                    partition: None,
-                    timestamp_ms: None,
-                    key: None,
-                    value: Some(format!("{}.{i}", record.offset).into_bytes()),
-                    headers: Vec::new(),
-                };
-                batch.output.emits.extend((0..emits).map(emit));
+                for i in 0..emits {
+                    batch.output.emits.extend([Emit {
+                        value: Some(format!("{}.{i}", record.offset).as_bytes()),
+                        ..Emit::to(place as u32, "out")
+                    }]);
+                }
             }
             for (place, emit) in batch.output.emits.iter().enumerate() {
                 let token = batch.shipment.at(place).unwrap();
