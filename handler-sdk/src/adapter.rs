@@ -4,14 +4,18 @@
 //! call. The list of blocked lanes is usually empty and then costs nothing. After a panic, and once
 //! the call is stopped or cancelled, all remaining records stay `NOT_RUN`.
 
+use std::cell::Cell;
 use std::time::Duration;
 
+use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
 use sluicegate_abi::plugin::{Call, CallEnd, Instance, Refusal};
 use sluicegate_abi::{RawOutcome, guard, outcome_code};
 
-use crate::context::{Batch, BatchContext, Clock, Context};
+use crate::context::{Batch, BatchContext, Clock, Context, Room};
 use crate::export::{read_config, refusal};
 use crate::handler::{BatchHandler, Handler};
+use crate::outcome::Outcome;
+use crate::partition::Partition;
 use crate::record::Record;
 
 /// Lanes whose next record must wait until an earlier one has been attempted again, or dead-lettered.
@@ -42,33 +46,51 @@ pub(crate) fn panicked(call: &Call<'_>, text: &str) -> RawOutcome {
 }
 
 /// ABI adapter of a [`Handler`].
-pub(crate) struct PerRecord<H>(pub(crate) H);
+pub(crate) struct PerRecord<H> {
+    handler: H,
+    /// It asks for the time: the clock is read for each record.
+    asks_time: Cell<bool>,
+}
+
+impl<H> PerRecord<H> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self {
+            handler,
+            asks_time: Cell::new(false),
+        }
+    }
+}
 
 impl<H: Handler> Instance for PerRecord<H> {
     fn handle(&mut self, call: &Call<'_>) -> CallEnd {
-        let clock = Clock::start(call);
+        let clock = Clock::start(call, &self.asks_time);
+        let room = Room::default();
         let mut blocked = BlockedLanes::default();
         for index in 0..call.len() {
             let record = Record::new(call.record(index));
             if blocked.holds(record.lane()) {
                 continue;
             }
-            if call.stopped() {
-                break;
+            if !call.may_start(index) {
+                if call.stopped() {
+                    break;
+                }
+                continue;
             }
             call.reached(index);
-            let mut ctx = Context::new(call, index, clock);
+            let mut ctx = Context::new(call, index, clock.record(index), &room);
             // Settled inside the guard, so that only a flag is returned instead of a large outcome.
             let free = guard::catch(|| {
-                let outcome = self.0.handle(&record, &mut ctx);
-                ctx.settle(outcome)
+                let result = self.handler.handle(&record, &mut ctx);
+                ctx.settle(result.unwrap_or_else(Outcome::from))
             });
             match free {
                 Ok(true) => {}
+                Ok(false) if room.is_used_up() => break,
                 Ok(false) => blocked.block(record.lane()),
                 Err(text) => {
                     call.settle(index, panicked(call, &text));
-                    return CallEnd::Spent;
+                    return CallEnd::Poisoned;
                 }
             }
         }
@@ -77,23 +99,27 @@ impl<H: Handler> Instance for PerRecord<H> {
     }
 
     fn health(&mut self) -> Result<(), String> {
-        self.0.health().map_err(|error| error.to_string())
+        self.handler.health().map_err(|error| error.to_string())
     }
 
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.0.assigned(topic, partition, epoch);
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), String> {
+        let partition = Partition::new(event);
+        let followed = match event.change {
+            PartitionChange::Assigned => self.handler.assigned(&partition),
+            PartitionChange::Revoked | PartitionChange::Lost => self.handler.revoked(&partition),
+        };
+        followed.map_err(|error| error.to_string())
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.0.revoked(topic, partition, epoch);
-    }
-
-    fn drain(&mut self, deadline: Duration) {
-        self.0.drain(deadline);
+    fn drain(&mut self, deadline: Duration) -> Result<(), String> {
+        self.handler
+            .drain(deadline)
+            .map_err(|error| error.to_string())
     }
 
     fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {
-        self.0.reconfigure(read_config(config)?).map_err(refusal)
+        let config = read_config(config)?;
+        self.handler.reconfigure(config).map_err(refusal)
     }
 }
 
@@ -102,12 +128,17 @@ pub(crate) struct Batches<H>(pub(crate) H);
 
 impl<H: BatchHandler> Instance for Batches<H> {
     fn handle(&mut self, call: &Call<'_>) -> CallEnd {
-        if call.is_empty() || call.stopped() {
+        // A batch is handled as a whole: if some of it may not be, the others are given again without it.
+        if call.is_empty() || !(0..call.len()).all(|index| call.may_start(index)) {
             return CallEnd::Usable;
         }
         let batch = Batch::new(call);
-        let mut ctx = BatchContext::new(call, Clock::start(call));
-        match guard::catch(|| self.0.handle_batch(&batch, &mut ctx)) {
+        let mut ctx = BatchContext::new(call);
+        let result = guard::catch(|| {
+            let result = self.0.handle_batch(&batch, &mut ctx);
+            result.unwrap_or_else(Outcome::from)
+        });
+        match result {
             Ok(outcome) => {
                 ctx.settle_rest(&outcome);
                 call.reached(call.len());
@@ -120,7 +151,7 @@ impl<H: BatchHandler> Instance for Batches<H> {
                         call.settle(index, outcome);
                     }
                 }
-                CallEnd::Spent
+                CallEnd::Poisoned
             }
         }
     }
@@ -129,16 +160,17 @@ impl<H: BatchHandler> Instance for Batches<H> {
         self.0.health().map_err(|error| error.to_string())
     }
 
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.0.assigned(topic, partition, epoch);
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), String> {
+        let partition = Partition::new(event);
+        let followed = match event.change {
+            PartitionChange::Assigned => self.0.assigned(&partition),
+            PartitionChange::Revoked | PartitionChange::Lost => self.0.revoked(&partition),
+        };
+        followed.map_err(|error| error.to_string())
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.0.revoked(topic, partition, epoch);
-    }
-
-    fn drain(&mut self, deadline: Duration) {
-        self.0.drain(deadline);
+    fn drain(&mut self, deadline: Duration) -> Result<(), String> {
+        self.0.drain(deadline).map_err(|error| error.to_string())
     }
 
     fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {

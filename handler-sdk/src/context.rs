@@ -1,8 +1,10 @@
 //! The service's interface to a handler, during calls and between them.
 
+use std::borrow::Borrow;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use sluicegate_abi::plugin::{Call, Host};
+use sluicegate_abi::plugin::{Call, EmitResult, Host};
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 
 use crate::emit::Emit;
@@ -62,19 +64,108 @@ impl Services {
     }
 }
 
-/// Deadline of a call.
+/// When the records of a call are to be finished.
 #[derive(Clone, Copy)]
-pub(crate) struct Clock {
-    pub(crate) deadline: Option<Instant>,
+pub(crate) struct Clock<'c> {
+    /// When the call began; `None` if nothing limits it.
+    start: Option<Instant>,
+    timeout: Option<Duration>,
+    record_timeout: Option<Duration>,
+    asked: &'c Cell<bool>,
 }
 
-impl Clock {
-    /// Reads the time only if the call is limited.
-    pub(crate) fn start(call: &Call<'_>) -> Self {
+impl<'c> Clock<'c> {
+    /// Reads the time only if the call is limited. `asked`: the handler asks for the time of its records, now or earlier.
+    pub(crate) fn start(call: &Call<'_>, asked: &'c Cell<bool>) -> Self {
+        let (timeout, record_timeout) = (call.timeout(), call.record_timeout());
+        let limited = timeout.is_some() || record_timeout.is_some();
         Self {
-            deadline: call.timeout().map(|timeout| Instant::now() + timeout),
+            start: limited.then(Instant::now),
+            timeout,
+            record_timeout,
+            asked,
         }
     }
+
+    /// That of a record, which starts now. The time is read only if the handler asks for it.
+    pub(crate) fn record(self, index: usize) -> RecordClock<'c> {
+        let started = match (self.start, self.record_timeout) {
+            (Some(start), Some(_)) if index == 0 => Some(start),
+            (Some(_), Some(_)) if self.asked.get() => Some(Instant::now()),
+            _ => None,
+        };
+        RecordClock {
+            call: self,
+            started: Cell::new(started),
+        }
+    }
+}
+
+/// When a record is to be finished.
+pub(crate) struct RecordClock<'c> {
+    call: Clock<'c>,
+    /// When it started, as far as that was asked.
+    started: Cell<Option<Instant>>,
+}
+
+impl RecordClock<'_> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let of_call = self.call.start.zip(self.call.timeout);
+        let of_call = of_call.map(|(start, timeout)| start + timeout);
+        let Some(timeout) = self.call.record_timeout else {
+            return of_call;
+        };
+        self.call.asked.set(true);
+        let started = self.started.get().unwrap_or_else(Instant::now);
+        self.started.set(Some(started));
+        let of_record = started + timeout;
+        Some(of_call.map_or(of_record, |of_call| of_call.min(of_record)))
+    }
+}
+
+/// Which records of a call emit.
+#[derive(Default)]
+pub(crate) struct Room {
+    first: Cell<Option<usize>>,
+    several: Cell<bool>,
+    used_up: Cell<bool>,
+}
+
+impl Room {
+    /// Whether no further record of the call may start: what it may emit has no room.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.used_up.get()
+    }
+
+    /// Emits for a record. `None`: it was taken.
+    fn emit(&self, call: &Call<'_>, index: usize, emit: &Emit<'_>) -> Option<Refused> {
+        match self.first.get() {
+            None => self.first.set(Some(index)),
+            Some(first) => self.several.set(self.several.get() || first != index),
+        }
+        match emit.with(|record| call.emit(index, record)) {
+            EmitResult::Taken => None,
+            EmitResult::Full if self.several.get() => {
+                self.used_up.set(true);
+                Some(Refused::NotNow)
+            }
+            EmitResult::Full => Some(Refused::Never(TOO_MUCH)),
+            EmitResult::Denied => Some(Refused::Never(DENIED)),
+            EmitResult::Cancelled => Some(Refused::NotNow),
+        }
+    }
+}
+
+const TOO_MUCH: &str = "it emits more than a call may";
+const DENIED: &str = "a record that it emits cannot be produced: it has no topic, or key, value or headers of 4 GiB or more";
+
+/// An emitted record was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// In another call it may be.
+    NotNow,
+    /// It never will be.
+    Never(&'static str),
 }
 
 /// Identifies a record and the assignment under which it is handled; use it to fence effects outside Kafka.
@@ -87,35 +178,46 @@ pub struct FencingToken<'a> {
     /// Offset.
     pub offset: i64,
     /// Epoch of the partition's assignment; the higher one wins.
-    pub epoch: u32,
+    pub epoch: u64,
 }
 
 /// The context of one record being handled.
 pub struct Context<'a> {
     call: &'a Call<'a>,
     index: usize,
-    clock: Clock,
+    clock: RecordClock<'a>,
+    room: &'a Room,
     emitted: bool,
-    refused: bool,
+    refused: Option<Refused>,
 }
 
 impl<'a> Context<'a> {
     #[inline]
-    pub(crate) fn new(call: &'a Call<'a>, index: usize, clock: Clock) -> Self {
+    pub(crate) fn new(
+        call: &'a Call<'a>,
+        index: usize,
+        clock: RecordClock<'a>,
+        room: &'a Room,
+    ) -> Self {
         Self {
             call,
             index,
             clock,
+            room,
             emitted: false,
-            refused: false,
+            refused: None,
         }
     }
 
     /// Emits a record. The handled record settles only once the emitted one is acknowledged. Emits of an attempt are
     /// discarded if the attempt ends in a retry or a panic.
-    pub fn emit(&mut self, emit: &Emit<'_>) {
+    ///
+    /// A call may emit 32 MiB. A record that finds no room is handled again in another call, as the same attempt; one that emits
+    /// more alone is dead-lettered, and so is one that emits what no topic can take.
+    pub fn emit<'e>(&mut self, emit: impl Borrow<Emit<'e>>) {
         self.emitted = true;
-        self.refused |= !emit.with(|emission| self.call.emit(self.index, emission));
+        let refused = self.room.emit(self.call, self.index, emit.borrow());
+        self.refused = self.refused.or(refused);
     }
 
     /// Writes a log line under the handler's name; it must never contain a record's value.
@@ -140,19 +242,18 @@ impl<'a> Context<'a> {
 
     /// Attempt number of this record, from 1.
     pub fn attempt(&self) -> u32 {
-        self.call.records()[self.index].attempt
+        self.call.record(self.index).raw().attempt
     }
 
-    /// Deadline of the call, shared by all of its records; `None` means no limit.
+    /// When the record is to be finished; `None` means no limit.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clock.deadline
+        self.clock.deadline()
     }
 
     /// Time left until the deadline; zero when it has passed.
     pub fn remaining(&self) -> Option<Duration> {
-        self.clock
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        let deadline = self.clock.deadline();
+        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Whether the result is not needed any more; a long-running handler should check this and return.
@@ -177,7 +278,7 @@ impl<'a> Context<'a> {
     /// The plain ack is a separate fast path: an outcome is large, and moving one per record is measurable.
     #[inline]
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
-        if matches!(outcome, Outcome::Ack) && !self.refused {
+        if matches!(outcome, Outcome::Ack) && self.refused.is_none() {
             let flags = if self.emitted {
                 outcome_flag::EMITTED
             } else {
@@ -197,11 +298,18 @@ impl<'a> Context<'a> {
 
     #[inline(never)]
     fn settle_other(&self, outcome: &Outcome) -> bool {
-        if self.refused && outcome.frees_lane() {
-            let refused = Outcome::retry("the service refused an emitted record");
-            self.call
-                .settle(self.index, refused.to_raw(self.call, self.emitted));
-            return false;
+        let refused = self.refused.filter(|_| !outcome.is_retry());
+        match refused {
+            None => {}
+            Some(Refused::NotNow) => {
+                self.call.settle(self.index, RawOutcome::default());
+                return false;
+            }
+            Some(Refused::Never(why)) => {
+                let letter = Outcome::dead_letter(why).to_raw(self.call, self.emitted);
+                self.call.settle(self.index, letter);
+                return false;
+            }
         }
         self.call
             .settle(self.index, outcome.to_raw(self.call, self.emitted));
@@ -249,16 +357,31 @@ impl<'a> Batch<'a> {
 /// The context of a batch call.
 pub struct BatchContext<'a> {
     call: &'a Call<'a>,
-    clock: Clock,
-    emitted: Vec<bool>,
+    deadline: Option<Instant>,
+    room: Room,
+    emitting: Vec<Emitting>,
+}
+
+/// Whether a record of a batch has emitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Emitting {
+    #[default]
+    Nothing,
+    /// All of it was taken.
+    Taken,
+    /// Some of it was not.
+    Refused(Refused),
 }
 
 impl<'a> BatchContext<'a> {
-    pub(crate) fn new(call: &'a Call<'a>, clock: Clock) -> Self {
+    pub(crate) fn new(call: &'a Call<'a>) -> Self {
+        let asked = Cell::new(false);
+        let deadline = Clock::start(call, &asked).record(0).deadline();
         Self {
             call,
-            clock,
-            emitted: Vec::new(),
+            deadline,
+            room: Room::default(),
+            emitting: Vec::new(),
         }
     }
 
@@ -267,29 +390,41 @@ impl<'a> BatchContext<'a> {
     /// # Panics
     /// When `index` is out of range.
     pub fn settle(&mut self, index: usize, outcome: &Outcome) {
-        let emitted = self.emitted.get(index).copied().unwrap_or(false);
-        self.call.settle(index, outcome.to_raw(self.call, emitted));
+        let emitting = self.emitting.get(index).copied().unwrap_or_default();
+        let emitted = emitting != Emitting::Nothing;
+        let raw = match emitting {
+            Emitting::Refused(Refused::NotNow) if !outcome.is_retry() => RawOutcome::default(),
+            Emitting::Refused(Refused::Never(why)) if !outcome.is_retry() => {
+                Outcome::dead_letter(why).to_raw(self.call, emitted)
+            }
+            _ => outcome.to_raw(self.call, emitted),
+        };
+        self.call.settle(index, raw);
     }
 
     /// Emits a record for record `index`; see [`Context::emit`].
     ///
     /// # Panics
     /// When `index` is out of range.
-    pub fn emit(&mut self, index: usize, emit: &Emit<'_>) {
-        if self.emitted.is_empty() {
-            self.emitted.resize(self.call.len(), false);
+    pub fn emit<'e>(&mut self, index: usize, emit: impl Borrow<Emit<'e>>) {
+        if self.emitting.is_empty() {
+            self.emitting.resize(self.call.len(), Emitting::Nothing);
         }
-        self.emitted[index] = true;
+        let refused = self.room.emit(self.call, index, emit.borrow());
+        match (refused, self.emitting[index]) {
+            (_, Emitting::Refused(_)) => {}
+            (None, _) => self.emitting[index] = Emitting::Taken,
+            (Some(refused), _) => self.emitting[index] = Emitting::Refused(refused),
+        }
         let mut settled = self.call.outcome(index);
         if settled.code != outcome_code::NOT_RUN {
             settled.flags |= outcome_flag::EMITTED;
             self.call.settle(index, settled);
-        }
-        if !emit.with(|emission| self.call.emit(index, emission)) {
-            self.settle(
-                index,
-                &Outcome::retry("the service refused an emitted record"),
-            );
+            if let Some(Refused::Never(why)) = refused {
+                self.settle(index, &Outcome::dead_letter(why));
+            } else if refused.is_some() {
+                self.call.settle(index, RawOutcome::default());
+            }
         }
     }
 
@@ -300,7 +435,7 @@ impl<'a> BatchContext<'a> {
 
     /// Deadline of the call; `None` means no limit.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clock.deadline
+        self.deadline
     }
 
     /// Whether the result is not needed any more.

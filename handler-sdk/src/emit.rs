@@ -1,7 +1,7 @@
 //! Records emitted by a handler.
 
 use sluicegate_abi::header_block;
-use sluicegate_abi::plugin::Emission;
+use sluicegate_abi::record::ProducerRecord;
 
 use crate::record::Record;
 
@@ -117,7 +117,7 @@ impl<'a> Emit<'a> {
     }
 
     /// Passes it on in the ABI's form.
-    pub(crate) fn with<T>(&self, hand_over: impl FnOnce(&Emission<'_>) -> T) -> T {
+    pub(crate) fn with<T>(&self, hand_over: impl FnOnce(&ProducerRecord<'_>) -> T) -> T {
         let mut built = Vec::new();
         let headers = match &self.changed {
             None => self.block,
@@ -127,7 +127,7 @@ impl<'a> Emit<'a> {
                 built.as_slice()
             }
         };
-        hand_over(&Emission {
+        hand_over(&ProducerRecord {
             topic: self.topic,
             partition: self.partition,
             timestamp_ms: self.timestamp_ms,

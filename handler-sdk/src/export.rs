@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use sluicegate_abi::plugin::{Host, Instance, Plugin, Refusal};
+use sluicegate_abi::plugin::{Create, Host, Instance, Plugin, Refusal};
 
 use crate::adapter::{Batches, PerRecord};
 use crate::handler::{BatchHandler, Handler, Setup};
@@ -64,10 +64,6 @@ macro_rules! export_handler {
                     ::core::cfg!(panic = "unwind"),
                 );
 
-            #[unsafe(no_mangle)]
-            pub static SLUICEGATE_PLUGIN_RECONFIGURE: $crate::__private::Reconfigure =
-                $crate::__private::RECONFIGURE;
-
             // The symbol that abi_stable expects.
             #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
             pub static ROOT_MODULE: $crate::__private::LibHeader =
@@ -83,7 +79,7 @@ macro_rules! export_handler {
 }
 
 /// Builds an instance from the config's JSON text.
-type Create = fn(&str, &mut Setup) -> Result<Box<dyn Instance>, Refusal>;
+type Build = fn(&str, &mut Setup) -> Result<Box<dyn Instance>, Refusal>;
 
 /// One exported handler.
 pub struct Entry {
@@ -92,7 +88,7 @@ pub struct Entry {
     keeps_key_state: bool,
     takes_config: bool,
     takes_batches: bool,
-    create: Create,
+    create: Build,
 }
 
 /// A [`Handler`].
@@ -105,7 +101,7 @@ pub fn per_record<H: Handler>(name: &'static str) -> Entry {
         takes_batches: false,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
-            Ok(Box::new(PerRecord(handler)))
+            Ok(Box::new(PerRecord::new(handler)))
         },
     }
 }
@@ -143,7 +139,15 @@ pub fn overlapping<H: crate::AsyncHandler>(name: &'static str) -> Entry {
 }
 
 fn schema<C: JsonSchema>() -> serde_json::Value {
-    schemars::schema_for!(C).into()
+    match is_unit::<C>() {
+        true => serde_json::json!({ "type": "object", "additionalProperties": false }),
+        false => schemars::schema_for!(C).into(),
+    }
+}
+
+/// Whether a handler has no config: its config is `()`, which serde reads from `null` only.
+fn is_unit<C>() -> bool {
+    std::any::type_name::<C>() == std::any::type_name::<()>()
 }
 
 pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
@@ -157,6 +161,10 @@ pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal>
             "a config must be a map of keys and values".into(),
         ));
     }
+    let text = match is_unit::<C>() && text[1..].trim_start() == "}" {
+        true => "null",
+        false => text,
+    };
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
@@ -204,18 +212,13 @@ impl<E: Exports> Plugin for Exported<E> {
         serde_json::json!({ "handlers": handlers }).to_string()
     }
 
-    fn create(
-        host: Host,
-        handler: &str,
-        instance: &str,
-        config: &str,
-    ) -> Result<Box<dyn Instance>, Refusal> {
+    fn create(host: Host, create: &Create<'_>) -> Result<Box<dyn Instance>, Refusal> {
         let entries = E::entries();
         let entry = entries
             .iter()
-            .find(|entry| entry.name == handler)
+            .find(|entry| entry.name == create.handler)
             .ok_or(Refusal::Unknown)?;
-        (entry.create)(config, &mut Setup::new(host, handler, instance))
+        (entry.create)(create.config, &mut Setup::new(host, create))
     }
 
     fn shutdown(_deadline: Duration) {

@@ -1,14 +1,17 @@
 //! The traits that an author implements, and the service's guarantees to them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use sluicegate_abi::plugin::Host;
+use sluicegate_abi::plugin::{Create, Host};
 
 use crate::context::{Batch, BatchContext, Context, Services};
-use crate::outcome::{HandlerError, Outcome};
+use crate::outcome::{HandlerError, Result};
+use crate::partition::Partition;
 use crate::record::Record;
+use crate::shared;
 
 /// The error of a handler that declares `TAKES_CONFIG` without implementing `reconfigure`.
 pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG but does not implement `reconfigure`";
@@ -21,7 +24,7 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG but does not imple
 /// 2. All other calls on an instance are made on the same thread, one at a time: nothing overlaps within an instance, and
 ///    the type need be neither `Send` nor `Sync`.
 /// 3. `assigned` is called before the first record of a partition (and epoch), `revoked` after the last; both are called
-///    on every instance. Between them, records of one partition arrive in offset order per key, at any idle worker; with
+///    on every instance, and an error of either drops it. Between them, records of one partition arrive in offset order per key, at any idle worker; with
 ///    [`Handler::KEEPS_KEY_STATE`] a key stays with one instance of a generation.
 /// 4. After a record that emitted, or that was not acked or dropped, no later record of the same key is handled until it
 ///    is settled, across retries and generations (G4).
@@ -59,10 +62,13 @@ pub trait Handler: Sized + 'static {
     ///
     /// # Errors
     /// A terminal error refuses the config; a retryable one is a failed start that is retried.
-    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, HandlerError>;
+    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self>;
 
     /// Handles one record.
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome;
+    ///
+    /// # Errors
+    /// A retryable error asks for another attempt, a terminal one for a dead letter.
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result;
 
     /// Applies a new config, between calls; only with [`Handler::TAKES_CONFIG`]. One instance is reconfigured first; the
     /// others follow once it is healthy, and an instance that fails is rebuilt. In between, instances have different
@@ -70,7 +76,7 @@ pub trait Handler: Sized + 'static {
     ///
     /// # Errors
     /// The config is refused, and the instance keeps the previous one.
-    fn reconfigure(&mut self, config: Self::Config) -> Result<(), HandlerError> {
+    fn reconfigure(&mut self, config: Self::Config) -> Result<()> {
         drop(config);
         Err(HandlerError::terminal(TAKES_NONE))
     }
@@ -79,23 +85,36 @@ pub trait Handler: Sized + 'static {
     ///
     /// # Errors
     /// What is wrong; it is listed in the service's readiness report.
-    fn health(&mut self) -> Result<(), HandlerError> {
+    fn health(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// A partition was assigned: its records may follow.
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        let _ = (topic, partition, epoch);
+    ///
+    /// # Errors
+    /// The instance cannot take it over, for example because its state cannot be loaded: it is dropped, and another one is built,
+    /// with backoff.
+    fn assigned(&mut self, partition: &Partition<'_>) -> Result<()> {
+        let _ = partition;
+        Ok(())
     }
 
-    /// A partition was revoked: no more records of this partition and epoch follow.
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        let _ = (topic, partition, epoch);
+    /// A partition was revoked or lost ([`Partition::is_lost`]): no more records of this partition and epoch follow.
+    ///
+    /// # Errors
+    /// What could not be finished; the instance is dropped.
+    fn revoked(&mut self, partition: &Partition<'_>) -> Result<()> {
+        let _ = partition;
+        Ok(())
     }
 
     /// The last record was handled: finish pending work within `deadline`.
-    fn drain(&mut self, deadline: Duration) {
+    ///
+    /// # Errors
+    /// What could not be finished.
+    fn drain(&mut self, deadline: Duration) -> Result<()> {
         let _ = deadline;
+        Ok(())
     }
 }
 
@@ -122,16 +141,19 @@ pub trait BatchHandler: Sized + 'static {
     ///
     /// # Errors
     /// As [`Handler::new`].
-    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, HandlerError>;
+    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self>;
 
     /// Handles the records. The returned outcome applies to those without one from [`BatchContext::settle`].
-    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome;
+    ///
+    /// # Errors
+    /// As [`Handler::handle`], for those records.
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Result;
 
     /// As [`Handler::reconfigure`].
     ///
     /// # Errors
     /// As [`Handler::reconfigure`].
-    fn reconfigure(&mut self, config: Self::Config) -> Result<(), HandlerError> {
+    fn reconfigure(&mut self, config: Self::Config) -> Result<()> {
         drop(config);
         Err(HandlerError::terminal(TAKES_NONE))
     }
@@ -140,23 +162,35 @@ pub trait BatchHandler: Sized + 'static {
     ///
     /// # Errors
     /// As [`Handler::health`].
-    fn health(&mut self) -> Result<(), HandlerError> {
+    fn health(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// As [`Handler::assigned`].
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        let _ = (topic, partition, epoch);
+    ///
+    /// # Errors
+    /// As [`Handler::assigned`].
+    fn assigned(&mut self, partition: &Partition<'_>) -> Result<()> {
+        let _ = partition;
+        Ok(())
     }
 
     /// As [`Handler::revoked`].
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        let _ = (topic, partition, epoch);
+    ///
+    /// # Errors
+    /// As [`Handler::revoked`].
+    fn revoked(&mut self, partition: &Partition<'_>) -> Result<()> {
+        let _ = partition;
+        Ok(())
     }
 
     /// As [`Handler::drain`].
-    fn drain(&mut self, deadline: Duration) {
+    ///
+    /// # Errors
+    /// As [`Handler::drain`].
+    fn drain(&mut self, deadline: Duration) -> Result<()> {
         let _ = deadline;
+        Ok(())
     }
 }
 
@@ -166,15 +200,19 @@ pub struct Setup {
     services: Services,
     handler: String,
     instance: String,
+    worker: u32,
+    generation: u64,
     pub(crate) concurrency: Option<usize>,
 }
 
 impl Setup {
-    pub(crate) fn new(host: Host, handler: &str, instance: &str) -> Self {
+    pub(crate) fn new(host: Host, create: &Create<'_>) -> Self {
         Self {
             services: Services::new(host),
-            handler: handler.to_string(),
-            instance: instance.to_string(),
+            handler: create.handler.to_string(),
+            instance: create.instance.to_string(),
+            worker: create.worker,
+            generation: create.generation,
             concurrency: None,
         }
     }
@@ -189,9 +227,26 @@ impl Setup {
         &self.handler
     }
 
-    /// The instance's name in the service, such as the spec's name and a worker number.
+    /// The handler's name in the service: that of its spec.
     pub fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// Number of the worker that the instance belongs to, from 0.
+    pub fn worker(&self) -> u32 {
+        self.worker
+    }
+
+    /// What the instances of this handler share: built by the first one of a generation that asks for it, and dropped with the
+    /// last one. For connection pools and caches; each type is shared once.
+    ///
+    /// # Errors
+    /// That of `build`. The next instance tries again.
+    pub fn shared<T: Send + Sync + 'static>(
+        &self,
+        build: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        shared::get((&self.instance, self.generation), build)
     }
 
     /// Sets the concurrency of an `AsyncHandler`; other handlers ignore it.

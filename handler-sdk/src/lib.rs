@@ -5,7 +5,7 @@
 //! ```
 //! use schemars::JsonSchema;
 //! use serde::Deserialize;
-//! use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+//! use sluicegate_sdk::{Context, Emit, Handler, Outcome, Record, Result, Setup};
 //!
 //! #[derive(Deserialize, JsonSchema)]
 //! struct Config {
@@ -17,14 +17,14 @@
 //! impl Handler for Shout {
 //!     type Config = Config;
 //!
-//!     fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+//!     fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
 //!         Ok(Self(config))
 //!     }
 //!
-//!     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
-//!         let Some(value) = record.value() else { return Outcome::drop("a tombstone") };
-//!         ctx.emit(&Emit::copy_of(record, &self.0.topic).value(&value.to_ascii_uppercase()));
-//!         Outcome::Ack
+//!     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
+//!         let Some(value) = record.value() else { return Ok(Outcome::drop("a tombstone")) };
+//!         ctx.emit(Emit::copy_of(record, &self.0.topic).value(&value.to_ascii_uppercase()));
+//!         Ok(Outcome::Ack)
 //!     }
 //! }
 //!
@@ -49,7 +49,9 @@ mod handler;
 pub mod json;
 mod objects;
 mod outcome;
+mod partition;
 mod record;
+mod shared;
 pub mod template;
 pub mod testing;
 
@@ -58,8 +60,13 @@ pub use async_handler::AsyncHandler;
 pub use context::{Batch, BatchContext, Context, FencingToken, Level, Services};
 pub use emit::Emit;
 pub use handler::{BatchHandler, Handler, Setup};
-pub use outcome::{Classify, ErrorClass, HandlerError, Outcome};
+pub use outcome::{Classify, ErrorClass, HandlerError, Outcome, Result};
+pub use partition::Partition;
 pub use record::Record;
+/// For configs: their schemas ship in the plugin.
+pub use schemars;
+/// For configs.
+pub use serde;
 /// The runtime of async handlers.
 #[cfg(feature = "async")]
 pub use tokio;
@@ -71,8 +78,7 @@ pub mod __private {
     pub use crate::export::overlapping;
     pub use crate::export::{Entry, Exported, Exports, batch, per_record};
     pub use sluicegate_abi::descriptor::Descriptor;
-    pub use sluicegate_abi::module::Reconfigure;
-    pub use sluicegate_abi::plugin::{LibHeader, RECONFIGURE, library_header};
+    pub use sluicegate_abi::plugin::{LibHeader, library_header};
 }
 
 /// Compiles the README's example.

@@ -68,6 +68,10 @@ impl Outcome {
         matches!(self, Self::Ack | Self::Drop { .. })
     }
 
+    pub(crate) fn is_retry(&self) -> bool {
+        matches!(self, Self::Retry { .. })
+    }
+
     /// The ABI form; the reason is stored in the call's details.
     pub(crate) fn to_raw(&self, call: &Call<'_>, emitted: bool) -> RawOutcome {
         let (code, after, reason) = match self {
@@ -148,7 +152,27 @@ impl fmt::Display for HandlerError {
     }
 }
 
-impl std::error::Error for HandlerError {}
+/// Any other error is retryable, unless it is [classified](Classify): a retry is safe, and ends in a dead letter. The message has the
+/// error's sources. `HandlerError` itself is therefore not a [`std::error::Error`].
+impl<E: std::error::Error> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        Self::retryable(with_sources(&error))
+    }
+}
+
+/// The error's text, and those of its sources that are not part of it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
 
 impl From<HandlerError> for Outcome {
     fn from(error: HandlerError) -> Self {
@@ -164,17 +188,8 @@ impl From<HandlerError> for Outcome {
     }
 }
 
-impl From<Result<Outcome, HandlerError>> for Outcome {
-    fn from(result: Result<Outcome, HandlerError>) -> Self {
-        result.unwrap_or_else(Into::into)
-    }
-}
-
-impl From<Result<(), HandlerError>> for Outcome {
-    fn from(result: Result<(), HandlerError>) -> Self {
-        result.map_or_else(Into::into, |()| Self::Ack)
-    }
-}
+/// What a handler returns: an outcome, or an error that becomes one.
+pub type Result<T = Outcome, E = HandlerError> = std::result::Result<T, E>;
 
 /// Classifies any error: `connect().retryable()?`, `parse(x).terminal()?`.
 pub trait Classify<T> {

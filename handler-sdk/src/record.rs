@@ -50,6 +50,17 @@ impl<'a> Record<'a> {
         self.view.key()
     }
 
+    /// The key as text; `None` also when it is not UTF-8.
+    pub fn key_text(&self) -> Option<&'a str> {
+        self.key().and_then(|key| std::str::from_utf8(key).ok())
+    }
+
+    /// The value as text; `None` also when it is not UTF-8.
+    pub fn value_text(&self) -> Option<&'a str> {
+        self.value()
+            .and_then(|value| std::str::from_utf8(value).ok())
+    }
+
     /// Value; `None` is null (a tombstone).
     pub fn value(&self) -> Option<&'a [u8]> {
         self.view.value()
@@ -60,11 +71,11 @@ impl<'a> Record<'a> {
         self.view.headers()
     }
 
-    /// Value of the first header with that name; a null value is returned as empty.
+    /// Value of the first header with that name; `None` if there is none, or if its value is null.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.headers()
             .find(|(n, _)| *n == name.as_bytes())
-            .map(|(_, value)| value.unwrap_or_default())
+            .and_then(|(_, value)| value)
     }
 
     /// [`Record::header`] as text; `None` also when it is not UTF-8.
@@ -100,7 +111,7 @@ impl<'a> Record<'a> {
     }
 
     /// The assignment's fencing number.
-    pub fn epoch(&self) -> u32 {
+    pub fn epoch(&self) -> u64 {
         self.view.raw().epoch
     }
 

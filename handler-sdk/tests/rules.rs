@@ -4,18 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use schemars::JsonSchema;
-use serde::Deserialize;
 use serde_json::json;
 use sluicegate_sdk::testing::{Kit, Outcome as Seen, record};
 use sluicegate_sdk::{
     Batch, BatchContext, BatchHandler, Classify, Context, Emit, Handler, HandlerError, Level,
-    Outcome, Record, Setup,
+    Outcome, Record, Result, Setup,
 };
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 /// Obeys the instruction in the record's value.
 struct Obeys {
@@ -23,9 +17,9 @@ struct Obeys {
 }
 
 impl Handler for Obeys {
-    type Config = Nothing;
+    type Config = ();
 
-    fn new(_: Nothing, setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new((): (), setup: &mut Setup) -> Result<Self> {
         setup.services().log(
             Level::Info,
             &format!("{} of {}", setup.instance(), setup.handler()),
@@ -33,16 +27,13 @@ impl Handler for Obeys {
         Ok(Self { handled: 0 })
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
         self.handled += 1;
         ctx.gauge("handled", self.handled as f64);
-        match record
-            .value()
-            .map(|value| std::str::from_utf8(value).unwrap())
-        {
+        Ok(match record.value_text() {
             Some("emit") => {
                 ctx.emit(
-                    &Emit::to("out")
+                    Emit::to("out")
                         .key(b"k")
                         .header("attempt", ctx.attempt().to_string().as_bytes()),
                 );
@@ -52,7 +43,8 @@ impl Handler for Obeys {
             Some("dead") => Outcome::dead_letter("broken"),
             Some("drop") => Outcome::drop("unwanted"),
             Some("panic") => panic!("panic on request"),
-            Some("parse") => "x".parse::<u32>().map(|_| Outcome::Ack).terminal().into(),
+            Some("parse") => "x".parse::<u32>().map(|_| Outcome::Ack).terminal()?,
+            Some("io") => std::fs::read("/no/such/file").map(|_| Outcome::Ack)?,
             Some("token") => {
                 let token = ctx.token();
                 Outcome::drop(format!(
@@ -71,11 +63,24 @@ impl Handler for Obeys {
                 }
                 Outcome::drop(if ctx.cancelled() { "cancelled" } else { "late" })
             }
+            Some("left") => {
+                let left = ctx.remaining().expect("the call is limited");
+                ctx.histogram("left_ms", left.as_secs_f64() * 1_000.0);
+                Outcome::Ack
+            }
+            Some("nap") => {
+                std::thread::sleep(Duration::from_millis(150));
+                Outcome::Ack
+            }
+            Some("nothing") => {
+                ctx.emit(Emit::to(""));
+                Outcome::Ack
+            }
             _ => Outcome::Ack,
-        }
+        })
     }
 
-    fn health(&mut self) -> Result<(), HandlerError> {
+    fn health(&mut self) -> Result<()> {
         if self.handled > 100 {
             Err(HandlerError::retryable("tired"))
         } else {
@@ -83,8 +88,9 @@ impl Handler for Obeys {
         }
     }
 
-    fn drain(&mut self, deadline: Duration) {
+    fn drain(&mut self, deadline: Duration) -> Result<()> {
         assert!(!deadline.is_zero(), "no time to drain");
+        Ok(())
     }
 }
 
@@ -126,7 +132,8 @@ fn a_lane_waits_behind_a_record_that_did_not_succeed_and_not_behind_one_that_emi
 #[test]
 fn outcomes_and_errors_are_returned() {
     let run = kit().run(
-        ["retry", "dead", "drop", "parse", "token"].map(|v| record("t").at(4, 9).epoch(3).value(v)),
+        ["retry", "dead", "drop", "parse", "io", "token"]
+            .map(|v| record("t").at(4, 9).epoch(3).value(v)),
     );
     assert_eq!(
         run.outcomes,
@@ -135,6 +142,7 @@ fn outcomes_and_errors_are_returned() {
             Seen::DeadLetter("broken".into()),
             Seen::Drop("unwanted".into()),
             Seen::DeadLetter("invalid digit found in string".into()),
+            Seen::Retry(None, "No such file or directory (os error 2)".into()),
             Seen::Drop("t/4/9 of 3".into()),
         ]
     );
@@ -151,7 +159,7 @@ fn a_panic_leaves_the_rest_not_run_and_a_new_instance_continues() {
         text.starts_with("panic on request (") && text.contains("rules.rs:"),
         "{text}"
     );
-    assert!(run.spent);
+    assert!(run.poisoned);
     assert_eq!(kit.run([record("t").value("ok")]).outcomes, [Seen::Ack]);
     assert_eq!(
         kit.gauge("handled"),
@@ -160,7 +168,7 @@ fn a_panic_leaves_the_rest_not_run_and_a_new_instance_continues() {
     );
     assert_eq!(
         kit.logs(),
-        vec![(Level::Info, "test-0 of handler".to_string()); 2]
+        vec![(Level::Info, "test of handler".to_string()); 2]
     );
 }
 
@@ -182,6 +190,33 @@ fn a_deadline_and_a_cancellation_reach_the_handler() {
         [Seen::Drop("cancelled".into()), Seen::NotRun],
         "a cancelled call stops"
     );
+}
+
+#[test]
+fn each_record_has_the_timeout_for_itself() {
+    let mut kit = kit();
+    kit.set_timeout(Duration::from_millis(200));
+    kit.run(["left", "nap", "left", "nap", "left"].map(|value| record("t").value(value)));
+    let left = kit.histogram("left_ms");
+    assert_eq!(left.len(), 3);
+    assert!(
+        left.iter().all(|left| (100.0..=200.0).contains(left)),
+        "{left:?}"
+    );
+    let mut batch = Kit::of_batch::<Sums>(json!({})).unwrap();
+    batch.set_timeout(Duration::from_secs(60));
+    batch.run([record("t").value("1")]);
+    let left = batch.histogram("left_ms");
+    assert!(left[0] > 50_000.0, "{left:?}");
+}
+
+#[test]
+fn what_no_topic_can_take_is_dead_lettered_at_once() {
+    let run = kit().run(["nothing", "ok"].map(|value| record("t").lane(1).value(value)));
+    let [Seen::DeadLetter(why), Seen::NotRun] = &run.outcomes[..] else {
+        panic!("{run:?}")
+    };
+    assert!(why.contains("has no topic"), "{why}");
 }
 
 #[test]
@@ -227,14 +262,19 @@ fn lifecycle_calls_reach_the_handler() {
 struct Sums;
 
 impl BatchHandler for Sums {
-    type Config = Nothing;
+    type Config = ();
 
-    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new((): (), _: &mut Setup) -> Result<Self> {
         Ok(Self)
     }
 
-    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Result {
         let mut sum = 0;
+        if let Some(deadline) = ctx.deadline() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ctx.services()
+                .histogram("left_ms", left.as_secs_f64() * 1_000.0);
+        }
         for (index, record) in batch.iter().enumerate() {
             match record.json::<u64>() {
                 Ok(number) => sum += number,
@@ -242,8 +282,8 @@ impl BatchHandler for Sums {
             }
         }
         let text = sum.to_string();
-        ctx.emit(batch.len() - 1, &Emit::to("sums").value(text.as_bytes()));
-        Outcome::Ack
+        ctx.emit(batch.len() - 1, Emit::to("sums").value(text.as_bytes()));
+        Ok(Outcome::Ack)
     }
 }
 
@@ -282,32 +322,28 @@ mod overlapping {
     }
 
     impl AsyncHandler for Waits {
-        type Config = Nothing;
+        type Config = ();
         const CONCURRENCY: usize = 4;
 
-        async fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+        async fn new((): (), _: &mut Setup) -> Result<Self> {
             Ok(Self {
                 now: Cell::new(0),
                 most: Cell::new(0),
             })
         }
 
-        async fn handle(&self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        async fn handle(&self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
             self.now.set(self.now.get() + 1);
             self.most.set(self.most.get().max(self.now.get()));
             ctx.gauge("most", f64::from(self.most.get()));
-            let wait: Result<u64, HandlerError> = record.json();
-            let outcome = match wait {
-                Ok(0) => panic!("no wait"),
-                Ok(millis) => {
-                    sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
-                    ctx.emit(&Emit::to("out").value(record.offset().to_string().as_bytes()));
-                    Outcome::Ack
-                }
-                Err(error) => error.into(),
-            };
+            let millis = record.json();
+            if let Ok(millis) = millis {
+                assert!(millis > 0, "no wait");
+                sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
+                ctx.emit(Emit::to("out").value(record.offset().to_string().as_bytes()));
+            }
             self.now.set(self.now.get() - 1);
-            outcome
+            millis.map(|_| Outcome::Ack)
         }
     }
 
@@ -339,7 +375,7 @@ mod overlapping {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         let run =
             kit.run(["20", "0", "20", "20", "20", "20"].map(|value| record("t").value(value)));
-        assert!(run.spent);
+        assert!(run.poisoned);
         assert!(matches!(&run.outcomes[1], Seen::Panicked(text) if text.starts_with("no wait (")));
         assert_eq!(
             (&run.outcomes[0], &run.outcomes[2]),

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Result, Setup};
 
 /// Config of `fan`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -32,7 +32,7 @@ pub struct Fan {
 impl Handler for Fan {
     type Config = Config;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
         if config.topic.is_empty() || config.drop_percent > 100 {
             return Err(HandlerError::terminal(
                 "`topic` must not be empty, and `drop_percent` is at most 100",
@@ -41,14 +41,14 @@ impl Handler for Fan {
         Ok(Self { config })
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
         if record.offset() % 100 >= i64::from(self.config.drop_percent) {
             let copy = Emit::copy_of(record, &self.config.topic);
             for _ in 0..self.config.copies {
                 ctx.emit(&copy);
             }
         }
-        Outcome::Ack
+        Ok(Outcome::Ack)
     }
 }
 

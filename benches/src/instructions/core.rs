@@ -204,10 +204,11 @@ pub(crate) fn emitting() {
         let mut tokens = Vec::new();
         for batch in &mut finished {
             for (place, record) in batch.records.iter().enumerate() {
-                batch.output.emits.extend([Emit {
-                    value: Some(&record.offset.to_le_bytes()),
-                    ..Emit::to(place as u32, "copies")
-                }]);
+                batch.output.emits.extend([Emit::new(
+                    place as u32,
+                    "copies",
+                    Some(&record.offset.to_le_bytes()),
+                )]);
             }
             tokens.extend((0..batch.keys.len()).filter_map(|place| batch.shipment.at(place)));
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CancelFlag, HandlerRuntime, HostServices, LogLevel, MetricKind,
-    RawOutcome, outcome_code,
+    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLevel,
+    MetricKind, RawOutcome, outcome_code,
 };
 
 use crate::{RECORDS, measured};
@@ -41,7 +41,7 @@ pub(crate) fn abi_call() {
         .load(&library(), &cache, 1)
         .expect("the plugin `noop` is built");
     let mut instance = plugin
-        .create("noop", "noop-0", "{}", Arc::new(Silent))
+        .create(CreateRequest::new("noop", "noop", "{}", Arc::new(Silent)))
         .expect("it takes no config");
     let part = |offset: usize| RecordParts {
         topic: "flights".into(),
@@ -63,6 +63,7 @@ pub(crate) fn abi_call() {
         let call = CallRequest {
             records: &records,
             timeout_ms: 0,
+            record_timeout_ms: 0,
             cancel: &cancel,
         };
         measured(|| instance.handle(&call, &mut outcomes, &mut output));

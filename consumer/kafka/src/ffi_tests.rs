@@ -232,6 +232,7 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
                 offset: delivery.offset,
                 timestamp_ms: 0,
                 epoch: 1,
+                fence: None,
             };
             Lent::new(delivery.lease, place)
         })

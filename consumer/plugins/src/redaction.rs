@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use sluicegate_config::secret::Redaction;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, HandlerInfo, HandlerInstance,
-    HealthError, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
+    CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, CreateRequest, HandlerInfo,
+    HandlerInstance, InstanceError, LoadedPlugin, NotTaken, PartitionEvent, PluginIdentity,
+    RawOutcome,
 };
 
 /// A plugin whose texts are redacted.
@@ -33,19 +34,10 @@ impl LoadedPlugin for Redacted {
         self.plugin.handlers()
     }
 
-    fn create(
-        &self,
-        handler: &str,
-        instance_name: &str,
-        config_json: &str,
-        services: Arc<dyn HostServices>,
-    ) -> Result<Box<dyn HandlerInstance>, CreateError> {
+    fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError> {
         let redaction = Arc::clone(&self.redaction);
         let redacted = |text: String| redaction.redact(&text).into_owned();
-        let created = self
-            .plugin
-            .create(handler, instance_name, config_json, services);
-        match created {
+        match self.plugin.create(request) {
             Ok(instance) => Ok(Box::new(RedactedInstance {
                 instance,
                 redaction: Arc::clone(&redaction),
@@ -91,36 +83,38 @@ impl HandlerInstance for RedactedInstance {
         self.instance.monitor()
     }
 
-    fn health(&mut self) -> Result<(), HealthError> {
-        let health = self.instance.health();
-        health.map_err(|error| match error {
-            HealthError::Unhealthy(why) => HealthError::Unhealthy(self.redacted(why)),
-            HealthError::Spent(why) => HealthError::Spent(self.redacted(why)),
-        })
+    fn health(&mut self) -> Result<(), InstanceError> {
+        let checked = self.instance.health();
+        checked.map_err(|error| self.redacted_error(error))
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
         let taken = self.instance.reconfigure(config_json);
         taken.map_err(|refused| match refused {
             NotTaken::Refused(why) => NotTaken::Refused(self.redacted(why)),
-            NotTaken::Spent(why) => NotTaken::Spent(self.redacted(why)),
+            NotTaken::Poisoned(why) => NotTaken::Poisoned(self.redacted(why)),
         })
     }
 
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.instance.assigned(topic, partition, epoch);
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), InstanceError> {
+        let followed = self.instance.partition(event);
+        followed.map_err(|error| self.redacted_error(error))
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.instance.revoked(topic, partition, epoch);
-    }
-
-    fn drain(&mut self, deadline_ms: u64) {
-        self.instance.drain(deadline_ms);
+    fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError> {
+        let drained = self.instance.drain(deadline_ms);
+        drained.map_err(|error| self.redacted_error(error))
     }
 }
 
 impl RedactedInstance {
+    fn redacted_error(&self, error: InstanceError) -> InstanceError {
+        match error {
+            InstanceError::Failed(why) => InstanceError::Failed(self.redacted(why)),
+            InstanceError::Poisoned(why) => InstanceError::Poisoned(self.redacted(why)),
+        }
+    }
+
     fn redacted(&self, text: String) -> String {
         self.redaction.redact(&text).into_owned()
     }
@@ -130,7 +124,9 @@ impl RedactedInstance {
 mod tests {
     use sluicegate_config::secret::Redactor;
     use sluicegate_kit::log_capture::captured;
-    use sluicegate_runtime::{LogLevel, MetricKind, RawRecord, outcome_code};
+    use sluicegate_runtime::{
+        HostServices, LogLevel, MetricKind, PartitionChange, RawRecord, outcome_code,
+    };
 
     use super::*;
     use crate::services::{HandlerServices, UserMetrics};
@@ -157,16 +153,14 @@ mod tests {
 
         fn create(
             &self,
-            handler: &str,
-            _instance_name: &str,
-            config_json: &str,
-            services: Arc<dyn HostServices>,
+            request: CreateRequest<'_>,
         ) -> Result<Box<dyn HandlerInstance>, CreateError> {
-            match handler {
+            let config_json = request.config_json;
+            match request.handler {
                 "refuses" => Err(CreateError::Config(format!("bad: {config_json}"))),
                 "fails" => Err(CreateError::Failed(format!("panicked: {config_json}"))),
                 _ => Ok(Box::new(LeakyInstance {
-                    services,
+                    services: request.services,
                     config: config_json.to_owned(),
                 })),
             }
@@ -192,25 +186,29 @@ mod tests {
             unreachable!("not called")
         }
 
-        fn health(&mut self) -> Result<(), HealthError> {
+        fn health(&mut self) -> Result<(), InstanceError> {
             let why = self.config.clone();
             Err(match why.contains("spend") {
-                true => HealthError::Spent(why),
-                false => HealthError::Unhealthy(why),
+                true => InstanceError::Poisoned(why),
+                false => InstanceError::Failed(why),
             })
         }
 
         fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
             self.config = config_json.to_owned();
             match config_json.contains("spend") {
-                true => Err(NotTaken::Spent(config_json.to_owned())),
+                true => Err(NotTaken::Poisoned(config_json.to_owned())),
                 false => Err(NotTaken::Refused(config_json.to_owned())),
             }
         }
 
-        fn assigned(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
-        fn revoked(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
-        fn drain(&mut self, _deadline_ms: u64) {}
+        fn partition(&mut self, _event: &PartitionEvent<'_>) -> Result<(), InstanceError> {
+            Err(InstanceError::Failed(self.config.clone()))
+        }
+
+        fn drain(&mut self, _deadline_ms: u64) -> Result<(), InstanceError> {
+            Err(InstanceError::Poisoned(self.config.clone()))
+        }
     }
 
     #[test]
@@ -235,7 +233,9 @@ mod tests {
         let services =
             HandlerServices::new("a".into(), Arc::clone(&metrics), Arc::clone(&redaction));
         let services: Arc<dyn HostServices> = Arc::new(services);
-        let create = |name: &str| plugin.create(name, "a", SECRET, Arc::clone(&services));
+        let create = |name: &str| {
+            plugin.create(CreateRequest::new(name, "a", SECRET, Arc::clone(&services)))
+        };
         let mut texts: Vec<String> = ["refuses", "fails"]
             .map(|name| create(name).err().expect("it refuses").to_string())
             .to_vec();
@@ -246,6 +246,7 @@ mod tests {
         let call = CallRequest {
             records: &records,
             timeout_ms: 0,
+            record_timeout_ms: 0,
             cancel: &cancel,
         };
         let mut outcomes = [RawOutcome {
@@ -255,17 +256,31 @@ mod tests {
         let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
             instance.handle(&call, &mut outcomes, &mut output);
             let error = instance.health().expect_err("it is unhealthy");
-            let is_spent = matches!(error, HealthError::Spent(_));
-            assert_eq!(is_spent, error.to_string().contains("spend"), "{error:?}");
-            vec![error.to_string()]
+            let is_poisoned = matches!(error, InstanceError::Poisoned(_));
+            assert_eq!(
+                is_poisoned,
+                error.to_string().contains("spend"),
+                "{error:?}"
+            );
+            let event = PartitionEvent {
+                change: PartitionChange::Lost,
+                topic: "t",
+                partition: 0,
+                epoch: 1,
+                start_offset: None,
+                deadline: None,
+            };
+            let refused = instance.partition(&event).expect_err("it refuses");
+            let left = instance.drain(1).expect_err("it refuses");
+            vec![error.to_string(), refused.to_string(), left.to_string()]
         };
         texts.extend(ask(&mut instance));
         // A later config adds a secret; the old one is still reported.
         redaction.add(&Redactor::new(&[NEWER]));
         for config in [NEWER.to_owned(), format!("spend {NEWER} {SECRET}")] {
             let refused = instance.reconfigure(&config).expect_err("it refuses");
-            let is_spent = matches!(refused, NotTaken::Spent(_));
-            assert_eq!(is_spent, config.contains("spend"), "{refused:?}");
+            let is_poisoned = matches!(refused, NotTaken::Poisoned(_));
+            assert_eq!(is_poisoned, config.contains("spend"), "{refused:?}");
             texts.push(refused.to_string());
             texts.extend(ask(&mut instance));
         }

@@ -73,7 +73,7 @@ impl Sending<'_> {
             return false;
         }
         let sent = self.send_in_time(emit, token);
-        if !answer_unsent(sent, emit.topic, self.reply_to, token) {
+        if !answer_unsent(sent, emit.to.topic, self.reply_to, token) {
             self.stopped = Some(emit.record);
         }
         true
@@ -82,7 +82,7 @@ impl Sending<'_> {
     fn send_in_time(&mut self, emit: &Emit<'_>, token: EmitToken) -> Sent {
         let mut pause = INITIAL_RETRY_DELAY;
         loop {
-            let record = (*emit).into();
+            let record = emit.to;
             match (self.emitter).send(&record, Way::Batched, self.reply_to, token) {
                 Sent::NoRoom => {
                     let since = *self.full_since.get_or_insert_with(Instant::now);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_runtime::{CreateError, HealthError, NotTaken};
+use sluicegate_runtime::{CreateError, InstanceError, NotTaken};
 
 /// Why a probe failed: the instance that it builds, reconfigures or checks cannot be used, or there is none.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -17,7 +17,10 @@ pub enum ProbeError {
     Config(#[from] NotTaken),
     /// The instance is not healthy.
     #[error("health check failed: {0}")]
-    Health(#[from] HealthError),
+    Health(#[from] InstanceError),
+    /// The instance cannot follow what happens to a partition.
+    #[error("it cannot follow a change of its partitions: {0}")]
+    Partition(#[source] InstanceError),
     /// A panic of the plugin's runtime, which is a bug in the runtime.
     #[error("the plugin's runtime panicked while building it")]
     RuntimePanicked,

@@ -43,6 +43,15 @@ pub struct HandlerSetup {
     pub stats: Arc<HandlerStats>,
 }
 
+impl HandlerSetup {
+    /// Whether the handler is called once per batch.
+    pub(crate) fn takes_batches(&self) -> bool {
+        let handlers = self.plugin.handlers();
+        let its = handlers.iter().find(|info| info.name == self.exported_as);
+        its.is_some_and(|info| info.takes_batches)
+    }
+}
+
 /// A config for instances.
 #[derive(Clone)]
 pub(crate) struct Config {

@@ -24,7 +24,7 @@ pub(super) fn add(batch: &mut Batch, handler: &str) {
             continue;
         };
         block.clear();
-        write(record, handler, emit.headers, &mut block);
+        write(record, handler, emit.to.headers, &mut block);
         emits.set_headers(place, &block);
     }
 }
@@ -72,14 +72,12 @@ mod tests {
         };
         let mut batch = Batch::new();
         batch.records.push(record.leaked());
-        batch.output.emits.extend([Emit {
-            headers: &given,
-            ..Emit::to(0, "t")
-        }]);
+        batch.output.emits.extend([Emit::new(0, "t", None)]);
+        batch.output.emits.set_headers(0, &given);
         add(&mut batch, "late@1.2.0");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let seen: Vec<String> =
-            Headers::new(batch.output.emits.get(0).expect("it is there").headers)
+            Headers::new(batch.output.emits.get(0).expect("it is there").to.headers)
                 .map(|(name, value)| {
                     format!("{}={}", text(name), value.map_or("null".into(), text))
                 })

@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use sluicegate_engine::dispatch::{Batch, OwnedPartition, PumpMessage};
 use sluicegate_runtime::{
-    CallMonitor, CallRequest, CallStatus, HandlerInstance, HealthError, NotTaken, RawOutcome,
-    outcome_code,
+    CallMonitor, CallRequest, CallStatus, CreateRequest, HandlerInstance, InstanceError, NotTaken,
+    PartitionChange, PartitionEvent, RawOutcome, outcome_code,
 };
 
 use crate::error::ProbeError;
@@ -54,6 +55,8 @@ struct Built {
     notified: BTreeSet<OwnedPartition>,
     /// Serial number of its config.
     config: u64,
+    /// Its timeout is that of a call, not of each record.
+    takes_batches: bool,
 }
 
 struct Worker {
@@ -77,8 +80,7 @@ impl Worker {
                 Task::Probe(probe) => self.probe(probe),
                 Task::Leave(member) => self.leave(&member),
                 Task::NotifyChange(member) => {
-                    self.notify_partitions(&member);
-                    self.apply_config(&member);
+                    self.notify_change(&member);
                     true
                 }
                 Task::CheckHealth(missing) => self.check_health(&missing),
@@ -120,17 +122,21 @@ impl Worker {
     ) -> Result<Arc<dyn CallMonitor>, ProbeError> {
         let setup = &member.setup;
         let create = || {
-            let services = Arc::clone(&setup.services);
-            let instance =
-                setup
-                    .plugin
-                    .create(&setup.exported_as, &setup.name, &config.json, services);
+            let instance = setup.plugin.create(CreateRequest {
+                handler: &setup.exported_as,
+                name: &setup.name,
+                config_json: &config.json,
+                worker: self.id.slot as u32,
+                generation: self.threads.settings.generation,
+                services: Arc::clone(&setup.services),
+            });
             instance.map(|instance| Built {
                 member: Arc::clone(member),
                 monitor: instance.monitor(),
                 instance,
                 notified: BTreeSet::new(),
                 config: config.serial,
+                takes_batches: setup.takes_batches(),
             })
         };
         let built =
@@ -140,31 +146,66 @@ impl Worker {
             setup.stats.restarted();
         }
         self.built.insert(member.id, built);
-        self.notify_partitions(member);
-        Ok(monitor)
+        match self.notify_partitions(member) {
+            Ok(()) => Ok(monitor),
+            Err(error) => {
+                if let Some(built) = self.built.remove(&member.id) {
+                    drop_guarded(built);
+                }
+                Err(ProbeError::Partition(error))
+            }
+        }
     }
 
-    /// Notifies the handler's instance, if there is one, of assigned and revoked partitions.
-    fn notify_partitions(&mut self, member: &Arc<PoolMember>) {
+    /// Notifies the handler's instance, if there is one, of assigned, revoked and lost partitions.
+    ///
+    /// # Errors
+    /// It cannot follow one of them, and must not be used.
+    fn notify_partitions(&mut self, member: &Arc<PoolMember>) -> Result<(), InstanceError> {
         let Some(built) = self.built.get_mut(&member.id) else {
-            return;
+            return Ok(());
         };
         let owned = self.threads.lock().roster.owned(member);
+        let deadline = self.threads.settings.drain_timeout;
         let Built {
             instance, notified, ..
         } = built;
-        let notification = catch_unwind(AssertUnwindSafe(|| {
-            for gone in notified.difference(&owned) {
-                instance.revoked(&gone.topic, gone.partition, gone.epoch);
-            }
-            for new in owned.difference(notified) {
-                instance.assigned(&new.topic, new.partition, new.epoch);
-            }
+        let gone = notified.difference(&owned).map(|gone| {
+            let change = match gone.lost.load(Ordering::Acquire) {
+                true => PartitionChange::Lost,
+                false => PartitionChange::Revoked,
+            };
+            (change, gone)
+        });
+        let new = owned.difference(notified);
+        let mut changes = gone.chain(new.map(|new| (PartitionChange::Assigned, new)));
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            changes.try_for_each(|(change, at)| {
+                instance.partition(&PartitionEvent {
+                    change,
+                    topic: &at.topic,
+                    partition: at.partition,
+                    epoch: at.epoch,
+                    start_offset: (change == PartitionChange::Assigned).then_some(at.start),
+                    deadline: Some(deadline),
+                })
+            })
         }));
-        if notification.is_err() {
-            tracing::warn!(handler = %member.setup.name, "instance panicked on a partition change");
-        }
+        told.unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())))?;
         built.notified = owned;
+        Ok(())
+    }
+
+    /// Tells the handler's instance of changed partitions and a changed config. One that cannot follow is dropped, and rebuilt on
+    /// the next batch.
+    fn notify_change(&mut self, member: &Arc<PoolMember>) {
+        match self.notify_partitions(member) {
+            Ok(()) => self.apply_config(member),
+            Err(error) => {
+                let why = ProbeError::Partition(error).to_string();
+                self.drop_instance(member, &why);
+            }
+        }
     }
 
     /// Runs one batch; `false` if this thread was abandoned.
@@ -231,11 +272,16 @@ impl Worker {
             let why = "the instance no longer exists".to_owned();
             return (Some(why), Instant::now());
         };
-        let timeout_ms = member.setup.timeout.as_millis() as u64;
+        let timeout = u64::try_from(member.setup.timeout.as_millis()).unwrap_or(u64::MAX);
+        let (timeout_ms, record_timeout_ms) = match built.takes_batches {
+            true => (timeout, 0),
+            false => (0, timeout),
+        };
         let start = Instant::now();
         let call = CallRequest {
             records: &batch.records,
             timeout_ms,
+            record_timeout_ms,
             cancel: &batch.cancel,
         };
         let status = catch_unwind(AssertUnwindSafe(|| {
@@ -253,7 +299,7 @@ impl Worker {
             .called(records, elapsed.as_nanos() as u64);
         let poisoned = match status {
             Ok(CallStatus::Usable) => None,
-            Ok(CallStatus::Spent) => Some(poison_reason(batch)),
+            Ok(CallStatus::Poisoned) => Some(poison_reason(batch)),
             Err(_) => Some(RUNTIME_PANICKED.to_owned()),
         };
         (poisoned, start + elapsed)
@@ -281,7 +327,7 @@ impl Worker {
         if !self.report(Report::HealthChecked(member, why)) {
             return false;
         }
-        if let Err(HealthError::Spent(why)) = health {
+        if let Err(InstanceError::Poisoned(why)) = health {
             self.drop_instance(member, &why);
         }
         true
@@ -348,13 +394,13 @@ impl Worker {
         let taken = catch_unwind(AssertUnwindSafe(|| {
             built.instance.reconfigure(&config.json)
         }));
-        match taken.unwrap_or_else(|_| Err(NotTaken::Spent(RUNTIME_PANICKED.to_owned()))) {
+        match taken.unwrap_or_else(|_| Err(NotTaken::Poisoned(RUNTIME_PANICKED.to_owned()))) {
             Ok(()) => {
                 built.config = config.serial;
                 Ok(())
             }
             Err(error) => {
-                if let NotTaken::Spent(why) = &error {
+                if let NotTaken::Poisoned(why) = &error {
                     self.drop_instance(member, why);
                 }
                 Err(error.into())
@@ -388,8 +434,10 @@ impl Worker {
         if let Some(mut built) = self.built.remove(&member.id) {
             let deadline_ms = self.threads.settings.drain_timeout.as_millis() as u64;
             let drained = catch_unwind(AssertUnwindSafe(|| built.instance.drain(deadline_ms)));
-            if drained.is_err() {
-                tracing::warn!(handler = %member.setup.name, "instance panicked while draining");
+            let drained = drained
+                .unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())));
+            if let Err(error) = drained {
+                tracing::warn!(handler = %member.setup.name, %error, "instance was not drained");
             }
             drop_guarded(built);
         }
@@ -399,9 +447,9 @@ impl Worker {
 }
 
 /// Runs a health check. Runtimes contain plugin panics; one that escapes counts as a failure.
-fn checked_health(instance: &mut dyn HandlerInstance) -> Result<(), HealthError> {
+fn checked_health(instance: &mut dyn HandlerInstance) -> Result<(), InstanceError> {
     catch_unwind(AssertUnwindSafe(|| instance.health()))
-        .unwrap_or_else(|_| Err(HealthError::Spent(RUNTIME_PANICKED.to_owned())))
+        .unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())))
 }
 
 /// The panic message, if the call left one.

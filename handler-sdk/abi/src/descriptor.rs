@@ -18,10 +18,6 @@ pub const ABI_STABLE_MINOR: u16 = 11;
 /// Symbol of the descriptor in a plugin library.
 pub const DESCRIPTOR_SYMBOL: &str = "SLUICEGATE_PLUGIN_DESCRIPTOR";
 
-/// Symbol of the [`crate::module::Reconfigure`] function of a plugin library. A separate symbol needs no new minor, as either
-/// side may lack it, whereas `abi_stable` refuses a struct with more fields than the plugin's.
-pub const RECONFIGURE_SYMBOL: &str = "SLUICEGATE_PLUGIN_RECONFIGURE";
-
 /// Compiler version of this build.
 pub const RUSTC: &str = env!("SLUICEGATE_RUSTC");
 

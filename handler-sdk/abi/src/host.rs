@@ -6,34 +6,55 @@ use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use abi_stable::prefix_type::WithMetadata;
 
-use crate::board::{Board, CancelFlag};
 use crate::module::{
-    HandlerFunctions_Ref, HostFunctions, HostFunctions_Ref, PluginModule_Ref, RawBytes, RawCall,
-    RawEmit, RawHandler, RawHost, RawSink, Reconfigure, emit_flag, status,
+    HandlerFunctions_Ref, HostFunctions, HostFunctions_Ref, PluginModule_Ref, Ptr, RawBytes,
+    RawCall, RawCreate, RawEmit, RawHandler, RawHost, RawLog, RawMetric, RawPartitionEvent,
+    RawSink, emit_flag, emit_status, partition_event, status,
 };
-use crate::plugin::{self, Emission, Plugin, Refusal};
-use crate::record::RawRecord;
+use crate::partition::{PartitionChange, PartitionEvent};
+use crate::plugin::{self, Create, EmitResult, Plugin, Refusal};
+use crate::progress::{CancelFlag, SharedProgress};
+use crate::record::{ProducerRecord, RawRecord};
 use crate::view::{BorrowedRecords, RecordParts};
+
+/// A log line of a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLine<'a> {
+    /// 0 is error, 4 is trace.
+    pub level: u32,
+    /// What wrote it, such as a module path; may be empty.
+    pub target: &'a str,
+    /// The message.
+    pub message: &'a str,
+    /// Fields, as a JSON object; may be empty.
+    pub fields: &'a str,
+}
 
 /// Receives a plugin's logs and metrics, from any thread.
 pub trait HostSink: Send + Sync + 'static {
-    /// A log line; level 0 is error, 4 is trace.
-    fn log(&self, level: u32, message: &str);
+    /// A log line.
+    fn log(&self, line: &LogLine<'_>);
 
     /// Kind 0 adds to a counter, 1 sets a gauge, 2 observes into a histogram.
     fn metric(&self, kind: u32, name: &str, value: f64);
+
+    /// A table of further functions of this name and version, which lives as long as the process.
+    fn extension(&self, _name: &str, _version: u32) -> *const () {
+        std::ptr::null()
+    }
 }
 
 /// Receives the output of a call besides outcomes.
 pub trait CallSink {
-    /// Receives a record emitted for record `record` of the call; `false` refuses it.
-    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool;
+    /// Receives a record emitted for record `record` of the call.
+    fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult;
 
-    /// Stores a text and returns its index + 1.
+    /// Stores a text and returns its index + 1; 0 if it has no room.
     fn detail(&mut self, text: &str) -> u32;
 }
 
@@ -43,7 +64,16 @@ pub enum CallEnd {
     /// The instance is ready for the next call.
     Usable,
     /// It must not be called again.
-    Spent,
+    Poisoned,
+}
+
+/// What limits a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallLimits {
+    /// Timeout of the whole call in milliseconds; 0 means no limit.
+    pub timeout_ms: u64,
+    /// Timeout of each record in milliseconds, from when it starts; 0 means no limit of its own.
+    pub record_timeout_ms: u64,
 }
 
 /// Why an instance was not reconfigured.
@@ -52,7 +82,7 @@ pub enum NotTaken {
     /// It keeps its previous config.
     Refused(Refusal),
     /// It panicked, with this text, and must not be called again.
-    Spent(String),
+    Poisoned(String),
 }
 
 /// Why a function of a plugin failed. Its text is the one that the plugin wrote.
@@ -78,7 +108,6 @@ impl std::error::Error for InstanceError {}
 #[derive(Clone, Copy)]
 pub struct Module {
     raw: PluginModule_Ref,
-    reconfigure: Option<Reconfigure>,
 }
 
 impl Module {
@@ -87,7 +116,6 @@ impl Module {
     pub fn of<P: Plugin>() -> Self {
         Self {
             raw: plugin::module::<P>(),
-            reconfigure: Some(plugin::RECONFIGURE),
         }
     }
 
@@ -95,16 +123,10 @@ impl Module {
     ///
     /// # Safety
     /// Its layout was checked, and its code stays mapped as long as this value, anything created by it, or a thread of the
-    /// plugin exists. `reconfigure` is from the same library.
+    /// plugin exists.
     #[must_use]
-    pub unsafe fn new(raw: PluginModule_Ref, reconfigure: Option<Reconfigure>) -> Self {
-        Self { raw, reconfigure }
-    }
-
-    /// Whether its instances can be reconfigured.
-    #[must_use]
-    pub fn reconfigures(&self) -> bool {
-        self.reconfigure.is_some()
+    pub unsafe fn new(raw: PluginModule_Ref) -> Self {
+        Self { raw }
     }
 
     /// The JSON document that lists the plugin's handlers.
@@ -128,9 +150,7 @@ impl Module {
     pub fn create(
         &self,
         host: Arc<dyn HostSink>,
-        handler: &str,
-        instance: &str,
-        config: &str,
+        create: &Create<'_>,
     ) -> Result<Instance, Refusal> {
         let mut text = String::new();
         let context = Arc::into_raw(Arc::new(HostCell { sink: host })).cast();
@@ -138,17 +158,20 @@ impl Module {
             context,
             functions: HostFunctions_Ref(HOST.static_as_prefix()),
         };
+        let raw = RawCreate {
+            size: RawCreate::SIZE,
+            worker: create.worker,
+            generation: create.generation,
+            handler: RawBytes::of(create.handler.as_bytes()),
+            instance: RawBytes::of(create.instance.as_bytes()),
+            config: RawBytes::of(create.config.as_bytes()),
+        };
         let mut out = std::mem::MaybeUninit::<RawHandler>::uninit();
-        // SAFETY: the texts, the sink and the place for the instance live for the call; the host's count is transferred.
+        // SAFETY: the struct, its texts, the sink and the place for the instance live for the call; the host's count is
+        // transferred.
         let code = unsafe {
-            (self.raw.create())(
-                host,
-                RawBytes::of(handler.as_bytes()),
-                RawBytes::of(instance.as_bytes()),
-                RawBytes::of(config.as_bytes()),
-                sink(&mut text),
-                out.as_mut_ptr(),
-            )
+            let text = sink(&mut text);
+            (self.raw.create())(host, Ptr::of(&raw), text, out.as_mut_ptr())
         };
         match code {
             status::OK => {
@@ -158,7 +181,6 @@ impl Module {
                     context,
                     functions,
                     handle: functions.handle(),
-                    reconfigure: self.reconfigure,
                     thread_bound: PhantomData,
                 })
             }
@@ -166,6 +188,14 @@ impl Module {
             status::UNKNOWN => Err(Refusal::Unknown),
             _ => Err(Refusal::Failed(text)),
         }
+    }
+
+    /// A table of further functions, if the plugin has one of this name and version. It lives as long as the library.
+    #[must_use]
+    pub fn extension(&self, name: &str, version: u32) -> Option<NonNull<()>> {
+        // SAFETY: the text lives for the call.
+        let table = unsafe { (self.raw.extension())(RawBytes::of(name.as_bytes()), version) };
+        NonNull::new(table.cast_mut())
     }
 
     /// Stops the plugin's background work; `false` if it panicked.
@@ -179,63 +209,64 @@ impl Module {
 pub struct Instance {
     context: *mut (),
     functions: HandlerFunctions_Ref,
-    handle: unsafe extern "C" fn(*mut (), *const RawCall) -> i32,
-    reconfigure: Option<Reconfigure>,
+    handle: unsafe extern "C" fn(*mut (), Ptr<RawCall>) -> i32,
     thread_bound: PhantomData<*const ()>,
 }
 
 impl Instance {
-    /// Handles `records` as call `serial`, until `cancel` is set; outcomes and progress appear on `board`, which is
-    /// opened and stays open.
+    /// Handles `records` as call `serial`, until `cancel` is set; outcomes and the current record appear in `progress`, which
+    /// is opened and stays open.
     ///
     /// # Panics
-    /// When the board is smaller than the call.
+    /// When `progress` is smaller than the call.
     pub fn handle(
         &mut self,
         records: &[RawRecord],
         serial: u64,
-        timeout_ms: u64,
+        limits: CallLimits,
         cancel: &CancelFlag,
-        board: &Board,
+        progress: &SharedProgress,
         output: &mut dyn CallSink,
     ) -> CallEnd {
-        board.open(serial, records.len());
+        progress.open(serial, records.len());
         let mut output = output;
         let call = RawCall {
+            size: RawCall::SIZE,
+            count: records.len() as u32,
+            record_stride: size_of::<RawRecord>() as u32,
+            reserved: 0,
             records: records.as_ptr(),
-            outcomes: board.slots().as_ptr(),
-            progress: board.progress(),
+            outcomes: progress.slots().as_ptr(),
+            progress: progress.progress(),
             cancelled: cancel.word(),
             output: (&raw mut output).cast(),
             serial,
-            timeout_ms,
-            count: records.len() as u32,
-            reserved_small: 0,
-            reserved: [0; 4],
+            timeout_ms: limits.timeout_ms,
+            record_timeout_ms: limits.record_timeout_ms,
         };
         // SAFETY: everything in `call` outlives it (what a record points to is alive while the record is), and `&mut self`
         // on a type that is not `Send` makes it the only call on this instance, on its own thread.
-        match unsafe { (self.handle)(self.context, &raw const call) } {
+        match unsafe { (self.handle)(self.context, Ptr::of(&call)) } {
             status::OK => CallEnd::Usable,
-            _ => CallEnd::Spent,
+            _ => CallEnd::Poisoned,
         }
     }
 
     /// [`Instance::handle`] for records that own their parts.
     ///
     /// # Panics
-    /// When the board is smaller than the call.
+    /// When `progress` is smaller than the call.
     pub fn handle_owned(
         &mut self,
         records: &[RecordParts],
         serial: u64,
-        timeout_ms: u64,
+        limits: CallLimits,
         cancel: &CancelFlag,
-        board: &Board,
+        progress: &SharedProgress,
         output: &mut dyn CallSink,
     ) -> CallEnd {
         let raw = BorrowedRecords::new(records);
-        self.handle(&raw, serial, timeout_ms, cancel, board, output)
+        self.handle(&raw, serial, limits, cancel, progress, output)
     }
 
     /// Runs the health check.
@@ -247,44 +278,37 @@ impl Instance {
         answer(|sink| unsafe { (self.functions.health())(self.context, sink) })
     }
 
-    /// A partition was assigned.
+    /// Something happens to a partition.
     ///
     /// # Errors
-    /// Its panic.
-    pub fn assigned(
-        &mut self,
-        topic: &str,
-        partition: i32,
-        epoch: u32,
-    ) -> Result<(), InstanceError> {
-        let topic = RawBytes::of(topic.as_bytes());
-        // SAFETY: as in `health`; the text lives for the call.
-        answer(|sink| unsafe {
-            (self.functions.assigned())(self.context, topic, partition, epoch, sink)
-        })
-    }
-
-    /// A partition was revoked: no more records of this partition and epoch follow.
-    ///
-    /// # Errors
-    /// Its panic.
-    pub fn revoked(
-        &mut self,
-        topic: &str,
-        partition: i32,
-        epoch: u32,
-    ) -> Result<(), InstanceError> {
-        let topic = RawBytes::of(topic.as_bytes());
-        // SAFETY: as in `assigned`.
-        answer(|sink| unsafe {
-            (self.functions.revoked())(self.context, topic, partition, epoch, sink)
-        })
+    /// Why the instance cannot follow it, or its panic.
+    pub fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), InstanceError> {
+        let raw = RawPartitionEvent {
+            size: RawPartitionEvent::SIZE,
+            kind: match event.change {
+                PartitionChange::Assigned => partition_event::ASSIGNED,
+                PartitionChange::Revoked => partition_event::REVOKED,
+                PartitionChange::Lost => partition_event::LOST,
+            },
+            partition: event.partition,
+            reserved: 0,
+            epoch: event.epoch,
+            start_offset: event.start_offset.unwrap_or(-1),
+            deadline_ms: event.deadline.map_or(0, |deadline| {
+                u64::try_from(deadline.as_millis())
+                    .unwrap_or(u64::MAX)
+                    .max(1)
+            }),
+            topic: RawBytes::of(event.topic.as_bytes()),
+        };
+        // SAFETY: as in `health`; the event and its text live for the call.
+        answer(|sink| unsafe { (self.functions.partition())(self.context, Ptr::of(&raw), sink) })
     }
 
     /// Finishes pending work.
     ///
     /// # Errors
-    /// Its panic.
+    /// What was not finished, or its panic.
     pub fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError> {
         // SAFETY: as in `health`.
         answer(|sink| unsafe { (self.functions.drain())(self.context, deadline_ms, sink) })
@@ -295,22 +319,13 @@ impl Instance {
     /// # Errors
     /// [`NotTaken`] has the reason, and whether the instance is still usable.
     pub fn reconfigure(&mut self, config: &str) -> Result<(), NotTaken> {
-        let Some(reconfigure) = self.reconfigure else {
-            let text = "it was built with an SDK without support for reconfiguration";
-            return Err(NotTaken::Refused(Refusal::Failed(text.into())));
-        };
         let mut text = String::new();
-        // SAFETY: as in `assigned`.
-        match unsafe {
-            reconfigure(
-                self.context,
-                RawBytes::of(config.as_bytes()),
-                sink(&mut text),
-            )
-        } {
+        let config = RawBytes::of(config.as_bytes());
+        // SAFETY: as in `partition`.
+        match unsafe { (self.functions.reconfigure())(self.context, config, sink(&mut text)) } {
             status::OK => Ok(()),
             status::CONFIG => Err(NotTaken::Refused(Refusal::Config(text))),
-            status::SPENT => Err(NotTaken::Spent(text)),
+            status::POISONED => Err(NotTaken::Poisoned(text)),
             _ => Err(NotTaken::Refused(Refusal::Failed(text))),
         }
     }
@@ -337,7 +352,7 @@ fn answer(ask: impl FnOnce(RawSink) -> i32) -> Result<(), InstanceError> {
     let mut text = String::new();
     match ask(sink(&mut text)) {
         status::OK => Ok(()),
-        status::SPENT => Err(InstanceError::Panicked(text)),
+        status::POISONED => Err(InstanceError::Panicked(text)),
         _ => Err(InstanceError::Failed(text)),
     }
 }
@@ -366,6 +381,7 @@ const HOST: &WithMetadata<HostFunctions> = &WithMetadata::new(HostFunctions {
     metric,
     emit,
     detail,
+    extension,
 });
 
 /// The service's own code must not unwind into a plugin either.
@@ -383,31 +399,52 @@ unsafe extern "C" fn release(context: *const ()) {
     let _ = contained(|| unsafe { Arc::decrement_strong_count(context.cast::<HostCell>()) });
 }
 
-unsafe extern "C" fn log(context: *const (), level: u32, message: RawBytes) {
-    // SAFETY: the caller owns a count; the text lives for the call.
-    let (cell, message) = unsafe { (&*context.cast::<HostCell>(), message.text()) };
-    let _ = contained(|| cell.sink.log(level, &message));
+unsafe extern "C" fn log(context: *const (), line: Ptr<RawLog>) {
+    // SAFETY: the caller owns a count; the line lives for the call.
+    let (cell, Some(line)) = (unsafe { (&*context.cast::<HostCell>(), line.read()) }) else {
+        return;
+    };
+    // SAFETY: as above.
+    let (target, message) = unsafe { (line.target.text(), line.message.text()) };
+    // SAFETY: as above.
+    let fields = unsafe { line.fields.text() };
+    let line = LogLine {
+        level: line.level,
+        target: &target,
+        message: &message,
+        fields: &fields,
+    };
+    let _ = contained(|| cell.sink.log(&line));
 }
 
-unsafe extern "C" fn metric(context: *const (), kind: u32, name: RawBytes, value: f64) {
+unsafe extern "C" fn metric(context: *const (), change: Ptr<RawMetric>) {
+    // SAFETY: as in `log`.
+    let (cell, Some(change)) = (unsafe { (&*context.cast::<HostCell>(), change.read()) }) else {
+        return;
+    };
+    // SAFETY: as in `log`.
+    let name = unsafe { change.name.text() };
+    let _ = contained(|| cell.sink.metric(change.kind, &name, change.value));
+}
+
+unsafe extern "C" fn extension(context: *const (), name: RawBytes, version: u32) -> *const () {
     // SAFETY: as in `log`.
     let (cell, name) = unsafe { (&*context.cast::<HostCell>(), name.text()) };
-    let _ = contained(|| cell.sink.metric(kind, &name, value));
+    contained(|| cell.sink.extension(&name, version)).unwrap_or(std::ptr::null())
 }
 
-unsafe extern "C" fn emit(output: *mut (), raw: *const RawEmit) -> i32 {
+unsafe extern "C" fn emit(output: *mut (), raw: Ptr<RawEmit>) -> i32 {
     // SAFETY: `output` is the one of the running call, on its thread; the record lives for this call.
-    let (output, raw) = unsafe { (&mut *output.cast::<&mut dyn CallSink>(), &*raw) };
+    let (output, Some(raw)) = (unsafe { (&mut *output.cast::<&mut dyn CallSink>(), raw.read()) })
+    else {
+        return emit_status::DENIED;
+    };
     // SAFETY: what the record borrows lives for this call.
     let (topic, key, value, headers) = unsafe {
-        (
-            raw.topic.text(),
-            raw.key.get(),
-            raw.value.get(),
-            raw.headers.get(),
-        )
+        let (key, value) = (raw.key.get(), raw.value.get());
+        (raw.topic.text(), key, value, raw.headers.get())
     };
-    let emission = Emission {
+    let emitted = ProducerRecord {
         topic: &topic,
         partition: (raw.partition >= 0).then_some(raw.partition),
         timestamp_ms: (raw.flags & emit_flag::TIMESTAMP != 0).then_some(raw.timestamp_ms),
@@ -415,9 +452,11 @@ unsafe extern "C" fn emit(output: *mut (), raw: *const RawEmit) -> i32 {
         value: (raw.flags & emit_flag::VALUE_NULL == 0).then_some(value),
         headers,
     };
-    match contained(|| output.emit(raw.record, &emission)) {
-        Ok(true) => status::OK,
-        _ => status::FAILED,
+    match contained(|| output.emit(raw.record, &emitted)) {
+        Ok(EmitResult::Taken) => emit_status::OK,
+        Ok(EmitResult::Full) => emit_status::FULL,
+        Ok(EmitResult::Cancelled) => emit_status::CANCELLED,
+        Ok(EmitResult::Denied) | Err(_) => emit_status::DENIED,
     }
 }
 

@@ -182,12 +182,14 @@ impl<B: RecordBytes> Lent<B> {
             offset: self.view.offset,
             timestamp_ms: self.view.timestamp_ms,
             epoch: self.view.epoch,
+            fence: None,
         };
         // SAFETY: as in `new`.
         let view = unsafe { RawRecord::new(place, parts) };
         self.view = RawRecord {
             topic: self.view.topic,
             topic_len: self.view.topic_len,
+            fence: self.view.fence,
             flags: view.flags | (self.view.flags & record_flag::TOPIC_ID),
             ..view
         };
@@ -248,6 +250,7 @@ mod tests {
             offset: 7,
             timestamp_ms: 9,
             epoch: 2,
+            fence: None,
         };
         let bytes = Bytes {
             key: key.to_vec(),

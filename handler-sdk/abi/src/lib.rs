@@ -3,10 +3,10 @@
 //! ```text
 //!   service side                      │ C layout                 │ plugin side
 //!   host::Module ── create ───────────┼─ PluginModule ───────────┼─► plugin::Plugin
-//!   host::Instance ── handle(board) ──┼─ RawCall, RawRecord ─────┼─► plugin::Instance ── Call
+//!   host::Instance ── handle ─────────┼─ RawCall, RawRecord ─────┼─► plugin::Instance ── Call
 //!   host::HostSink ◄── log, metric ───┼─ HostFunctions ──────────┼── plugin::Host
 //!   host::CallSink ◄── emit, detail ──┼─ RawEmit, RawBytes ──────┼── plugin::Call
-//!   board::Board ◄── outcomes ────────┼─ OutcomeSlot, RawOutcome ┼── plugin::Call
+//!   progress::SharedProgress ◄────────┼─ OutcomeSlot, RawOutcome ┼── plugin::Call
 //! ```
 //!
 //! The middle column is plain data in a fixed layout: no type owns memory that the other side frees, and no function
@@ -15,19 +15,20 @@
 
 #![allow(non_camel_case_types, non_local_definitions)]
 
-pub mod board;
 pub mod descriptor;
 pub mod guard;
 pub mod header_block;
 pub mod host;
 pub mod lend;
 pub mod module;
+pub mod partition;
 pub mod plugin;
+pub mod progress;
 pub mod record;
 pub mod view;
 
 pub use record::{
-    RawOutcome, RawRecord, RecordPlace, TopicName, outcome_code, outcome_flag, record_flag,
+    Fence, RawOutcome, RawRecord, RecordPlace, TopicName, outcome_code, outcome_flag, record_flag,
 };
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The C layout of records and outcomes.
 
-use abi_stable::StableAbi;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::view::RecordView;
 
@@ -10,7 +11,7 @@ use crate::view::RecordView;
 /// the memory readable and unchanged while the view exists, and a view cannot be copied. It is read through
 /// [`crate::view::RecordView`].
 #[repr(C)]
-#[derive(Debug, StableAbi)]
+#[derive(Debug)]
 pub struct RawRecord {
     /// Topic name, UTF-8; with [`record_flag::TOPIC_ID`] followed by the 16-byte topic id.
     pub(crate) topic: *const u8,
@@ -34,14 +35,18 @@ pub struct RawRecord {
     pub timestamp_ms: i64,
     /// Records of one lane must not overtake each other; 0 means no lane (unordered).
     pub lane: u64,
+    /// The assignment's fencing number (G5).
+    pub epoch: u64,
+    /// The fencing number under which the partition may be handled now; null if it is not fenced.
+    pub(crate) fence: *const AtomicU64,
     /// Kafka partition.
     pub partition: i32,
-    /// The assignment's fencing number (G5).
-    pub epoch: u32,
     /// Attempt number of this record in this handler, from 1.
     pub attempt: u32,
     /// Bits of [`record_flag`].
     pub(crate) flags: u32,
+    /// Zero.
+    pub(crate) reserved: u32,
 }
 
 /// Size of a topic id in bytes.
@@ -86,7 +91,7 @@ impl<'a> TopicName<'a> {
 }
 
 /// Origin of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct RecordPlace<'a> {
     /// Topic.
     pub topic: TopicName<'a>,
@@ -97,7 +102,56 @@ pub struct RecordPlace<'a> {
     /// Timestamp in milliseconds since the epoch, -1 for none.
     pub timestamp_ms: i64,
     /// The assignment's fencing number (G5).
-    pub epoch: u32,
+    pub epoch: u64,
+    /// The number under which its partition may be handled now, wherever that is written.
+    pub fence: Option<&'static Fence>,
+}
+
+/// The fencing number under which a partition may be handled; 0 if it may not. Shared by all records of the partition, and never
+/// freed: a call that hangs can read it at any time.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Fence(AtomicU64);
+
+impl Fence {
+    /// Admits no records yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Admits the records of this assignment, and no others.
+    pub fn admit(&self, epoch: u64) {
+        self.0.store(epoch, Ordering::Release);
+    }
+
+    /// Admits no records, if it admitted those of this assignment: none of them may start any more.
+    pub fn close(&self, epoch: u64) {
+        // If it fails, a later assignment has it already.
+        let _ = (self.0).compare_exchange(epoch, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Whether it admits the records of this assignment.
+    pub fn admits(&self, epoch: u64) -> bool {
+        self.0.load(Ordering::Acquire) == epoch
+    }
+}
+
+/// A record to produce, borrowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProducerRecord<'a> {
+    /// Target topic.
+    pub topic: &'a str,
+    /// Target partition; `None` lets the producer choose by key.
+    pub partition: Option<i32>,
+    /// Timestamp in milliseconds since the epoch; `None` is now.
+    pub timestamp_ms: Option<i64>,
+    /// Key; `None` is null.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Header block in Kafka's format (see [`crate::header_block`]); empty is none.
+    pub headers: &'a [u8],
 }
 
 /// Key, value and header block of a record; `None` is null.
@@ -136,10 +190,14 @@ impl RawRecord {
             offset: place.offset,
             timestamp_ms: place.timestamp_ms,
             lane: 0,
-            partition: place.partition,
             epoch: place.epoch,
+            fence: place
+                .fence
+                .map_or(std::ptr::null(), |fence| std::ptr::from_ref(&fence.0)),
+            partition: place.partition,
             attempt: 1,
             flags,
+            reserved: 0,
         }
     }
 
@@ -160,6 +218,15 @@ impl RawRecord {
     #[inline]
     pub(crate) fn is_of(&self, other: &Self) -> bool {
         (self.key, self.value, self.headers) == (other.key, other.value, other.headers)
+    }
+
+    /// Whether it may still be handled: its partition has not been revoked or lost since it was delivered (G5).
+    #[inline]
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        // SAFETY: the word is in a `Fence` that is never freed.
+        NonNull::new(self.fence.cast_mut())
+            .is_none_or(|fence| unsafe { fence.as_ref() }.load(Ordering::Acquire) == self.epoch)
     }
 
     /// Its bytes.
@@ -189,7 +256,7 @@ pub mod record_flag {
 
 /// Outcome of one record; 16 bytes, written into the service's memory.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, StableAbi)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawOutcome {
     /// One of [`outcome_code`]; an unknown code counts as a failure, never as an acknowledgement.
     pub code: u16,

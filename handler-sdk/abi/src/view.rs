@@ -103,7 +103,7 @@ pub struct RecordParts {
     /// Lane; 0 is none.
     pub lane: u64,
     /// Fencing number.
-    pub epoch: u32,
+    pub epoch: u64,
     /// Attempt number, from 1.
     pub attempt: u32,
 }
@@ -138,6 +138,7 @@ impl RecordParts {
             offset: self.offset,
             timestamp_ms: self.timestamp_ms,
             epoch: self.epoch,
+            fence: None,
         };
         let parts = (self.key.as_deref(), self.value.as_deref(), &*self.headers);
         // SAFETY: the caller keeps the borrowed parts alive.

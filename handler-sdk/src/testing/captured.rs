@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sluicegate_abi::header_block::Headers;
-use sluicegate_abi::host::{CallSink, HostSink};
-use sluicegate_abi::plugin::Emission;
+use sluicegate_abi::host::{CallSink, HostSink, LogLine};
+use sluicegate_abi::plugin::EmitResult;
+use sluicegate_abi::record::ProducerRecord;
 use sluicegate_abi::{RawOutcome, outcome_code};
 
 use super::{Emitted, Outcome};
@@ -28,7 +29,7 @@ impl CapturedOutput {
 }
 
 impl HostSink for CapturedOutput {
-    fn log(&self, level: u32, message: &str) {
+    fn log(&self, line: &LogLine<'_>) {
         let level = [
             Level::Error,
             Level::Warn,
@@ -36,10 +37,10 @@ impl HostSink for CapturedOutput {
             Level::Debug,
             Level::Trace,
         ]
-        .get(level as usize)
+        .get(line.level as usize)
         .copied()
         .unwrap_or(Level::Trace);
-        self.lock().logs.push((level, message.to_string()));
+        self.lock().logs.push((level, line.message.to_string()));
     }
 
     fn metric(&self, kind: u32, name: &str, value: f64) {
@@ -78,15 +79,18 @@ impl Collected {
 }
 
 impl CallSink for Collected {
-    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool {
+    fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult {
+        if emitted.topic.is_empty() {
+            return EmitResult::Denied;
+        }
         self.emits.push(Emitted {
             record: record as usize,
-            topic: emission.topic.to_string(),
-            partition: emission.partition,
-            timestamp_ms: emission.timestamp_ms,
-            key: emission.key.map(<[u8]>::to_vec),
-            value: emission.value.map(<[u8]>::to_vec),
-            headers: Headers::new(emission.headers)
+            topic: emitted.topic.to_string(),
+            partition: emitted.partition,
+            timestamp_ms: emitted.timestamp_ms,
+            key: emitted.key.map(<[u8]>::to_vec),
+            value: emitted.value.map(<[u8]>::to_vec),
+            headers: Headers::new(emitted.headers)
                 .map(|(name, value)| {
                     (
                         String::from_utf8_lossy(name).into_owned(),
@@ -95,7 +99,7 @@ impl CallSink for Collected {
                 })
                 .collect(),
         });
-        true
+        EmitResult::Taken
     }
 
     fn detail(&mut self, text: &str) -> u32 {

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::RawOutcome;
-use sluicegate_abi::board::{Board, CancelFlag};
-use sluicegate_abi::host::{CallEnd, HostSink, Instance, Module, NotTaken};
-use sluicegate_abi::plugin::Refusal;
+use sluicegate_abi::host::{CallEnd, CallLimits, HostSink, Instance, Module, NotTaken};
+use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
+use sluicegate_abi::plugin::{Create, Refusal};
+use sluicegate_abi::progress::{CancelFlag, SharedProgress};
 use sluicegate_abi::view::RecordParts;
 
 use crate::export::{self, Entry, Exported, Exports};
@@ -79,7 +80,7 @@ pub struct Run {
     /// Emitted records, in order.
     pub emits: Vec<Emitted>,
     /// The instance panicked; the kit has built a new one.
-    pub spent: bool,
+    pub poisoned: bool,
 }
 
 /// A handler under test. Its errors are texts: a test compares or prints what an operator would read.
@@ -87,11 +88,12 @@ pub struct Kit {
     module: Module,
     config: String,
     host: Arc<CapturedOutput>,
-    board: Arc<Board>,
+    progress: Arc<SharedProgress>,
     cancel: CancelFlag,
     instance: Instance,
     serial: u64,
-    timeout_ms: u64,
+    limits: CallLimits,
+    takes_batches: bool,
 }
 
 impl Kit {
@@ -142,22 +144,28 @@ impl Kit {
         let host = Arc::new(CapturedOutput::default());
         let config = config.to_string();
         let instance = create(&module, &host, &config)?;
-        let board = Arc::new(Board::new(4096));
+        let takes_batches = describe(&module)["takes_batches"] == true;
+        let progress = Arc::new(SharedProgress::new(4096));
         Ok(Self {
             module,
             config,
             host,
-            board,
+            progress,
             cancel: CancelFlag::default(),
             instance,
             serial: 0,
-            timeout_ms: 0,
+            limits: CallLimits::default(),
+            takes_batches,
         })
     }
 
-    /// Sets the timeout of subsequent calls.
+    /// Sets the timeout of each record in subsequent calls; of a [`BatchHandler`], that of the call.
     pub fn set_timeout(&mut self, timeout: Duration) {
-        self.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        match self.takes_batches {
+            true => self.limits.timeout_ms = timeout_ms,
+            false => self.limits.record_timeout_ms = timeout_ms,
+        }
     }
 
     /// Calls the handler with up to 4,096 records.
@@ -167,7 +175,7 @@ impl Kit {
     pub fn run(&mut self, records: impl IntoIterator<Item = TestRecord>) -> Run {
         let records: Vec<RecordParts> = records.into_iter().map(TestRecord::finish).collect();
         assert!(
-            records.len() <= self.board.capacity(),
+            records.len() <= self.progress.capacity(),
             "the kit supports up to 4,096 records per call"
         );
         self.serial += 1;
@@ -176,15 +184,15 @@ impl Kit {
         let end = self.instance.handle_owned(
             &records,
             self.serial,
-            self.timeout_ms,
+            self.limits,
             &self.cancel,
-            &self.board,
+            &self.progress,
             &mut collected,
         );
         let mut raw = vec![RawOutcome::default(); records.len()];
-        self.board.close(&mut raw);
-        let spent = end == CallEnd::Spent;
-        if spent {
+        self.progress.close(&mut raw);
+        let poisoned = end == CallEnd::Poisoned;
+        if poisoned {
             self.instance = create(&self.module, &self.host, &self.config)
                 .expect("a handler that started once with this config starts again");
         }
@@ -192,7 +200,7 @@ impl Kit {
         Run {
             outcomes,
             emits: collected.emits,
-            spent,
+            poisoned,
         }
     }
 
@@ -200,7 +208,7 @@ impl Kit {
     #[must_use]
     pub fn canceller(&self) -> Canceller {
         Canceller {
-            board: Arc::clone(&self.board),
+            progress: Arc::clone(&self.progress),
             cancel: self.cancel.clone(),
         }
     }
@@ -221,7 +229,7 @@ impl Kit {
             }
             Err(NotTaken::Refused(Refusal::Config(text) | Refusal::Failed(text))) => Err(text),
             Err(NotTaken::Refused(Refusal::Unknown)) => Err("it cannot be reconfigured".into()),
-            Err(NotTaken::Spent(panic)) => {
+            Err(NotTaken::Poisoned(panic)) => {
                 self.instance = create(&self.module, &self.host, &self.config)
                     .expect("a handler that started once with this config starts again");
                 Err(panic)
@@ -241,19 +249,43 @@ impl Kit {
     /// Reports an assigned partition to the handler.
     ///
     /// # Errors
-    /// Its panic.
-    pub fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
-        let called = self.instance.assigned(topic, partition, epoch);
-        called.map_err(|panic| panic.to_string())
+    /// Why it cannot take it over, or its panic.
+    pub fn assigned(&mut self, topic: &str, partition: i32, epoch: u64) -> Result<(), String> {
+        self.partition(PartitionChange::Assigned, topic, partition, epoch)
     }
 
     /// Reports a revoked partition to the handler.
     ///
     /// # Errors
-    /// Its panic.
-    pub fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
-        let called = self.instance.revoked(topic, partition, epoch);
-        called.map_err(|panic| panic.to_string())
+    /// What it could not finish, or its panic.
+    pub fn revoked(&mut self, topic: &str, partition: i32, epoch: u64) -> Result<(), String> {
+        self.partition(PartitionChange::Revoked, topic, partition, epoch)
+    }
+
+    /// Reports a lost partition to the handler.
+    ///
+    /// # Errors
+    /// What it could not finish, or its panic.
+    pub fn lost(&mut self, topic: &str, partition: i32, epoch: u64) -> Result<(), String> {
+        self.partition(PartitionChange::Lost, topic, partition, epoch)
+    }
+
+    fn partition(
+        &mut self,
+        change: PartitionChange,
+        topic: &str,
+        partition: i32,
+        epoch: u64,
+    ) -> Result<(), String> {
+        let called = self.instance.partition(&PartitionEvent {
+            change,
+            topic,
+            partition,
+            epoch,
+            start_offset: (change == PartitionChange::Assigned).then_some(0),
+            deadline: None,
+        });
+        called.map_err(|error| error.to_string())
     }
 
     /// Drains the handler.
@@ -318,20 +350,29 @@ impl Kit {
     /// If the description is not JSON, which the export code rules out.
     #[must_use]
     pub fn description(&self) -> serde_json::Value {
-        let text = self
-            .module
-            .describe()
-            .expect("describing a handler does not panic");
-        let mut all: serde_json::Value =
-            serde_json::from_str(&text).expect("a description is JSON");
-        all["handlers"][0].take()
+        describe(&self.module)
     }
+}
+
+fn describe(module: &Module) -> serde_json::Value {
+    let text = module
+        .describe()
+        .expect("describing a handler does not panic");
+    let mut all: serde_json::Value = serde_json::from_str(&text).expect("a description is JSON");
+    all["handlers"][0].take()
 }
 
 fn create(module: &Module, host: &Arc<CapturedOutput>, config: &str) -> Result<Instance, String> {
     let host: Arc<dyn HostSink> = Arc::clone(host) as _;
+    let create = Create {
+        handler: NAME,
+        instance: "test",
+        config,
+        worker: 0,
+        generation: 1,
+    };
     module
-        .create(host, NAME, "test-0", config)
+        .create(host, &create)
         .map_err(|refusal| match refusal {
             Refusal::Config(text) => format!("config refused: {text}"),
             Refusal::Failed(text) => format!("failed to start: {text}"),
@@ -342,7 +383,7 @@ fn create(module: &Module, host: &Arc<CapturedOutput>, config: &str) -> Result<I
 /// Cancels a running call from another thread.
 #[derive(Clone, Debug)]
 pub struct Canceller {
-    board: Arc<Board>,
+    progress: Arc<SharedProgress>,
     cancel: CancelFlag,
 }
 
@@ -360,7 +401,7 @@ impl Canceller {
     fn when_running(&self, timeout: Duration, end_call: impl Fn(&CancelFlag)) -> bool {
         let end = Instant::now() + timeout;
         while Instant::now() < end {
-            if self.board.current().is_some() {
+            if self.progress.current().is_some() {
                 end_call(&self.cancel);
                 return true;
             }

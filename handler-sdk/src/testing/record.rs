@@ -89,7 +89,7 @@ impl TestRecord {
 
     /// Sets the assignment's fencing number.
     #[must_use]
-    pub fn epoch(mut self, epoch: u32) -> Self {
+    pub fn epoch(mut self, epoch: u64) -> Self {
         self.parts.epoch = epoch;
         self
     }

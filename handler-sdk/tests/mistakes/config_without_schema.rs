@@ -1,6 +1,6 @@
 //! The config lacks `JsonSchema`.
 
-use sluicegate_sdk::{Context, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{Context, Handler, Outcome, Record, Result, Setup};
 
 #[derive(serde::Deserialize)]
 struct Config {}
@@ -10,12 +10,12 @@ struct Orders;
 impl Handler for Orders {
     type Config = Config;
 
-    fn new(_: Config, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(_: Config, _: &mut Setup) -> Result<Self> {
         Ok(Self)
     }
 
-    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
-        Outcome::Ack
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Result {
+        Ok(Outcome::Ack)
     }
 }
 

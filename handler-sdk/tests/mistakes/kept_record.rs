@@ -1,6 +1,6 @@
 //! A handler keeps a record beyond the call.
 
-use sluicegate_sdk::{Context, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{Context, Handler, Outcome, Record, Result, Setup};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 struct Config {}
@@ -12,13 +12,13 @@ struct Keeps {
 impl Handler for Keeps {
     type Config = Config;
 
-    fn new(_: Config, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(_: Config, _: &mut Setup) -> Result<Self> {
         Ok(Self { last: None })
     }
 
-    fn handle(&mut self, record: &Record<'_>, _: &mut Context<'_>) -> Outcome {
+    fn handle(&mut self, record: &Record<'_>, _: &mut Context<'_>) -> Result {
         self.last = Some(*record);
-        Outcome::Ack
+        Ok(Outcome::Ack)
     }
 }
 

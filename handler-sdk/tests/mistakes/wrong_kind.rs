@@ -1,6 +1,6 @@
 //! A batch handler is exported without `batch`.
 
-use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Setup};
+use sluicegate_sdk::{Batch, BatchContext, BatchHandler, Outcome, Result, Setup};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 struct Config {}
@@ -10,12 +10,12 @@ struct Archive;
 impl BatchHandler for Archive {
     type Config = Config;
 
-    fn new(_: Config, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(_: Config, _: &mut Setup) -> Result<Self> {
         Ok(Self)
     }
 
-    fn handle_batch(&mut self, _: &Batch<'_>, _: &mut BatchContext<'_>) -> Outcome {
-        Outcome::Ack
+    fn handle_batch(&mut self, _: &Batch<'_>, _: &mut BatchContext<'_>) -> Result {
+        Ok(Outcome::Ack)
     }
 }
 

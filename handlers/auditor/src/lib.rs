@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Setup};
+use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Result, Setup};
 use tokio::runtime::Runtime;
 
 use store::{Row, Store};
@@ -55,7 +55,7 @@ pub struct Auditor {
 impl BatchHandler for Auditor {
     type Config = Config;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -69,7 +69,7 @@ impl BatchHandler for Auditor {
         })
     }
 
-    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Result {
         let rows: Vec<Row<'_>> = batch
             .iter()
             .map(|record| Row::of(&record, self.store_value))
@@ -77,14 +77,16 @@ impl BatchHandler for Auditor {
         match self.runtime.block_on(self.store.write(&rows)) {
             Ok(written) => {
                 ctx.services().counter("rows_written", written);
-                Outcome::Ack
+                Ok(Outcome::Ack)
             }
             // The transaction was rolled back, so every record of the call is retried.
-            Err(error) => Outcome::retry(format!("the database refused the rows: {error}")),
+            Err(error) => Ok(Outcome::retry(format!(
+                "the database refused the rows: {error}"
+            ))),
         }
     }
 
-    fn health(&mut self) -> Result<(), HandlerError> {
+    fn health(&mut self) -> Result<()> {
         self.runtime.block_on(self.store.ping()).map_err(|error| {
             HandlerError::retryable(format!("the database does not answer: {error}"))
         })

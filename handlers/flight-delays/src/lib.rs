@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluicegate_sdk::json::optional_number;
-use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{
+    Classify, Context, Emit, Handler, HandlerError, Outcome, Record, Result, Setup,
+};
 
 /// Config of `flight-delays`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -76,7 +78,7 @@ pub struct FlightDelays {
 impl Handler for FlightDelays {
     type Config = Config;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
         if config.topic.is_empty() {
             return Err(HandlerError::terminal(
                 "`topic` is empty; name the topic that late flights go to",
@@ -90,13 +92,7 @@ impl Handler for FlightDelays {
         Ok(Self { config })
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
-        self.pick(record, ctx).into()
-    }
-}
-
-impl FlightDelays {
-    fn pick(&self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result<Outcome, HandlerError> {
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
         let flight: Flight = record.json()?;
         if flight.dep_time.is_none() {
             return Ok(Outcome::drop("cancelled: the flight has no dep_time"));
@@ -115,14 +111,14 @@ impl FlightDelays {
             delay_minutes: whole_or_fraction(delay),
             scheduled: flight.scheduled(),
         };
-        let value = serde_json::to_vec(&late).map_err(HandlerError::terminal)?;
+        let value = serde_json::to_vec(&late).terminal()?;
         let mut emit = Emit::to(&self.config.topic)
             .key_or_null(record.key())
             .value(&value);
         if let Some(timestamp_ms) = record.timestamp_ms() {
             emit = emit.timestamp_ms(timestamp_ms);
         }
-        ctx.emit(&emit);
+        ctx.emit(emit);
         ctx.counter("late_flights", 1);
         ctx.histogram("delay_minutes", delay);
         Ok(Outcome::Ack)

@@ -8,7 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_sdk::json::as_number;
-use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{
+    Classify, Context, Emit, Handler, HandlerError, Outcome, Partition, Record, Result, Setup,
+};
 
 use statistics::{Keys, Statistics};
 
@@ -66,7 +68,7 @@ pub struct FraudDetector {
 }
 
 impl Config {
-    fn check(&self) -> Result<(), HandlerError> {
+    fn check(&self) -> Result<()> {
         let refuse = |text: &str| Err(HandlerError::terminal(text));
         if self.topic.is_empty() || self.field.is_empty() {
             return refuse("`topic` and `field` cannot be empty");
@@ -89,7 +91,7 @@ impl Handler for FraudDetector {
     const KEEPS_KEY_STATE: bool = true;
     const TAKES_CONFIG: bool = true;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
         config.check()?;
         Ok(Self {
             config,
@@ -97,12 +99,35 @@ impl Handler for FraudDetector {
         })
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
-        self.watch(record, ctx).into()
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
+        let Some(key) = record.key() else {
+            return Ok(Outcome::drop("it has no key"));
+        };
+        let json: Value = record.json()?;
+        let field = (self.config.field)
+            .split('.')
+            .try_fold(&json, |object, name| object.get(name));
+        let Some(value) = field.and_then(as_number) else {
+            let field = &self.config.field;
+            return Ok(Outcome::drop(format!("it has no number in `{field}`")));
+        };
+        let max_keys = self.config.max_keys;
+        // Allocates for the lookup, which is negligible next to parsing JSON.
+        let keys = self
+            .partitions
+            .entry((record.topic().to_string(), record.partition()))
+            .or_insert_with(|| Keys::new(max_keys));
+        let known = keys.see(key, record.offset(), value);
+        if let Some(alert) = self.judge(&known, key, value, record) {
+            let text = serde_json::to_vec(&alert).terminal()?;
+            ctx.emit(Emit::to(&self.config.topic).key(key).value(&text));
+            ctx.counter("alerts", 1);
+        }
+        Ok(Outcome::Ack)
     }
 
     /// Keeps the statistics unless the monitored field changes.
-    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+    fn reconfigure(&mut self, config: Config) -> Result<()> {
         config.check()?;
         if config.field != self.config.field {
             self.partitions.clear();
@@ -114,47 +139,14 @@ impl Handler for FraudDetector {
         Ok(())
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, _epoch: u32) {
-        self.partitions.remove(&(topic.to_string(), partition));
+    fn revoked(&mut self, partition: &Partition<'_>) -> Result<()> {
+        let at = (partition.topic().to_string(), partition.number());
+        self.partitions.remove(&at);
+        Ok(())
     }
 }
 
 impl FraudDetector {
-    fn watch(
-        &mut self,
-        record: &Record<'_>,
-        ctx: &mut Context<'_>,
-    ) -> Result<Outcome, HandlerError> {
-        let Some(key) = record.key() else {
-            return Ok(Outcome::drop("it has no key"));
-        };
-        let json: Value = record.json()?;
-        let field = self
-            .config
-            .field
-            .split('.')
-            .try_fold(&json, |object, name| object.get(name));
-        let Some(value) = field.and_then(as_number) else {
-            return Ok(Outcome::drop(format!(
-                "it has no number in `{}`",
-                self.config.field
-            )));
-        };
-        let max_keys = self.config.max_keys;
-        // Allocates for the lookup, which is negligible next to parsing JSON.
-        let keys = self
-            .partitions
-            .entry((record.topic().to_string(), record.partition()))
-            .or_insert_with(|| Keys::new(max_keys));
-        let known = keys.see(key, record.offset(), value);
-        if let Some(alert) = self.judge(&known, key, value, record) {
-            let text = serde_json::to_vec(&alert).map_err(HandlerError::terminal)?;
-            ctx.emit(&Emit::to(&self.config.topic).key(key).value(&text));
-            ctx.counter("alerts", 1);
-        }
-        Ok(Outcome::Ack)
-    }
-
     fn judge(
         &self,
         known: &Statistics,

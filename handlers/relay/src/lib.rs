@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Result, Setup};
 
 /// Config of `relay`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -34,7 +34,7 @@ pub struct Relay {
 }
 
 impl Config {
-    fn check(&self) -> Result<(), HandlerError> {
+    fn check(&self) -> Result<()> {
         if self.topic.is_empty() {
             return Err(HandlerError::terminal(
                 "`topic` is empty; name the topic that copies go to",
@@ -48,22 +48,24 @@ impl Handler for Relay {
     type Config = Config;
     const TAKES_CONFIG: bool = true;
 
-    fn new(config: Config, setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, setup: &mut Setup) -> Result<Self> {
         config.check()?;
         let handler = format!("{}@{}", setup.instance(), env!("CARGO_PKG_VERSION"));
         Ok(Self { config, handler })
     }
 
-    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+    fn reconfigure(&mut self, config: Config) -> Result<()> {
         config.check()?;
         self.config = config;
         Ok(())
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
         let config = &self.config;
         if record.topic() == config.topic {
-            return Outcome::dead_letter("its source topic is also the target topic");
+            return Ok(Outcome::dead_letter(
+                "its source topic is also the target topic",
+            ));
         }
         let mut copy = Emit::copy_of(record, &config.topic);
         for name in config.drop_headers.iter().chain(config.set_headers.keys()) {
@@ -72,14 +74,16 @@ impl Handler for Relay {
         for (name, value) in &config.set_headers {
             copy = copy.header(name, value.as_bytes());
         }
+        let source;
+        let (epoch, attempt);
         if config.provenance {
-            let source = format!(
+            source = format!(
                 "{}/{}/{}",
                 record.topic(),
                 record.partition(),
                 record.offset()
             );
-            let (epoch, attempt) = (record.epoch().to_string(), record.attempt().to_string());
+            (epoch, attempt) = (record.epoch().to_string(), record.attempt().to_string());
             for (name, value) in [
                 ("sluicegate.source", &source),
                 ("sluicegate.handler", &self.handler),
@@ -88,11 +92,9 @@ impl Handler for Relay {
             ] {
                 copy = copy.without_header(name).header(name, value.as_bytes());
             }
-            ctx.emit(&copy);
-        } else {
-            ctx.emit(&copy);
         }
-        Outcome::Ack
+        ctx.emit(copy);
+        Ok(Outcome::Ack)
     }
 }
 

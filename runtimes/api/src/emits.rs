@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use sluicegate_abi::record::ProducerRecord;
+
 /// A length that stands for null.
 const NULL: u32 = u32::MAX;
 /// A partition that stands for none.
@@ -16,32 +18,25 @@ const SEARCHED: usize = 8;
 pub struct Emit<'a> {
     /// Index in the call of the record that it was emitted for; that record settles only once this one is acknowledged.
     pub record: u32,
-    /// Target topic.
-    pub topic: &'a str,
-    /// Target partition; `None` lets the producer choose by key.
-    pub partition: Option<i32>,
-    /// Timestamp in milliseconds since the epoch; `None` is now.
-    pub timestamp_ms: Option<i64>,
-    /// Key; `None` is null.
-    pub key: Option<&'a [u8]>,
-    /// Value; `None` is a tombstone.
-    pub value: Option<&'a [u8]>,
-    /// Header block in Kafka's format (see [`sluicegate_abi::header_block`]); empty is none.
-    pub headers: &'a [u8],
+    /// The record to produce.
+    pub to: ProducerRecord<'a>,
 }
 
 impl<'a> Emit<'a> {
-    /// A record to a topic for the record at this index of the call, with nothing else.
-    pub fn to(record: u32, topic: &'a str) -> Self {
-        Self {
-            record,
+    /// A record to a topic for the record at this index of the call, with this value and nothing else.
+    pub fn new(record: u32, topic: &'a str, value: Option<&'a [u8]>) -> Self {
+        let to = ProducerRecord {
             topic,
-            partition: None,
-            timestamp_ms: None,
-            key: None,
-            value: None,
-            headers: &[],
-        }
+            value,
+            ..ProducerRecord::default()
+        };
+        Self { record, to }
+    }
+
+    /// Bytes that it takes among [`Emits`], without its topic.
+    pub fn size(&self) -> usize {
+        let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        len(self.to.key) + len(self.to.value) + self.to.headers.len() + size_of::<Entry>()
     }
 }
 
@@ -66,6 +61,8 @@ pub struct Emits {
     entries: Vec<Entry>,
     bytes: Vec<u8>,
     topics: Vec<Box<str>>,
+    /// Bytes of the topics.
+    topic_bytes: usize,
 }
 
 impl Emits {
@@ -82,29 +79,30 @@ impl Emits {
     /// Adds a record. Returns whether it was added: a key, a value or a header block of 4 GiB or more is not.
     #[must_use]
     pub fn push(&mut self, emit: &Emit<'_>) -> bool {
+        let Emit { record, to } = *emit;
         let len = |bytes: Option<&[u8]>| match bytes.map(|bytes| u32::try_from(bytes.len())) {
             None => Some(NULL),
             Some(len) => len.ok().filter(|len| *len != NULL),
         };
         let (Some(key_len), Some(value_len), Some(headers_len)) =
-            (len(emit.key), len(emit.value), len(Some(emit.headers)))
+            (len(to.key), len(to.value), len(Some(to.headers)))
         else {
             return false;
         };
         let body = self.bytes.len();
-        self.bytes.extend_from_slice(emit.key.unwrap_or_default());
-        self.bytes.extend_from_slice(emit.value.unwrap_or_default());
+        self.bytes.extend_from_slice(to.key.unwrap_or_default());
+        self.bytes.extend_from_slice(to.value.unwrap_or_default());
         let headers = self.bytes.len();
-        self.bytes.extend_from_slice(emit.headers);
-        let topic = self.topic_place(emit.topic);
+        self.bytes.extend_from_slice(to.headers);
+        let topic = self.topic_place(to.topic);
         self.entries.push(Entry {
-            record: emit.record,
+            record,
             topic,
-            partition: emit.partition.unwrap_or(ANY_PARTITION),
+            partition: to.partition.unwrap_or(ANY_PARTITION),
             key_len,
             value_len,
             headers_len,
-            timestamp_ms: emit.timestamp_ms.unwrap_or(NOW),
+            timestamp_ms: to.timestamp_ms.unwrap_or(NOW),
             body,
             headers,
         });
@@ -119,6 +117,7 @@ impl Emits {
             .rposition(|known| **known == *topic);
         let place = known.map_or(self.topics.len(), |place| searched + place);
         if known.is_none() {
+            self.topic_bytes += topic.len() + size_of::<Box<str>>();
             self.topics.push(topic.into());
         }
         place as u32
@@ -133,15 +132,16 @@ impl Emits {
         let value = entry.body + len_of(entry.key_len);
         let bytes = |from: usize, len: u32| &self.bytes[from..from + len_of(len)];
         let optional = |from, len| (len != NULL).then(|| bytes(from, len));
-        Emit {
-            record: entry.record,
+        let record = entry.record;
+        let to = ProducerRecord {
             topic: &self.topics[entry.topic as usize],
             partition: (entry.partition >= 0).then_some(entry.partition),
             timestamp_ms: (entry.timestamp_ms != NOW).then_some(entry.timestamp_ms),
             key: optional(entry.body, entry.key_len),
             value: optional(value, entry.value_len),
             headers: bytes(entry.headers, entry.headers_len),
-        }
+        };
+        Emit { record, to }
     }
 
     /// The records, in order.
@@ -192,6 +192,7 @@ impl Emits {
             entries: Vec::with_capacity(entries.len()),
             bytes: Vec::with_capacity(self.bytes_of(places) - size_of_val(entries)),
             topics: Vec::with_capacity(1),
+            topic_bytes: 0,
         };
         for entry in entries {
             // What was added once can be added again.
@@ -210,11 +211,9 @@ impl Emits {
         entries.iter().map(bytes_of).sum()
     }
 
-    /// Number of bytes that all records take in memory.
+    /// Number of bytes of all records.
     pub fn held(&self) -> usize {
-        let topics: usize = self.topics.iter().map(|topic| topic.len()).sum();
-        let places = self.entries.capacity() * size_of::<Entry>();
-        self.bytes.capacity() + places + topics + self.topics.capacity() * size_of::<Box<str>>()
+        self.bytes.len() + self.entries.len() * size_of::<Entry>() + self.topic_bytes
     }
 
     /// Number of bytes that the buffer has.
@@ -248,6 +247,7 @@ impl Emits {
         self.entries.clear();
         self.bytes.clear();
         self.topics.clear();
+        self.topic_bytes = 0;
     }
 }
 
@@ -277,28 +277,39 @@ mod tests {
     use super::*;
 
     fn some() -> Vec<Emit<'static>> {
+        let emit = |record, to| Emit { record, to };
+        let to = |topic| ProducerRecord {
+            topic,
+            ..ProducerRecord::default()
+        };
         vec![
-            Emit {
-                partition: Some(3),
-                timestamp_ms: Some(-1),
-                key: Some(b"k"),
-                value: Some(b"value"),
-                headers: &[1, 2],
-                ..Emit::to(1, "a")
-            },
-            Emit {
-                key: Some(b""),
-                ..Emit::to(0, "b")
-            },
-            Emit {
-                value: Some(b""),
-                ..Emit::to(1, "a")
-            },
-            Emit {
-                timestamp_ms: Some(0),
-                partition: Some(0),
-                ..Emit::to(0, "a")
-            },
+            emit(
+                1,
+                ProducerRecord {
+                    partition: Some(3),
+                    timestamp_ms: Some(-1),
+                    key: Some(b"k"),
+                    value: Some(b"value"),
+                    headers: &[1, 2],
+                    ..to("a")
+                },
+            ),
+            emit(
+                0,
+                ProducerRecord {
+                    key: Some(b""),
+                    ..to("b")
+                },
+            ),
+            Emit::new(1, "a", Some(b"")),
+            emit(
+                0,
+                ProducerRecord {
+                    timestamp_ms: Some(0),
+                    partition: Some(0),
+                    ..to("a")
+                },
+            ),
         ]
     }
 
@@ -330,18 +341,18 @@ mod tests {
         emits.set_headers(1, &[8]);
         emits.set_headers(9, &[8]);
         let mut expected = some();
-        (expected[0].headers, expected[1].headers) = (&[7; 5], &[8]);
+        (expected[0].to.headers, expected[1].to.headers) = (&[7; 5], &[8]);
         assert_eq!(emits.iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn compacting_frees_the_bytes_of_the_others_and_moves_no_place() {
         let value = vec![9; 1_000];
-        let emit = |record| Emit {
-            key: Some(b"key"),
-            value: Some(&value),
-            headers: &[1],
-            ..Emit::to(record, "t")
+        let emit = |record| {
+            let mut emit = Emit::new(record, "t", Some(&value));
+            emit.to.key = Some(b"key");
+            emit.to.headers = &[1];
+            emit
         };
         let mut emits: Emits = (0..100).map(emit).collect();
         assert!(emits.buffered() > 100_000);
@@ -351,18 +362,18 @@ mod tests {
             (emits.len(), emits.get(7), emits.get(99)),
             (100, Some(emit(7)), Some(emit(99)))
         );
-        assert_eq!(emits.get(8), Some(Emit::to(8, "t")));
+        assert_eq!(emits.get(8), Some(Emit::new(8, "t", None)));
         assert!(emits.bytes_of(7..8) > 1_000 && emits.bytes_of(8..9) < 100);
     }
 
     #[test]
     fn a_topic_for_each_record_is_not_searched_among_all() {
         let names: Vec<String> = (0..1_000).map(|i| format!("t{}", i % 500)).collect();
-        let emits: Emits = names.iter().map(|name| Emit::to(0, name)).collect();
+        let emits: Emits = names.iter().map(|name| Emit::new(0, name, None)).collect();
         assert!(
             emits
                 .iter()
-                .map(|emit| emit.topic)
+                .map(|emit| emit.to.topic)
                 .eq(names.iter().map(String::as_str))
         );
         assert!(emits.same_topic(3, 503));

@@ -19,7 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use emits::{Emit, Emits};
-pub use sluicegate_abi::board::CancelFlag;
+pub use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
+pub use sluicegate_abi::progress::CancelFlag;
 pub use sluicegate_abi::{
     RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag,
 };
@@ -91,20 +92,50 @@ pub trait LoadedPlugin: Send + Sync {
     /// The exported handlers.
     fn handlers(&self) -> &[HandlerInfo];
 
-    /// Builds one instance of `handler`. Must be called on the worker thread that will use the instance.
+    /// Builds an instance. Must be called on the worker thread that will use it.
     ///
     /// # Errors
     /// [`CreateError`] when the plugin refuses the config, panics, or has no such handler.
-    fn create(
-        &self,
-        handler: &str,
-        instance_name: &str,
-        config_json: &str,
-        services: Arc<dyn HostServices>,
-    ) -> Result<Box<dyn HandlerInstance>, CreateError>;
+    fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError>;
 
     /// Asks the plugin to stop its background work (an async runtime's threads). All instances must have been dropped.
     fn shutdown(&self, deadline_ms: u64);
+}
+
+/// An instance to be created.
+#[derive(Clone)]
+pub struct CreateRequest<'a> {
+    /// Name of the handler in the plugin.
+    pub handler: &'a str,
+    /// Name of the handler in the service.
+    pub name: &'a str,
+    /// Its config, JSON.
+    pub config_json: &'a str,
+    /// Number of the worker that will call it, from 0.
+    pub worker: u32,
+    /// Number of the generation that it belongs to.
+    pub generation: u64,
+    /// What it may use of the service.
+    pub services: Arc<dyn HostServices>,
+}
+
+impl<'a> CreateRequest<'a> {
+    /// An instance for the first worker of the first generation.
+    pub fn new(
+        handler: &'a str,
+        name: &'a str,
+        config_json: &'a str,
+        services: Arc<dyn HostServices>,
+    ) -> Self {
+        Self {
+            handler,
+            name,
+            config_json,
+            worker: 0,
+            generation: 1,
+            services,
+        }
+    }
 }
 
 /// One handler instance, bound to one worker thread (deliberately not `Send`).
@@ -128,8 +159,8 @@ pub trait HandlerInstance {
     /// Runs the handler's health check.
     ///
     /// # Errors
-    /// [`HealthError`] has the handler's reason, or why the check itself failed.
-    fn health(&mut self) -> Result<(), HealthError>;
+    /// [`InstanceError`] has the handler's reason, or why the check itself failed.
+    fn health(&mut self) -> Result<(), InstanceError>;
 
     /// Replaces the instance's config; only if [`HandlerInfo::takes_config`] is set.
     ///
@@ -137,14 +168,18 @@ pub trait HandlerInstance {
     /// [`NotTaken`] has the reason, and whether the instance is still usable.
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken>;
 
-    /// A partition was assigned: the instance may receive its records from now on.
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
-
-    /// A partition was revoked: the instance receives no more records of this partition and epoch.
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32);
+    /// Something happens to a partition. After [`PartitionChange::Assigned`] the instance may receive its records, after the
+    /// others it receives no more of this partition and epoch.
+    ///
+    /// # Errors
+    /// The instance cannot follow it, and is to be dropped.
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), InstanceError>;
 
     /// The last call has returned: finish pending work within the deadline.
-    fn drain(&mut self, deadline_ms: u64);
+    ///
+    /// # Errors
+    /// What was not finished.
+    fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError>;
 }
 
 /// The input of a call.
@@ -155,6 +190,8 @@ pub struct CallRequest<'a> {
     pub records: &'a [RawRecord],
     /// Timeout of the whole call in milliseconds, as reported to the handler; 0 means no limit.
     pub timeout_ms: u64,
+    /// Timeout of each record in milliseconds, from when it starts, as reported to the handler; 0 means no limit of its own.
+    pub record_timeout_ms: u64,
     /// Set from any thread once the result is not needed any more: the call timed out, or a partition of its records is
     /// not assigned any more. Visible to the handler through its context.
     pub cancel: &'a CancelFlag,
@@ -166,7 +203,7 @@ pub enum CallStatus {
     /// Ready for the next call.
     Usable,
     /// It panicked or violated the contract: drop it and build another.
-    Spent,
+    Poisoned,
 }
 
 /// The progress of an instance's current call, readable from any thread.
@@ -272,15 +309,15 @@ impl LoadError {
     }
 }
 
-/// Why an instance is not healthy.
+/// Why an instance is not healthy, or cannot follow what happens.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HealthError {
-    /// The handler's reason; a later check may succeed.
+pub enum InstanceError {
+    /// The handler's reason; a later attempt may succeed.
     #[error("{0}")]
-    Unhealthy(String),
-    /// The check panicked, or the instance panicked earlier or is gone: drop it and build another.
+    Failed(String),
+    /// The handler panicked, or the instance panicked earlier or is gone: drop it and build another.
     #[error("{0}")]
-    Spent(String),
+    Poisoned(String),
 }
 
 /// Why an instance was not reconfigured.
@@ -291,7 +328,7 @@ pub enum NotTaken {
     Refused(String),
     /// It panicked, now or earlier: drop it and build another.
     #[error("instance failed to apply its new config: {0}")]
-    Spent(String),
+    Poisoned(String),
 }
 
 /// Why an instance was not built.

@@ -50,6 +50,7 @@ fn main() {
                 let call = CallRequest {
                     records: &raw[..size],
                     timeout_ms: 5_000,
+                    record_timeout_ms: 0,
                     cancel: &cancel,
                 };
                 let status = noop.handle(&call, &mut outcomes[..size], &mut output);

@@ -11,9 +11,9 @@ use abi_stable::abi_stability::abi_checking::{
 };
 use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use sluicegate_abi::descriptor::{DESCRIPTOR_SYMBOL, RECONFIGURE_SYMBOL};
+use sluicegate_abi::descriptor::DESCRIPTOR_SYMBOL;
 use sluicegate_abi::host::{InstanceError, Module};
-use sluicegate_abi::module::{PluginModule_Ref, Reconfigure};
+use sluicegate_abi::module::PluginModule_Ref;
 
 use crate::artefact::{Artefact, Extent};
 use crate::private_copy::PrivateCopy;
@@ -100,18 +100,7 @@ pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Im
     same_bytes(&library, artefact, copy)?;
     let layout_checked = root_module(&library)?;
     // SAFETY: its layout was just checked, and the image is never unmapped.
-    Ok(unsafe { Module::new(layout_checked, reconfigure(&library)) })
-}
-
-/// The function that reconfigures instances; older libraries lack it.
-fn reconfigure(library: &Library) -> Option<Reconfigure> {
-    let symbol = format!("{RECONFIGURE_SYMBOL}\0");
-    // SAFETY: a symbol of this name is a static of this type, made by the export macro. The types of its arguments are
-    // those of functions in the root module, whose layout is checked.
-    unsafe {
-        let place = library.get::<*const Reconfigure>(symbol.as_bytes()).ok()?;
-        Some(**place)
-    }
+    Ok(unsafe { Module::new(layout_checked) })
 }
 
 /// Counts a load; fails at the limit.
@@ -200,8 +189,9 @@ fn root_module(library: &Library) -> Result<PluginModule_Ref, ImageError> {
         .map_err(|error| ImageError::Header(first_line(&error.to_string()).to_owned()))?;
     let theirs = loaded.layout().ok_or(ImageError::NoLayout)?;
     let ours = <PluginModule_Ref as StableAbi>::LAYOUT;
-    // The errors point into the library, so they are converted to text immediately.
-    check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new())
+    // What the plugin knows must be a part of what this service has: a plugin of an earlier minor lacks functions, and one of a later
+    // minor was refused by its descriptor. The errors point into the library, so they are converted to text immediately.
+    check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new())
         .map_err(|error| ImageError::Layout(first_difference(&error.to_string())))?;
     // SAFETY: the layout was checked above.
     unsafe { loaded.unchecked_layout::<PluginModule_Ref>() }

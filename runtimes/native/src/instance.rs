@@ -2,15 +2,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sluicegate_abi::board::Board;
-use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance, InstanceError};
-use sluicegate_abi::plugin::{Emission, Refusal};
+use sluicegate_abi::host::{self, CallEnd, CallLimits, CallSink, HostSink, Instance, LogLine};
+use sluicegate_abi::plugin::{EmitResult, Refusal};
+use sluicegate_abi::progress::SharedProgress;
+use sluicegate_abi::record::ProducerRecord;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, Emit, HandlerInstance,
-    HealthError, HostServices, LogLevel, MetricKind, NotTaken, RawOutcome, outcome_code,
-    outcome_flag,
+    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CancelFlag, Emit,
+    HandlerInstance, HostServices, InstanceError, LogLevel, MetricKind, NotTaken, PartitionEvent,
+    RawOutcome, outcome_code, outcome_flag,
 };
 
+const PANICKED_EARLIER: &str = "the instance panicked earlier";
+/// Maximum bytes of what a call emits, with what is needed to find them.
+const MAX_EMITTED: usize = 32 << 20;
+/// Maximum bytes of one text of a call, and of all.
+const MAX_DETAIL: usize = 8 << 10;
+const MAX_DETAILS: usize = 4 << 20;
 /// Number of records per call without reallocation.
 const FIRST_CAPACITY: usize = 1024;
 
@@ -18,54 +25,50 @@ pub(crate) struct NativeInstance {
     /// `None` only during drop.
     instance: Option<Instance>,
     services: Arc<dyn HostServices>,
-    board: Arc<Board>,
+    progress: Arc<SharedProgress>,
     monitor: Arc<NativeMonitor>,
     serial: u64,
-    spent: bool,
+    poisoned: bool,
 }
 
 impl NativeInstance {
     pub(crate) fn new(instance: Instance, services: Arc<dyn HostServices>) -> Self {
-        let board = Arc::new(Board::new(FIRST_CAPACITY));
+        let progress = Arc::new(SharedProgress::new(FIRST_CAPACITY));
         let monitor = Arc::new(NativeMonitor {
-            board: Mutex::new(Arc::clone(&board)),
+            progress: Mutex::new(Arc::clone(&progress)),
         });
         Self {
             instance: Some(instance),
             services,
-            board,
+            progress,
             monitor,
             serial: 0,
-            spent: false,
+            poisoned: false,
         }
     }
 
     fn reserve(&mut self, records: usize) {
-        if records > self.board.capacity() {
-            self.board = Arc::new(Board::new(records.next_power_of_two()));
-            *self.monitor.lock() = Arc::clone(&self.board);
+        if records > self.progress.capacity() {
+            self.progress = Arc::new(SharedProgress::new(records.next_power_of_two()));
+            *self.monitor.lock() = Arc::clone(&self.progress);
         }
     }
 
     /// Runs a lifecycle call; a panic in it makes the instance unusable.
     fn lifecycle_call(
         &mut self,
-        what: &str,
-        work: impl FnOnce(&mut Instance) -> Result<(), InstanceError>,
-    ) {
-        if self.spent {
-            return;
-        }
-        let Some(instance) = &mut self.instance else {
-            return;
+        work: impl FnOnce(&mut Instance) -> Result<(), host::InstanceError>,
+    ) -> Result<(), InstanceError> {
+        let Some(instance) = self.instance.as_mut().filter(|_| !self.poisoned) else {
+            return Err(InstanceError::Poisoned(PANICKED_EARLIER.into()));
         };
-        if let Err(panic) = work(instance) {
-            self.spent = true;
-            self.services.log(
-                LogLevel::Error,
-                &format!("handler panicked in `{what}`: {panic}"),
-            );
-        }
+        work(instance).map_err(|error| match error {
+            host::InstanceError::Failed(reason) => InstanceError::Failed(reason),
+            host::InstanceError::Panicked(panic) => {
+                self.poisoned = true;
+                InstanceError::Poisoned(panic)
+            }
+        })
     }
 }
 
@@ -79,33 +82,39 @@ impl HandlerInstance for NativeInstance {
         let CallRequest {
             records,
             timeout_ms,
+            record_timeout_ms,
             cancel,
         } = *call;
         debug_assert_eq!(records.len(), outcomes.len(), "one outcome per record");
         self.reserve(records.len());
-        let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
-            return CallStatus::Spent;
+        let Some(instance) = self.instance.as_mut().filter(|_| !self.poisoned) else {
+            return CallStatus::Poisoned;
         };
         self.serial += 1;
         let mut sink = OutputSink {
             output,
             records: records.len() as u32,
+            cancel,
+            detail_bytes: 0,
         };
         let end = instance.handle(
             records,
             self.serial,
-            timeout_ms,
+            CallLimits {
+                timeout_ms,
+                record_timeout_ms,
+            },
             cancel,
-            &self.board,
+            &self.progress,
             &mut sink,
         );
-        self.board.close(outcomes);
+        self.progress.close(outcomes);
         discard_emits_of_failures(outcomes, output);
         match end {
             CallEnd::Usable => CallStatus::Usable,
-            CallEnd::Spent => {
-                self.spent = true;
-                CallStatus::Spent
+            CallEnd::Poisoned => {
+                self.poisoned = true;
+                CallStatus::Poisoned
             }
         }
     }
@@ -114,19 +123,13 @@ impl HandlerInstance for NativeInstance {
         Arc::clone(&self.monitor) as _
     }
 
-    fn health(&mut self) -> Result<(), HealthError> {
-        let Some(instance) = &mut self.instance else {
-            return Err(HealthError::Spent("the instance was dropped".into()));
-        };
-        instance.health().map_err(|error| match error {
-            InstanceError::Failed(reason) => HealthError::Unhealthy(reason),
-            InstanceError::Panicked(panic) => HealthError::Spent(panic),
-        })
+    fn health(&mut self) -> Result<(), InstanceError> {
+        self.lifecycle_call(Instance::health)
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
-        let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
-            return Err(NotTaken::Spent("the instance panicked earlier".into()));
+        let Some(instance) = self.instance.as_mut().filter(|_| !self.poisoned) else {
+            return Err(NotTaken::Poisoned(PANICKED_EARLIER.into()));
         };
         instance
             .reconfigure(config_json)
@@ -137,27 +140,19 @@ impl HandlerInstance for NativeInstance {
                 host::NotTaken::Refused(Refusal::Unknown) => {
                     NotTaken::Refused("it cannot be reconfigured".into())
                 }
-                host::NotTaken::Spent(panic) => {
-                    self.spent = true;
-                    NotTaken::Spent(panic)
+                host::NotTaken::Poisoned(panic) => {
+                    self.poisoned = true;
+                    NotTaken::Poisoned(panic)
                 }
             })
     }
 
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.lifecycle_call("assigned", |instance| {
-            instance.assigned(topic, partition, epoch)
-        });
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), InstanceError> {
+        self.lifecycle_call(|instance| instance.partition(event))
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.lifecycle_call("revoked", |instance| {
-            instance.revoked(topic, partition, epoch)
-        });
-    }
-
-    fn drain(&mut self, deadline_ms: u64) {
-        self.lifecycle_call("drain", |instance| instance.drain(deadline_ms));
+    fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError> {
+        self.lifecycle_call(|instance| instance.drain(deadline_ms))
     }
 }
 
@@ -191,14 +186,14 @@ fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutpu
     }
 }
 
-/// Holds the instance's board, which is replaced when a call exceeds its capacity.
+/// Holds the progress of the instance's calls, which is replaced when a call exceeds its capacity.
 struct NativeMonitor {
-    board: Mutex<Arc<Board>>,
+    progress: Mutex<Arc<SharedProgress>>,
 }
 
 impl NativeMonitor {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Board>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<SharedProgress>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -217,25 +212,38 @@ impl CallMonitor for NativeMonitor {
 struct OutputSink<'a> {
     output: &'a mut CallOutput,
     records: u32,
+    cancel: &'a CancelFlag,
+    /// Bytes of the texts so far.
+    detail_bytes: usize,
 }
 
 impl CallSink for OutputSink<'_> {
-    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool {
-        if record >= self.records || emission.topic.is_empty() {
-            return false;
+    fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult {
+        if record >= self.records || emitted.topic.is_empty() {
+            return EmitResult::Denied;
         }
-        self.output.emits.push(&Emit {
+        if self.cancel.is_cancelled() {
+            return EmitResult::Cancelled;
+        }
+        let emit = Emit {
             record,
-            topic: emission.topic,
-            partition: emission.partition,
-            timestamp_ms: emission.timestamp_ms,
-            key: emission.key,
-            value: emission.value,
-            headers: emission.headers,
-        })
+            to: *emitted,
+        };
+        if self.output.emits.held() + emit.size() > MAX_EMITTED {
+            return EmitResult::Full;
+        }
+        match self.output.emits.push(&emit) {
+            true => EmitResult::Taken,
+            false => EmitResult::Denied,
+        }
     }
 
     fn detail(&mut self, text: &str) -> u32 {
+        let text = &text[..text.floor_char_boundary(MAX_DETAIL)];
+        if self.detail_bytes + text.len() > MAX_DETAILS {
+            return 0;
+        }
+        self.detail_bytes += text.len();
         self.output.details.push(text.to_string());
         u32::try_from(self.output.details.len()).unwrap_or(0)
     }
@@ -245,15 +253,15 @@ impl CallSink for OutputSink<'_> {
 pub(crate) struct ServicesSink(pub(crate) Arc<dyn HostServices>);
 
 impl HostSink for ServicesSink {
-    fn log(&self, level: u32, message: &str) {
-        let level = match level {
+    fn log(&self, line: &LogLine<'_>) {
+        let level = match line.level {
             0 => LogLevel::Error,
             1 => LogLevel::Warn,
             2 => LogLevel::Info,
             3 => LogLevel::Debug,
             _ => LogLevel::Trace,
         };
-        self.0.log(level, message);
+        self.0.log(level, line.message);
     }
 
     fn metric(&self, kind: u32, name: &str, value: f64) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use sluicegate_abi::host::Module;
-use sluicegate_abi::plugin::Refusal;
+use sluicegate_abi::plugin::{Create, Refusal};
 use sluicegate_runtime::{
-    CreateError, HandlerInfo, HandlerInstance, HostServices, LoadError, LoadedPlugin,
+    CreateError, CreateRequest, HandlerInfo, HandlerInstance, LoadError, LoadedPlugin,
     PluginIdentity,
 };
 
@@ -56,10 +56,7 @@ impl NativePlugin {
         let (module, text) = opened
             .map_err(|no_answer| undescribed(no_answer.into()))?
             .map_err(|error: ImageError| refused(&path, error.gate(), error))?;
-        let mut handlers = handlers(&text, &identity).map_err(undescribed)?;
-        for handler in &mut handlers {
-            handler.takes_config &= module.reconfigures();
-        }
+        let handlers = handlers(&text, &identity).map_err(undescribed)?;
         Ok(Self {
             identity,
             handlers,
@@ -155,23 +152,21 @@ impl LoadedPlugin for NativePlugin {
         &self.handlers
     }
 
-    fn create(
-        &self,
-        handler: &str,
-        instance_name: &str,
-        config_json: &str,
-        services: Arc<dyn HostServices>,
-    ) -> Result<Box<dyn HandlerInstance>, CreateError> {
-        let sink = Arc::new(ServicesSink(Arc::clone(&services)));
-        match self
-            .module
-            .create(sink, handler, instance_name, config_json)
-        {
-            Ok(instance) => Ok(Box::new(NativeInstance::new(instance, services))),
+    fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError> {
+        let sink = Arc::new(ServicesSink(Arc::clone(&request.services)));
+        let create = Create {
+            handler: request.handler,
+            instance: request.name,
+            config: request.config_json,
+            worker: request.worker,
+            generation: request.generation,
+        };
+        match self.module.create(sink, &create) {
+            Ok(instance) => Ok(Box::new(NativeInstance::new(instance, request.services))),
             Err(Refusal::Config(text)) => Err(CreateError::Config(text)),
             Err(Refusal::Failed(text)) => Err(CreateError::Failed(text)),
             Err(Refusal::Unknown) => Err(CreateError::Unknown {
-                name: handler.to_string(),
+                name: request.handler.to_string(),
                 known: self.identity.handlers.join(", "),
             }),
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sluicegate_native::NativeRuntime;
-use sluicegate_runtime::{CallStatus, HandlerRuntime, LoadedPlugin, outcome_code};
+use sluicegate_runtime::{CallStatus, CreateRequest, HandlerRuntime, LoadedPlugin, outcome_code};
 use support::{CapturedOutput, built, codes, handle, load, records};
 
 #[test]
@@ -23,7 +23,12 @@ fn a_replaced_file_is_loaded_next_to_the_old_generation() {
     let old = NativeRuntime.load(&file, &cache, 1).unwrap();
     let captured: Arc<CapturedOutput> = Arc::default();
     let mut old_instance = old
-        .create("relay", "a", r#"{"topic":"out"}"#, captured.clone())
+        .create(CreateRequest::new(
+            "relay",
+            "a",
+            r#"{"topic":"out"}"#,
+            captured.clone(),
+        ))
         .unwrap();
 
     let next = folder.path().join("next.so");
@@ -36,7 +41,7 @@ fn a_replaced_file_is_loaded_next_to_the_old_generation() {
     );
     assert_ne!(old.identity().sha256, new.identity().sha256);
     let mut new_instance = new
-        .create("misbehave", "b", "{}", captured.clone())
+        .create(CreateRequest::new("misbehave", "b", "{}", captured.clone()))
         .unwrap();
 
     assert_eq!(
@@ -90,7 +95,12 @@ fn two_hundred_generations_are_loaded_and_freed() {
             let (plugin, captured) = (Arc::clone(&plugin), captured.clone());
             std::thread::spawn(move || {
                 let mut relay = plugin
-                    .create("relay", "w", r#"{"topic":"out"}"#, captured)
+                    .create(CreateRequest::new(
+                        "relay",
+                        "w",
+                        r#"{"topic":"out"}"#,
+                        captured,
+                    ))
                     .unwrap();
                 let (status, outcomes, _) = handle(relay.as_mut(), &records(&["v"]));
                 (status, codes(&outcomes))

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use sluicegate_runtime::{
-    CallProgress, CallStatus, CancelFlag, CreateError, outcome_code, outcome_flag,
+    CallProgress, CallStatus, CancelFlag, CreateError, CreateRequest, outcome_code, outcome_flag,
 };
 use support::{built, codes, handle, handle_until, load, records};
 
@@ -27,7 +27,7 @@ fn a_panic_ends_the_instance_and_keeps_earlier_outcomes() {
     let config = config(&[rule("k2", r#""do":"panic""#)], r#","emit_to":"out""#);
     let mut instance = loaded.create("misbehave", &config);
     let (status, outcomes, output) = handle(instance.as_mut(), &records(&["a", "b", "c", "d"]));
-    assert_eq!(status, CallStatus::Spent);
+    assert_eq!(status, CallStatus::Poisoned);
     assert_eq!(
         codes(&outcomes),
         [
@@ -46,7 +46,7 @@ fn a_panic_ends_the_instance_and_keeps_earlier_outcomes() {
     let (status, outcomes, _) = handle(instance.as_mut(), &records(&["a"]));
     assert_eq!(
         (status, codes(&outcomes)),
-        (CallStatus::Spent, vec![outcome_code::NOT_RUN])
+        (CallStatus::Poisoned, vec![outcome_code::NOT_RUN])
     );
     drop(instance);
     let mut next = loaded.create("misbehave", &config);
@@ -61,7 +61,12 @@ fn panics_in_create_and_drop_are_contained() {
     let loaded = load(&built("misbehave"));
     let error = loaded
         .plugin
-        .create("misbehave-create", "x", "{}", loaded.captured.clone())
+        .create(CreateRequest::new(
+            "misbehave-create",
+            "x",
+            "{}",
+            loaded.captured.clone(),
+        ))
         .err()
         .unwrap();
     assert!(matches!(error, CreateError::Failed(_)));
@@ -140,7 +145,9 @@ fn a_hang_is_visible_to_the_monitor_and_costs_one_record() {
     let captured = loaded.captured.clone();
     // The thread is abandoned, as the service does after a call timeout.
     std::thread::spawn(move || {
-        let mut instance = plugin.create("misbehave", "w", &config, captured).unwrap();
+        let mut instance = plugin
+            .create(CreateRequest::new("misbehave", "w", &config, captured))
+            .unwrap();
         monitors.send(instance.monitor()).unwrap();
         let parts = records(&["a", "b", "c", "d"]);
         handle_until(instance.as_mut(), &parts, 50, &CancelFlag::default());
@@ -196,7 +203,7 @@ fn a_panic_in_a_batch_fails_records_without_an_outcome() {
         [outcome_code::DROP, outcome_code::ACK]
     );
     let (status, outcomes, _) = handle(instance.as_mut(), &records(&["drop", "panic", "x"]));
-    assert_eq!(status, CallStatus::Spent);
+    assert_eq!(status, CallStatus::Poisoned);
     assert_eq!(
         codes(&outcomes),
         [

@@ -249,19 +249,6 @@ fn each_unusable_file_is_refused_with_its_reason_and_a_loaded_plugin_keeps_worki
     assert_eq!(status, CallStatus::Usable);
 }
 
-#[test]
-fn a_library_without_the_reconfigure_function_takes_no_config() {
-    let path = built("sluicegate-handler-relay");
-    let takes_config = |path: &Path| load(path).plugin.handlers()[0].takes_config;
-    assert!(takes_config(&path));
-    let v = Variants::of(&path);
-    let older = v.replaced(
-        b"SLUICEGATE_PLUGIN_RECONFIGURE",
-        b"SLUICEGATE_PLUGIN_RECONFIGUXX",
-    );
-    assert!(!takes_config(&older));
-}
-
 /// The pipe has no writer: opening it would block, and with it the scan of the folder.
 #[test]
 fn a_pipe_in_the_folder_is_refused_without_blocking() {

@@ -3,7 +3,9 @@
 mod support;
 
 use sluicegate_native::NativeRuntime;
-use sluicegate_runtime::{CallStatus, CreateError, HandlerRuntime, outcome_code, outcome_flag};
+use sluicegate_runtime::{
+    CallStatus, CreateError, CreateRequest, HandlerRuntime, outcome_code, outcome_flag,
+};
 use support::{built, codes, handle, load, records};
 
 #[test]
@@ -34,7 +36,7 @@ fn relay_loads_and_copies_a_record() {
     );
     let second = output.emits.get(1).expect("both have emitted");
     assert_eq!(
-        (second.record, second.topic, second.value),
+        (second.record, second.to.topic, second.to.value),
         (1, "out", Some(&b"b"[..]))
     );
     assert_eq!(relay.health(), Ok(()));
@@ -44,7 +46,12 @@ fn relay_loads_and_copies_a_record() {
     let services = loaded.captured.clone();
     let refusal = loaded
         .plugin
-        .create("relay", "x", "{\"topic\":5}", services.clone())
+        .create(CreateRequest::new(
+            "relay",
+            "x",
+            "{\"topic\":5}",
+            services.clone(),
+        ))
         .err()
         .unwrap();
     assert_eq!(
@@ -53,7 +60,7 @@ fn relay_loads_and_copies_a_record() {
     );
     let unknown = loaded
         .plugin
-        .create("relai", "x", "{}", services)
+        .create(CreateRequest::new("relai", "x", "{}", services))
         .err()
         .unwrap();
     assert!(matches!(unknown, CreateError::Unknown { .. }));

@@ -10,9 +10,9 @@ use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PumpMessage, RecordId};
 use sluicegate_engine::emit::{Delivery, EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::source::Wake;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, Emit, HandlerInfo,
-    HandlerInstance, HealthError, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
-    RawRecord, outcome_code, outcome_flag,
+    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, CreateRequest,
+    Emit, HandlerInfo, HandlerInstance, InstanceError, LoadedPlugin, NotTaken, PartitionChange,
+    PartitionEvent, PluginIdentity, RawOutcome, RawRecord, outcome_code, outcome_flag,
 };
 
 use crate::wait::wait_until;
@@ -55,6 +55,8 @@ pub struct Script {
     opened: Condvar,
     /// Number of creations that still fail.
     pub failing_creations: AtomicU32,
+    /// Number of assigned partitions that instances still refuse.
+    pub failing_assignments: AtomicU32,
     /// Number of instances built so far.
     pub built: AtomicU32,
     /// Number of instances dropped so far.
@@ -153,13 +155,12 @@ impl LoadedPlugin for ScriptedPlugin {
         &self.infos
     }
 
-    fn create(
-        &self,
-        handler: &str,
-        instance_name: &str,
-        config_json: &str,
-        _services: Arc<dyn HostServices>,
-    ) -> Result<Box<dyn HandlerInstance>, CreateError> {
+    fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError> {
+        let CreateRequest {
+            handler,
+            config_json,
+            ..
+        } = request;
         if !self.identity.handlers.iter().any(|known| known == handler) {
             return Err(CreateError::Unknown {
                 name: handler.to_owned(),
@@ -180,9 +181,9 @@ impl LoadedPlugin for ScriptedPlugin {
         self.script.built.fetch_add(1, Ordering::SeqCst);
         relock(&self.script.configs).push(format!("built with {config_json}"));
         Ok(Box::new(Instance {
-            name: instance_name.to_owned(),
+            name: request.name.to_owned(),
             healthy: !config_json.contains("unhealthy"),
-            spent: false,
+            poisoned: false,
             monitor: Arc::new(Monitor {
                 script: Arc::clone(&self.script),
                 serial: AtomicU64::new(0),
@@ -199,7 +200,7 @@ impl LoadedPlugin for ScriptedPlugin {
 struct Instance {
     name: String,
     healthy: bool,
-    spent: bool,
+    poisoned: bool,
     monitor: Arc<Monitor>,
 }
 
@@ -245,10 +246,9 @@ impl Instance {
             ..RawOutcome::default()
         };
         let mut emit = |topic: &str| {
-            output.emits.extend([Emit {
-                value: Some(b"emitted"),
-                ..Emit::to(index, topic)
-            }]);
+            output
+                .emits
+                .extend([Emit::new(index, topic, Some(b"emitted"))]);
             outcome_flag::EMITTED
         };
         match step {
@@ -288,8 +288,8 @@ impl HandlerInstance for Instance {
         outcomes: &mut [RawOutcome],
         output: &mut CallOutput,
     ) -> CallStatus {
-        if self.spent {
-            return CallStatus::Spent;
+        if self.poisoned {
+            return CallStatus::Poisoned;
         }
         let script = &self.monitor.script;
         let records = call.records;
@@ -305,7 +305,7 @@ impl HandlerInstance for Instance {
             relock(&script.started).push(record.offset);
             outcomes[index] = self.one(index as u32, record, output);
             if outcomes[index].code == outcome_code::PANICKED {
-                status = CallStatus::Spent;
+                status = CallStatus::Poisoned;
                 break;
             }
             if let Some(done) = relock(&self.monitor.progress).as_mut() {
@@ -320,22 +320,22 @@ impl HandlerInstance for Instance {
         Arc::clone(&self.monitor) as Arc<dyn CallMonitor>
     }
 
-    fn health(&mut self) -> Result<(), HealthError> {
+    fn health(&mut self) -> Result<(), InstanceError> {
         if self.monitor.script.hanging_checks.load(Ordering::SeqCst) {
             self.monitor.script.pass("check");
         }
         let panicking = &self.monitor.script.panicking_checks;
         let panics =
             panicking.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-        self.spent |= panics.is_ok();
-        if self.spent {
-            return Err(HealthError::Spent("scripted panic in health".to_owned()));
+        self.poisoned |= panics.is_ok();
+        if self.poisoned {
+            return Err(InstanceError::Poisoned(
+                "scripted panic in health".to_owned(),
+            ));
         }
         match self.healthy && !self.monitor.script.unhealthy.load(Ordering::SeqCst) {
             true => Ok(()),
-            false => Err(HealthError::Unhealthy(
-                "scripted to be unhealthy".to_owned(),
-            )),
+            false => Err(InstanceError::Failed("scripted to be unhealthy".to_owned())),
         }
     }
 
@@ -346,7 +346,7 @@ impl HandlerInstance for Instance {
         let mut configs = relock(&self.monitor.script.configs);
         let taken = format!("took {config_json}");
         if config_json.contains("spend") {
-            return Err(NotTaken::Spent("scripted panic".to_owned()));
+            return Err(NotTaken::Poisoned("scripted panic".to_owned()));
         }
         if config_json.contains("refuse") {
             return Err(NotTaken::Refused("at /refuse: not allowed".to_owned()));
@@ -359,16 +359,33 @@ impl HandlerInstance for Instance {
         Ok(())
     }
 
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.record(format!("assigned {topic}/{partition} {epoch}"));
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), InstanceError> {
+        let PartitionEvent {
+            topic,
+            partition,
+            epoch,
+            ..
+        } = event;
+        let change = match event.change {
+            PartitionChange::Assigned => "assigned",
+            PartitionChange::Revoked => "revoked",
+            PartitionChange::Lost => "lost",
+        };
+        self.record(format!("{change} {topic}/{partition} {epoch}"));
+        if event.change != PartitionChange::Assigned {
+            return Ok(());
+        }
+        let failing = &self.monitor.script.failing_assignments;
+        let fails = failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        match fails {
+            Ok(_) => Err(InstanceError::Failed("scripted to fail".to_owned())),
+            Err(_) => Ok(()),
+        }
     }
 
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.record(format!("revoked {topic}/{partition} {epoch}"));
-    }
-
-    fn drain(&mut self, _deadline_ms: u64) {
+    fn drain(&mut self, _deadline_ms: u64) -> Result<(), InstanceError> {
         self.monitor.script.drained.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_sdk::{
     AsyncHandler, Batch, BatchContext, BatchHandler, Context, Emit, Handler, HandlerError, Level,
-    Outcome, Record, Setup,
+    Outcome, Record, Result, Setup,
 };
 
 use predicate::{Condition, When};
@@ -116,7 +116,7 @@ struct ReadyRule {
 static DONE: LazyLock<Mutex<HashMap<String, u64>>> = LazyLock::new(Mutex::default);
 
 impl ReadyRule {
-    fn new(index: usize, rule: &Rule) -> Result<Self, HandlerError> {
+    fn new(index: usize, rule: &Rule) -> Result<Self> {
         let at = |text: String| HandlerError::terminal(format!("`rules[{index}]`: {text}"));
         let when: When = sluicegate_sdk::json::from_value(&rule.when)
             .map_err(|error| at(format!("`when`: {error}")))?;
@@ -207,7 +207,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Misbehave {
-    fn ready(config: Config) -> Result<Self, HandlerError> {
+    fn ready(config: Config) -> Result<Self> {
         let rules = config
             .rules
             .iter()
@@ -227,23 +227,23 @@ impl Handler for Misbehave {
     type Config = Config;
     const TAKES_CONFIG: bool = true;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self> {
         if let Some(time) = &config.slow_start {
             std::thread::sleep(parse_duration(time).map_err(HandlerError::terminal)?);
         }
         Self::ready(config)
     }
 
-    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+    fn reconfigure(&mut self, config: Config) -> Result<()> {
         *self = Self::ready(config)?;
         Ok(())
     }
 
-    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Result {
         if self.emit_first
             && let Some(topic) = &self.emit_to
         {
-            ctx.emit(&Emit::copy_of(record, topic));
+            ctx.emit(Emit::copy_of(record, topic));
         }
         let says = self.says.as_deref();
         if let Some(says) = says {
@@ -252,17 +252,17 @@ impl Handler for Misbehave {
         }
         let fitting = self.rules.iter().find(|rule| rule.fits(record));
         if let Some(outcome) = fitting.and_then(|rule| rule.commit(record, says)) {
-            return outcome;
+            return Ok(outcome);
         }
         if !self.emit_first
             && let Some(topic) = &self.emit_to
         {
-            ctx.emit(&Emit::copy_of(record, topic));
+            ctx.emit(Emit::copy_of(record, topic));
         }
-        Outcome::Ack
+        Ok(Outcome::Ack)
     }
 
-    fn health(&mut self) -> Result<(), HandlerError> {
+    fn health(&mut self) -> Result<()> {
         match &self.unhealthy_while {
             Some(path) if path.exists() => {
                 let says = self.says.as_deref().unwrap_or("on purpose");
@@ -273,24 +273,19 @@ impl Handler for Misbehave {
     }
 }
 
-/// No config.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Nothing {}
-
 /// Panics when it is dropped.
 pub struct BadDrop;
 
 impl Handler for BadDrop {
-    type Config = Nothing;
+    type Config = ();
     const KEEPS_KEY_STATE: bool = true;
 
-    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new((): (), _: &mut Setup) -> Result<Self> {
         Ok(Self)
     }
 
-    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
-        Outcome::Ack
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Result {
+        Ok(Outcome::Ack)
     }
 }
 
@@ -304,14 +299,14 @@ impl Drop for BadDrop {
 pub struct BadCreate;
 
 impl Handler for BadCreate {
-    type Config = Nothing;
+    type Config = ();
 
-    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new((): (), _: &mut Setup) -> Result<Self> {
         panic!("create on purpose")
     }
 
-    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
-        Outcome::Ack
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Result {
+        Ok(Outcome::Ack)
     }
 }
 
@@ -319,20 +314,20 @@ impl Handler for BadCreate {
 pub struct BadBatch;
 
 impl BatchHandler for BadBatch {
-    type Config = Nothing;
+    type Config = ();
 
-    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+    fn new((): (), _: &mut Setup) -> Result<Self> {
         Ok(Self)
     }
 
-    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Result {
         for (index, record) in batch.iter().enumerate() {
             assert!(record.value() != Some(b"panic"), "batch on purpose");
             if record.value() == Some(b"drop") {
                 ctx.settle(index, &Outcome::drop("dropped on purpose"));
             }
         }
-        Outcome::Ack
+        Ok(Outcome::Ack)
     }
 }
 
@@ -340,22 +335,17 @@ impl BatchHandler for BadBatch {
 pub struct Wait;
 
 impl AsyncHandler for Wait {
-    type Config = Nothing;
+    type Config = ();
 
-    async fn new(_: Nothing, setup: &mut Setup) -> Result<Self, HandlerError> {
+    async fn new((): (), setup: &mut Setup) -> Result<Self> {
         setup.set_concurrency(8);
         Ok(Self)
     }
 
-    async fn handle(&self, record: &Record<'_>, _: &mut Context<'_>) -> Outcome {
-        let millis: Result<u64, HandlerError> = record.json();
-        match millis {
-            Ok(millis) => {
-                sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
-                Outcome::Ack
-            }
-            Err(error) => error.into(),
-        }
+    async fn handle(&self, record: &Record<'_>, _: &mut Context<'_>) -> Result {
+        let millis = record.json()?;
+        sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
+        Ok(Outcome::Ack)
     }
 }
 

@@ -89,8 +89,8 @@ fn one_record_in_n_panics_and_the_new_instance_continues() {
     let mut panics = 0;
     for offset in 0..50 {
         let run = kit.run([flight("k", offset, "UA", "1")]);
-        panics += usize::from(run.spent);
-        assert_eq!(run.spent, offset % 5 == 4, "record {offset}");
+        panics += usize::from(run.poisoned);
+        assert_eq!(run.poisoned, offset % 5 == 4, "record {offset}");
     }
     assert_eq!(panics, 10);
 }

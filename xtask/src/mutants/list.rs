@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use super::Mutant;
 use super::suites::{
-    CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER,
-    LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT,
-    SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
+    ABI, CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
+    LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES,
+    SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
 mod chains;
@@ -78,6 +78,26 @@ const SERVICE: &[Mutant] = &[
         name: "fence-not-checked",
         what: "a handler is called for the next record although the call is cancelled",
         suite: SDK_RULES,
+    },
+    Mutant {
+        name: "record-fence-not-checked",
+        what: "a record is started although its partition was revoked since it was delivered",
+        suite: ABI,
+    },
+    Mutant {
+        name: "fence-stays-open",
+        what: "records of a revoked partition that a call has are still admitted",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "deadline-not-renewed",
+        what: "the deadline of a record counts from the start of its call",
+        suite: SDK_RULES,
+    },
+    Mutant {
+        name: "lost-told-as-revoked",
+        what: "an instance is told that a lost partition was revoked",
+        suite: POOL,
     },
     Mutant {
         name: "lent-record-freed",
@@ -290,7 +310,7 @@ const SERVICE: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
-        name: "spent-instance-stays",
+        name: "poisoned-instance-stays",
         what: "an instance whose health check panicked is kept, and checked again for ever",
         suite: POOL,
     },

@@ -10,6 +10,8 @@ pub(super) const PLUGINS: &[&str] = &["-p", "sluicegate-plugins", "--lib"];
 pub(super) const RECALL: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::recall"];
 pub(super) const ENDING: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::ending"];
 pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::watchdog"];
+/// Both sides of the ABI in one process.
+pub(super) const ABI: &[&str] = &["-p", "sluicegate-abi", "--lib"];
 /// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 pub(super) const COMMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "commit"];

@@ -1,6 +1,8 @@
 //! The interface between a pump and the threads that run instances; `sluicegate-pool` implements it, tests script it.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sluicegate_runtime::RawOutcome;
 
@@ -15,15 +17,56 @@ pub enum PoolState {
     Failed,
 }
 
-/// An owned partition, as instances see it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// An owned partition, as instances see it. Compared by topic, partition and epoch.
+#[derive(Clone, Debug)]
 pub struct OwnedPartition {
     /// Topic name.
     pub topic: Arc<str>,
     /// Partition number.
     pub partition: i32,
     /// Fencing number of the ownership (G5).
-    pub epoch: u32,
+    pub epoch: u64,
+    /// Offset of its first record.
+    pub start: i64,
+    /// Set when it is lost instead of revoked: another member may have it already.
+    pub lost: Arc<AtomicBool>,
+}
+
+impl OwnedPartition {
+    /// A partition that is owned from its beginning.
+    pub fn new(topic: &str, partition: i32, epoch: u64) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+            epoch,
+            start: 0,
+            lost: Arc::default(),
+        }
+    }
+
+    fn id(&self) -> (&str, i32, u64) {
+        (&self.topic, self.partition, self.epoch)
+    }
+}
+
+impl PartialEq for OwnedPartition {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for OwnedPartition {}
+
+impl PartialOrd for OwnedPartition {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for OwnedPartition {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.id().cmp(&other.id())
+    }
 }
 
 /// The threads of one handler generation (or of several handlers that share a named pool).

@@ -2,42 +2,12 @@
 
 use std::sync::Arc;
 
+pub use sluicegate_abi::record::ProducerRecord;
 use sluicegate_config::secret::Redactor;
-use sluicegate_runtime::Emit;
 
 use super::failure::EmitFailure;
 use super::token::EmitToken;
 use crate::dispatch::Inbox;
-
-/// A record to produce, borrowed.
-#[derive(Clone, Copy, Debug)]
-pub struct ProducerRecord<'a> {
-    /// Target topic.
-    pub topic: &'a str,
-    /// Target partition; `None` lets the producer choose by key.
-    pub partition: Option<i32>,
-    /// Timestamp in milliseconds; `None` means now.
-    pub timestamp_ms: Option<i64>,
-    /// Key; `None` means null.
-    pub key: Option<&'a [u8]>,
-    /// Value; `None` means a tombstone.
-    pub value: Option<&'a [u8]>,
-    /// Header block in Kafka's format; empty means none.
-    pub headers: &'a [u8],
-}
-
-impl<'a> From<Emit<'a>> for ProducerRecord<'a> {
-    fn from(emit: Emit<'a>) -> Self {
-        Self {
-            topic: emit.topic,
-            partition: emit.partition,
-            timestamp_ms: emit.timestamp_ms,
-            key: emit.key,
-            value: emit.value,
-            headers: emit.headers,
-        }
-    }
-}
 
 /// How a record is batched on its way to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

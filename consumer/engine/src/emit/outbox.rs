@@ -21,7 +21,7 @@ use rapidhash::fast::RapidHasher;
 use sluicegate_runtime::Emits;
 
 use super::delivery::Delivery;
-use super::emitter::{Emitter, ProducerRecord, Sent, Way};
+use super::emitter::{Emitter, Sent, Way};
 use super::failure::EmitFailure;
 use super::shipment::{Answered, Pending, RefusedEmits, Shipment, ShippedAt};
 use super::token::{self, EmitToken};
@@ -297,7 +297,7 @@ impl Outbox {
         let record = &shipment.records[at.record as usize];
         let mut topics: Vec<String> = (record.first as usize..record.end as usize)
             .filter(|place| !shipment.acknowledged[*place])
-            .filter_map(|place| Some(shipment.emits.get(place)?.topic.to_owned()))
+            .filter_map(|place| Some(shipment.emits.get(place)?.to.topic.to_owned()))
             .collect();
         topics.dedup();
         topics
@@ -329,24 +329,24 @@ impl Outbox {
                 break;
             };
             let acknowledged = &mut shipment.acknowledged[place as usize];
-            let behind = topics.contains(&emit.topic);
+            let behind = topics.contains(&emit.to.topic);
             if *acknowledged && !behind {
                 continue;
             }
             if !behind {
-                topics.push(emit.topic);
+                topics.push(emit.to.topic);
             }
             sends += 1;
             *acknowledged = false;
             record.unanswered += 1;
             shipment.unanswered += 1;
             shipment.sent_ms = self.now_ms;
-            let sent = emitter.send(&ProducerRecord::from(emit), way, reply_to, token);
-            if !answer_unsent(sent, emit.topic, reply_to, token) {
+            let sent = emitter.send(&emit.to, way, reply_to, token);
+            if !answer_unsent(sent, emit.to.topic, reply_to, token) {
                 // Those behind it are sent after it; they would be written before it.
                 for later in place + 1..record.end {
                     let emit = shipment.emits.get(later as usize);
-                    if emit.is_some_and(|emit| topics.contains(&emit.topic)) {
+                    if emit.is_some_and(|emit| topics.contains(&emit.to.topic)) {
                         shipment.acknowledged[later as usize] = false;
                     }
                 }

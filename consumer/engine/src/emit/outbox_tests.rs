@@ -3,7 +3,7 @@
 use sluicegate_runtime::{Emit, Emits};
 
 use super::*;
-use crate::emit::{EmitCounts, FailureKind};
+use crate::emit::{EmitCounts, FailureKind, ProducerRecord};
 
 fn key(index: u32) -> RecordId {
     RecordId { index, serial: 1 }
@@ -15,10 +15,7 @@ fn call(outbox: &mut Outbox) -> Box<Batch> {
     batch.handler = HandlerIx(4);
     batch.keys = (0..3).map(key).collect();
     batch.shipment = outbox.reserve();
-    let emit = |record| Emit {
-        value: Some(b"value"),
-        ..Emit::to(record, "my-secret")
-    };
+    let emit = |record| Emit::new(record, "my-secret", Some(b"value"));
     batch.output.emits = [0, 0, 2, 2].into_iter().map(emit).collect();
     let counts = EmitCounts::default();
     counts.show_by(Arc::new(|topic| topic.replace("secret", "***")));
@@ -127,10 +124,7 @@ fn a_refused_or_slow_record_keeps_no_bytes_of_others_of_its_call() {
     let mut batch = call(&mut outbox);
     let shipment = batch.shipment;
     batch.keys = (0..100).map(key).collect();
-    let emit = |record| Emit {
-        value: Some(&[0; 1_000]),
-        ..Emit::to(record, "out")
-    };
+    let emit = |record| Emit::new(record, "out", Some(&[0; 1_000]));
     batch.output.emits = (0..100).map(emit).collect();
     outbox.ship(&mut batch, &Arc::default());
     let acks = (0..98).map(|place| acknowledged(shipment, place));
@@ -171,7 +165,7 @@ fn only_what_is_refused_and_what_stands_behind_it_in_its_topic_is_sent_again() {
         let mut outbox = Outbox::default();
         let mut batch = call(&mut outbox);
         let shipment = batch.shipment;
-        let emits = topics.iter().map(|topic| Emit::to(0, topic));
+        let emits = topics.iter().map(|topic| Emit::new(0, topic, None));
         batch.output.emits = emits.collect();
         outbox.ship(&mut batch, &Arc::default());
         let answers = (0..topics.len()).map(|place| match place {

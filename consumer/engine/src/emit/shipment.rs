@@ -197,8 +197,8 @@ impl Shipment {
         let emits = unacknowledged.filter_map(|place| self.emits.get(place));
         let mut topics: Vec<Arc<str>> = emits
             .map(|emit| match &self.counts {
-                Some(counts) => counts.shown(emit.topic),
-                None => emit.topic.into(),
+                Some(counts) => counts.shown(emit.to.topic),
+                None => emit.to.topic.into(),
             })
             .collect();
         topics.sort_unstable();
@@ -246,7 +246,7 @@ impl Shipment {
             && let Some(counts) = &self.counts
             && let Some(emit) = self.emits.get(place as usize)
         {
-            counts.add(emit.topic, records);
+            counts.add(emit.to.topic, records);
         }
     }
 

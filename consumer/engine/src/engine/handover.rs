@@ -86,6 +86,7 @@ impl<R: Record> Engine<R> {
             self.left.uncommitted += self.flow.count_lost(&slots) as u64;
         }
         if lost {
+            self.flow.lose(&slots);
             self.release(&slots);
             self.handovers.forget_lost(&partitions);
         }

@@ -232,7 +232,7 @@ impl<R: Record> Engine<R> {
     fn assign(&mut self, found: Found, membership: Membership) -> StartPartition {
         let kept = found.read.metadata.as_ref().map(|metadata| metadata.epoch);
         let token = next_epoch(membership.generation, kept, membership.is_static);
-        let (epoch, token_first) = token.unwrap_or((u32::MAX, true));
+        let (epoch, token_first) = token.unwrap_or((u64::MAX, true));
         let start = match found.oldest {
             true => StartAt::Earliest,
             false => StartAt::Offset(found.offset),

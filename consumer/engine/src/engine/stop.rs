@@ -335,6 +335,7 @@ impl<R: Record> Engine<R> {
 
     /// Releases partitions that can no longer be committed, and rejoins the group with a new client.
     fn rejoin_without(&mut self, slots: &[AssignmentId]) {
+        self.flow.lose(slots);
         self.release(slots);
         match &self.stopping {
             Stopping::No => {

@@ -94,6 +94,13 @@ impl<R: Record> Flow<R> {
             .is_drained(slots, self.ctx.now_ms)
     }
 
+    /// The group has reassigned these partitions already: instances are told so when they are released.
+    pub fn lose(&self, slots: &[AssignmentId]) {
+        for slot in slots {
+            self.ctx.records.partitions[*slot].lose();
+        }
+    }
+
     /// Releases partitions: none of their records starts, late outcomes are discarded, nothing is committed for them
     /// (G5).
     pub fn release(&mut self, slots: &[AssignmentId]) {

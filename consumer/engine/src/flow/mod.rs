@@ -37,6 +37,8 @@ mod topic_name;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use sluicegate_abi::Fence;
+
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage, RecordId};
 use crate::emit::shipment::Answered;
 use crate::emit::{Delivery, Emitter};
@@ -111,6 +113,8 @@ pub struct Flow<R: Record> {
     /// Limit of the log lines about partitions paused for memory.
     memory_log: LogLimit,
     topics: HashMap<Arc<str>, TopicCounts>,
+    /// One for each partition that was ever assigned. They are never freed: a hung call may read one after this flow has ended.
+    fences: HashMap<TopicPartition, &'static Fence>,
     /// Offsets skipped because they have left the log.
     gone: HashMap<TopicPartition, u64>,
     committer: Committer,
@@ -155,6 +159,7 @@ impl<R: Record> Flow<R> {
             measured_ms: 0,
             memory_log: LogLimit::default(),
             topics: HashMap::new(),
+            fences: HashMap::new(),
             gone: HashMap::new(),
             committer,
             positions_ms: 0,
@@ -258,8 +263,10 @@ impl<R: Record> Flow<R> {
         self.topics.entry(new.at.topic.clone()).or_default();
         self.ownership_changed = true;
         let topic = topic_name::kept(&new.at.topic, new.topic_id);
+        let fence =
+            *(self.fences.entry(new.at.clone())).or_insert_with(|| Box::leak(Box::default()));
         let (at, now_ms) = (new.at.clone(), self.ctx.now_ms);
-        let begin = |id| Assignment::new(id, new, topic, plan, now_ms);
+        let begin = |id| Assignment::new(id, new, (topic, fence), plan, now_ms);
         self.ctx.records.partitions.insert(at, begin)
     }
 

@@ -25,6 +25,8 @@ impl<R: Record> Flow<R> {
                         topic: at.topic.clone(),
                         partition: at.partition,
                         epoch: assignment.epoch(),
+                        start: assignment.start(),
+                        lost: assignment.lost().clone(),
                     };
                     list.push((slot, partition));
                 }

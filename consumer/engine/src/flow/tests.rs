@@ -42,7 +42,7 @@ struct ScriptedPool {
     taken: Mutex<Vec<Box<Batch>>>,
     full: std::sync::atomic::AtomicBool,
     /// Partitions and epochs last announced to it.
-    owned: Mutex<Vec<(i32, u32)>>,
+    owned: Mutex<Vec<(i32, u64)>>,
     failed: std::sync::atomic::AtomicBool,
     /// What its calls have published.
     published: Mutex<Vec<RawOutcome>>,

@@ -16,8 +16,10 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use sluicegate_abi::TopicName;
+use sluicegate_abi::{Fence, TopicName};
 use sluicegate_runtime::RecordPlace;
 
 use crate::dispatch::RecordId;
@@ -54,7 +56,7 @@ pub struct NewAssignment {
     /// First offset to read.
     pub start: i64,
     /// Fencing token.
-    pub epoch: u32,
+    pub epoch: u64,
     /// Whether the token must be committed before the first record runs (see [`crate::partition::commit::next_epoch`]).
     pub token_first: bool,
     /// Leader epoch of the record before `start`, as committed.
@@ -65,7 +67,7 @@ pub struct NewAssignment {
 
 impl NewAssignment {
     /// A partition without a previous owner.
-    pub fn first(at: TopicPartition, start: i64, epoch: u32) -> Self {
+    pub fn first(at: TopicPartition, start: i64, epoch: u64) -> Self {
         Self {
             at,
             topic_id: TopicUuid::default(),
@@ -85,7 +87,10 @@ pub struct Assignment<R> {
     /// Its topic's name; records lent to calls point to it.
     topic: TopicName<'static>,
     topic_id: TopicUuid,
-    epoch: u32,
+    epoch: u64,
+    fence: &'static Fence,
+    start: i64,
+    lost: Arc<AtomicBool>,
     token_first: bool,
     /// Whether a commit with our token was accepted.
     token_kept: bool,
@@ -109,20 +114,24 @@ pub struct Assignment<R> {
 
 /// Its life.
 impl<R> Assignment<R> {
-    /// An assignment that begins now. `topic`: its name as records lent to calls refer to it.
+    /// An assignment that begins now, and admits its records. `topic`: its name as records lent to calls refer to it.
     pub(crate) fn new(
         id: AssignmentId,
         new: NewAssignment,
-        topic: TopicName<'static>,
+        (topic, fence): (TopicName<'static>, &'static Fence),
         plan: TopicPlanId,
         now_ms: u64,
     ) -> Self {
+        fence.admit(new.epoch);
         Self {
             id,
             at: new.at,
             topic,
             topic_id: new.topic_id,
             epoch: new.epoch,
+            fence,
+            start: new.start,
+            lost: Arc::default(),
             token_first: new.token_first,
             token_kept: false,
             state: AssignmentState::Assigned,
@@ -156,7 +165,7 @@ impl<R> Assignment<R> {
 
     /// Fencing token: higher than that of every earlier owner of the partition, while the group exists (G4). Tokens of
     /// different partitions are not comparable.
-    pub fn epoch(&self) -> u32 {
+    pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
@@ -223,6 +232,22 @@ impl<R> Assignment<R> {
     /// From now on none of its records starts, and no outcome counts.
     pub(crate) fn fence(&mut self) {
         self.fenced = true;
+        self.fence.close(self.epoch);
+    }
+
+    /// It is lost: another member may have it already.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Set once it is lost.
+    pub(crate) fn lost(&self) -> &Arc<AtomicBool> {
+        &self.lost
+    }
+
+    /// Offset of its first record.
+    pub(crate) fn start(&self) -> i64 {
+        self.start
     }
 
     /// It is revoked. Frees what only an owned partition needs; its records may still be held.
@@ -292,6 +317,7 @@ impl<R> Assignment<R> {
             offset,
             timestamp_ms,
             epoch: self.epoch,
+            fence: Some(self.fence),
         }
     }
 }

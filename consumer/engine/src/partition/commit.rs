@@ -74,7 +74,7 @@ pub struct CommitMetadata {
     /// The topic that the offset belongs to.
     pub topic_id: TopicUuid,
     /// Fencing token of the owner that committed (G4).
-    pub epoch: u32,
+    pub epoch: u64,
     /// Leader epoch of the last finished record; `None` if nothing is finished or the broker sends none.
     pub leader_epoch: Option<i32>,
     /// Finished offsets beyond the commit: ascending, disjoint, neither adjacent nor empty.
@@ -105,7 +105,7 @@ impl CommitMetadata {
     /// The metadata of a commit at `target`, with as many finished ranges as fit.
     pub fn encode(&self, target: CommitTarget<'_>) -> String {
         let mut bytes = Vec::with_capacity(64);
-        push_varint(&mut bytes, self.epoch.into());
+        push_varint(&mut bytes, self.epoch);
         bytes.extend(self.topic_id.0.to_be_bytes());
         let check = check_of(target.group, target.at, None, &bytes);
         bytes.extend(&check);
@@ -162,7 +162,7 @@ impl CommitMetadata {
 fn decode_head(text: &str, target: CommitTarget<'_>) -> Option<(CommitMetadata, Vec<u8>, Vec<u8>)> {
     let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX)?).ok()?;
     let mut rest = bytes.as_slice();
-    let epoch = u32::try_from(take_varint(&mut rest)?).ok()?;
+    let epoch = take_varint(&mut rest)?;
     let topic_id = u128::from_be_bytes(take(&mut rest)?);
     let head = &bytes[..bytes.len() - rest.len()];
     let check: [u8; CHECK] = take(&mut rest)?;
@@ -229,12 +229,12 @@ pub struct EpochExhausted;
 /// [`EpochExhausted`] instead of wrapping around.
 pub fn next_epoch(
     generation: Option<i32>,
-    kept: Option<u32>,
+    kept: Option<u64>,
     is_static: bool,
-) -> Result<(u32, bool), EpochExhausted> {
-    let generation = generation.and_then(|generation| u32::try_from(generation).ok());
+) -> Result<(u64, bool), EpochExhausted> {
+    let generation = generation.and_then(|generation| u64::try_from(generation).ok());
     let above = match kept {
-        Some(u32::MAX) => return Err(EpochExhausted),
+        Some(u64::MAX) => return Err(EpochExhausted),
         Some(kept) => kept + 1,
         None => 1,
     };
@@ -279,7 +279,10 @@ fn push_varint(out: &mut Vec<u8>, mut value: u64) {
 
 fn take_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
-    for (i, &byte) in rest.iter().take(9).enumerate() {
+    for (i, &byte) in rest.iter().take(10).enumerate() {
+        if i == 9 && byte > 1 {
+            return None;
+        }
         value |= u64::from(byte & 0x7f) << (7 * i);
         if byte & 0x80 == 0 {
             *rest = &rest[i + 1..];

@@ -28,7 +28,7 @@ proptest! {
         offset in 0..1i64 << 40,
         first in 0..2i64,
         runs in vec((1..50i64, 1..50i64), 1..1200),
-        epoch in any::<u32>(),
+        epoch in any::<u64>(),
         topic_id in any::<u128>(),
         leader_epoch in prop::option::of(0..i32::MAX),
     ) {
@@ -192,7 +192,7 @@ fn the_token_of_a_later_owner_is_higher() {
         assert_eq!(next_epoch(generation, kept, is_static), Ok(expected));
     }
     assert_eq!(
-        next_epoch(Some(5), Some(u32::MAX), false),
+        next_epoch(Some(5), Some(u64::MAX), false),
         Err(EpochExhausted)
     );
 }

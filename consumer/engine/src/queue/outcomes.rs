@@ -108,9 +108,7 @@ impl HandlerQueue {
         let mut back = Vec::new();
         let mut freed = ended.contended;
         let mut records = std::mem::take(&mut batch.records);
-        if !emitting.is_empty() {
-            self.touch_chains(&records);
-        }
+        self.touch_chains(&records, emitting.is_empty());
         for (i, (record, &key)) in records.drain(..).zip(&batch.keys).enumerate() {
             if let Some(&later) = batch.keys.get(i + PREFETCH) {
                 ctx.records.slab.prefetch(later);

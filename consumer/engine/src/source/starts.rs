@@ -126,7 +126,7 @@ fn has_history(evidence: &Evidence<'_>) -> bool {
         match read.metadata {
             Some(metadata) if metadata.topic_id.contradicts(evidence.topic_id) => false,
             Some(metadata) => {
-                let now = evidence.generation.and_then(|now| u32::try_from(now).ok());
+                let now = evidence.generation.and_then(|now| u64::try_from(now).ok());
                 let raised = |now| evidence.is_static && metadata.epoch > now;
                 now.is_none_or(|now| metadata.epoch < now || raised(now))
             }
@@ -152,7 +152,7 @@ mod tests {
     const NEW: TopicUuid = TopicUuid(2);
     const UNKNOWN: TopicUuid = TopicUuid(0);
 
-    fn commit(partition: i32, topic_id: TopicUuid, epoch: u32) -> Commit {
+    fn commit(partition: i32, topic_id: TopicUuid, epoch: u64) -> Commit {
         let metadata = CommitMetadata {
             topic_id,
             epoch,

@@ -51,7 +51,7 @@ pub struct PartitionReport {
     /// Partition.
     pub partition: i32,
     /// Fencing epoch of this assignment.
-    pub epoch: u32,
+    pub epoch: u64,
     /// One past the highest contiguous settled offset.
     pub frontier: i64,
     /// One past the highest delivered offset.

@@ -361,7 +361,7 @@ impl World {
     }
 
     /// The client fetches, sometimes far ahead of what it has delivered.
-    pub fn fetch_ahead(&mut self, epoch: u32) {
+    pub fn fetch_ahead(&mut self, epoch: u64) {
         let entries = self.random.between(1, MAX_FETCH);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return;

@@ -39,7 +39,7 @@ pub struct Group {
     /// Why the latest commit of a partition was refused.
     refused: BTreeMap<AssignmentId, CommitErrorKind>,
     /// By log: number of consecutive owners that inherited finished records.
-    inherited: BTreeMap<usize, u32>,
+    inherited: BTreeMap<usize, u64>,
 }
 
 impl Group {
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// The group revokes partitions, of which some may not have been started.
-    pub fn revoke(&mut self, epochs: &[u32]) -> Check {
+    pub fn revoke(&mut self, epochs: &[u64]) -> Check {
         self.rejoins = false;
         self.model.trace(|| format!("revoke {epochs:?}"));
         let owned = epochs
@@ -316,7 +316,7 @@ impl World {
     }
 
     /// Partitions are lost without notice.
-    pub fn lose(&mut self, epochs: &[u32]) -> Check {
+    pub fn lose(&mut self, epochs: &[u64]) -> Check {
         self.rejoins = false;
         let ours = epochs
             .iter()

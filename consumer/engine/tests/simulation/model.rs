@@ -94,11 +94,11 @@ pub struct Committed {
 #[derive(Default)]
 pub struct Model {
     /// By epoch; of the running process only.
-    pub owned: BTreeMap<u32, Owned>,
+    pub owned: BTreeMap<u64, Owned>,
     /// What the group has committed.
     pub committed: HashMap<TopicPartition, Committed>,
     /// The highest token under which a record of a log was started, in any process (G4).
-    pub started_under: HashMap<usize, u32>,
+    pub started_under: HashMap<usize, u64>,
     /// Shares settled before a clean release, by log, offset and handler: they must never run again (G3).
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
     /// Emitted records in the output topic.
@@ -133,7 +133,7 @@ impl Model {
     }
 
     /// The flow admitted `offset`: the matching handlers of this snapshot must now settle it.
-    pub fn admitted(&mut self, epoch: u32, offset: i64, logs: &[Log], handlers: &[SimHandler]) {
+    pub fn admitted(&mut self, epoch: u64, offset: i64, logs: &[Log], handlers: &[SimHandler]) {
         let Some(owned) = self.owned.get_mut(&epoch) else {
             return;
         };
@@ -173,7 +173,7 @@ impl Model {
     }
 
     /// A handler's share of a record; `None` once the assignment is released.
-    pub fn share(&mut self, epoch: u32, offset: i64, handler: u32) -> Option<&mut Share> {
+    pub fn share(&mut self, epoch: u64, offset: i64, handler: u32) -> Option<&mut Share> {
         let owned = self.owned.get_mut(&epoch)?;
         if owned.released {
             return None;
@@ -182,7 +182,7 @@ impl Model {
     }
 
     /// A handler has settled a record.
-    pub fn settle(&mut self, epoch: u32, offset: i64, handler: u32) {
+    pub fn settle(&mut self, epoch: u64, offset: i64, handler: u32) {
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Settled;
         }
@@ -265,7 +265,7 @@ impl Model {
     /// A worker starts a record. `in_batch` are the offsets before it in the same call of a batch handler.
     pub fn start(
         &mut self,
-        epoch: u32,
+        epoch: u64,
         offset: i64,
         handler: u32,
         attempt: u32,
@@ -384,7 +384,7 @@ impl Model {
     }
 
     /// A partition whose offset was out of range resumes at `to`: all records read must be settled, the others are lost.
-    pub fn restart(&mut self, epoch: u32, to: i64, logs: &[Log]) -> Check {
+    pub fn restart(&mut self, epoch: u64, to: i64, logs: &[Log]) -> Check {
         let Some(owned) = self.owned.get_mut(&epoch) else {
             return Ok(());
         };

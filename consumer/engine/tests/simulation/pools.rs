@@ -175,7 +175,7 @@ impl DeadLetter {
 /// An emitted record; its key encodes its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
-    pub epoch: u32,
+    pub epoch: u64,
     pub offset: i64,
     pub handler: u32,
     /// Index among the records emitted for the origin.
@@ -189,10 +189,12 @@ impl Emitted {
             "{}/{}/{}/{}",
             self.epoch, self.offset, self.handler, self.index
         );
-        emits.extend([Emit {
+        let to = ProducerRecord {
+            topic: OUT,
             key: Some(key.as_bytes()),
-            ..Emit::to(record, OUT)
-        }]);
+            ..ProducerRecord::default()
+        };
+        emits.extend([Emit { record, to }]);
     }
 
     fn of(record: &ProducerRecord<'_>) -> Option<Self> {

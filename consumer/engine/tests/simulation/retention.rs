@@ -8,7 +8,7 @@ use super::world::World;
 impl World {
     /// Moves the start of a log past the next offset of some owner.
     pub fn retain(&mut self) -> Check {
-        let mut epochs: Vec<u32> = self
+        let mut epochs: Vec<u64> = self
             .model
             .owned
             .iter()
@@ -41,7 +41,7 @@ impl World {
     }
 
     /// The client's fetch fails if its next offset has been deleted, and the engine is told.
-    pub fn begin_missing(&mut self, epoch: u32) -> Check {
+    pub fn begin_missing(&mut self, epoch: u64) -> Check {
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return Ok(());
         };

@@ -146,8 +146,8 @@ impl World {
     }
 
     /// A random subset of the assigned partitions; includes those being revoked only if `draining`.
-    fn some_epochs(&mut self, draining: bool) -> Vec<u32> {
-        let mut epochs: Vec<u32> = self
+    fn some_epochs(&mut self, draining: bool) -> Vec<u64> {
+        let mut epochs: Vec<u64> = self
             .model
             .owned
             .iter()
@@ -162,7 +162,7 @@ impl World {
     /// Reads records, up to the flow's read quota.
     fn poll(&mut self) -> Check {
         for _ in 0..self.flow().read_quota(POLL_SIZE) {
-            let mut epochs: Vec<u32> = self
+            let mut epochs: Vec<u64> = self
                 .model
                 .owned
                 .iter()
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// The client will deliver some of its records again.
-    fn rewind(&mut self, epoch: u32) {
+    fn rewind(&mut self, epoch: u64) {
         let back = self.random.between(1, 5);
         if let Some(owned) = self.model.owned.get_mut(&epoch)
             && owned.missing.is_none()
@@ -206,7 +206,7 @@ impl World {
     }
 
     /// The client takes the next entry from its queue and delivers it if it is a record.
-    fn deliver_next(&mut self, epoch: u32) -> Check {
+    fn deliver_next(&mut self, epoch: u64) -> Check {
         self.fetch_ahead(epoch);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return Ok(());

@@ -314,7 +314,7 @@ impl World {
                 continue;
             };
             self.refuse_some(self.faults.produce_fails / 8);
-            let sent = (self.producer).send(&emit.into(), Way::Batched, &self.inbox, token);
+            let sent = (self.producer).send(&emit.to, Way::Batched, &self.inbox, token);
             if matches!(sent, Sent::Refused(_)) {
                 stopped = Some(emit.record);
             }

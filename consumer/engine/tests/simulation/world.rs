@@ -27,7 +27,7 @@ use super::script::{
 /// The share that a producer message concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShareKey {
-    pub epoch: u32,
+    pub epoch: u64,
     pub offset: i64,
     pub handler: u32,
 }

@@ -1,6 +1,7 @@
 //! Partition notifications of instances, and their order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sluicegate_engine::dispatch::{OwnedPartition, WorkerPool};
@@ -9,12 +10,8 @@ use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
 use crate::lock::relock;
 use crate::tests::pool::PoolHarness;
 
-fn owned(partition: i32, epoch: u32) -> OwnedPartition {
-    OwnedPartition {
-        topic: "t".into(),
-        partition,
-        epoch,
-    }
+fn owned(partition: i32, epoch: u64) -> OwnedPartition {
+    OwnedPartition::new("t", partition, epoch)
 }
 
 fn notified(harness: &PoolHarness) -> Vec<String> {
@@ -73,4 +70,47 @@ fn a_later_or_rebuilt_instance_is_notified_before_its_first_call() {
     until("the pool holds no reference to the pump", || {
         Arc::strong_count(&replies.inbox) == 1
     });
+}
+
+#[test]
+fn an_instance_is_told_whether_a_partition_was_lost() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, replies) = (harness.pool(1), Replies::new());
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    let lost = owned(1, 1);
+    pool.own(&replies.inbox, &[owned(0, 1), lost.clone()]);
+    until("both are notified", || notified(&harness).len() == 2);
+    lost.lost.store(true, Ordering::Release);
+    pool.own(&replies.inbox, &[]);
+    until("all changes are notified", || notified(&harness).len() == 4);
+    assert_eq!(notified(&harness)[2..], ["revoked t/0 1", "lost t/1 1"]);
+}
+
+#[test]
+fn an_instance_that_cannot_take_over_a_partition_gets_none_of_its_records() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut replies) = (harness.pool(1), Replies::new());
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    harness
+        .script
+        .failing_assignments
+        .store(2, Ordering::SeqCst);
+    pool.own(&replies.inbox, &[owned(0, 1)]);
+    until("the instance is dropped", || {
+        harness.script.dropped.load(Ordering::SeqCst) == 1
+    });
+    // The next one fails too, and waits for the backoff with its batch; the third succeeds.
+    for number in 0..2 {
+        until("the batch is taken", || {
+            pool.submit(batch(number, &[7]), &replies.inbox).is_ok()
+        });
+        replies.finished();
+    }
+    assert_eq!(harness.script.built.load(Ordering::SeqCst), 3);
+    let told = ["assigned t/0 1"; 3].into_iter().chain(["called with 7"]);
+    assert!(
+        notified(&harness).into_iter().eq(told),
+        "{:?}",
+        notified(&harness)
+    );
 }

@@ -170,7 +170,7 @@ fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
     let back = replies.finished();
     assert_eq!(codes(&back), [ACK, outcome_code::PANICKED, NOT_RUN]);
     assert_eq!(codes(&replies.finished()), [ACK], "rebuilt at once");
-    until("the spent instance is dropped", || {
+    until("the poisoned instance is dropped", || {
         harness.script.living() == 1
     });
     let counts = harness.stats.counts();
@@ -292,7 +292,7 @@ fn emits_without_room_in_time_are_kept_for_the_pump() {
     let back = replies.finished();
     assert!(back.unsent.is_empty(), "each is answered");
     for (place, kept) in back.output.emits.iter().enumerate() {
-        assert_eq!(kept.value, Some(b"emitted".as_slice()));
+        assert_eq!(kept.to.value, Some(b"emitted".as_slice()));
         let answer = delivery(&mut replies);
         assert_eq!(Some(answer.token), back.shipment.at(place));
         let failure = answer.failure.unwrap();

@@ -24,11 +24,7 @@ const ACK: u16 = outcome_code::ACK;
 const NOT_RUN: u16 = outcome_code::NOT_RUN;
 
 fn owned() -> OwnedPartition {
-    OwnedPartition {
-        topic: "t".into(),
-        partition: 0,
-        epoch: 1,
-    }
+    OwnedPartition::new("t", 0, 1)
 }
 
 #[test]

@@ -11,12 +11,13 @@ use abi_stable::library::{
 };
 use abi_stable::prefix_type::WithMetadata;
 
-use super::{Call, CallEnd, Host, Instance, Plugin, Refusal};
+use super::{Call, CallEnd, Create, Host, Instance, Plugin, Refusal};
 use crate::guard;
 use crate::module::{
-    HandlerFunctions, HandlerFunctions_Ref, PluginModule, PluginModule_Ref, RawBytes, RawCall,
-    RawHandler, RawHost, RawSink, Reconfigure, status,
+    HandlerFunctions, HandlerFunctions_Ref, PluginModule, PluginModule_Ref, Ptr, RawBytes, RawCall,
+    RawCreate, RawHandler, RawHost, RawPartitionEvent, RawSink, partition_event, status,
 };
+use crate::partition::{PartitionChange, PartitionEvent};
 
 /// The root module of `P`.
 #[must_use]
@@ -41,26 +42,27 @@ impl<P: Plugin> Functions<P> {
         describe: describe::<P>,
         create: create::<P>,
         shutdown: shutdown::<P>,
+        extension: extension::<P>,
     });
 }
 
 const HANDLER: &WithMetadata<HandlerFunctions> = &WithMetadata::new(HandlerFunctions {
     handle,
     health,
-    assigned,
-    revoked,
+    partition,
     drain,
+    reconfigure,
     destroy,
 });
 
-/// What a library exports as [`crate::descriptor::RECONFIGURE_SYMBOL`].
-pub const RECONFIGURE: Reconfigure = reconfigure;
+/// The other side passed a struct that is smaller than that of the first minor.
+const TOO_SMALL: &str = "the service and the plugin do not agree about the ABI";
 
 /// What a handler's context pointer points to.
 struct Cell {
     instance: Box<dyn Instance>,
     host: Host,
-    spent: bool,
+    poisoned: bool,
 }
 
 impl Cell {
@@ -70,12 +72,12 @@ impl Cell {
         sink: RawSink,
         work: impl FnOnce(&mut dyn Instance) -> Result<(), String>,
     ) -> i32 {
-        if self.spent {
+        if self.poisoned {
             put(
                 sink,
                 "the instance panicked earlier and is not used any more",
             );
-            return status::SPENT;
+            return status::POISONED;
         }
         match guard::guarded(|| work(self.instance.as_mut())) {
             Ok(Ok(())) => status::OK,
@@ -84,9 +86,9 @@ impl Cell {
                 status::FAILED
             }
             Err(panic) => {
-                self.spent = true;
+                self.poisoned = true;
                 put(sink, &panic);
-                status::SPENT
+                status::POISONED
             }
         }
     }
@@ -112,23 +114,36 @@ unsafe extern "C" fn describe<P: Plugin>(sink: RawSink) -> i32 {
 
 unsafe extern "C" fn create<P: Plugin>(
     host: RawHost,
-    handler: RawBytes,
-    instance: RawBytes,
-    config: RawBytes,
+    create: Ptr<RawCreate>,
     sink: RawSink,
     out: *mut RawHandler,
 ) -> i32 {
-    // SAFETY: the caller passes one count of the host with the call, and texts that live for it.
+    // SAFETY: the caller passes one count of the host with the call, and a struct and texts that live for it.
     let host = Host { raw: host };
     // SAFETY: as above.
-    let (handler, instance, config) = unsafe { (handler.text(), instance.text(), config.text()) };
+    let Some(raw) = (unsafe { create.read() }) else {
+        put(sink, TOO_SMALL);
+        return status::FAILED;
+    };
+    // SAFETY: as above.
+    let (handler, instance, config) = unsafe {
+        let (handler, instance) = (raw.handler.text(), raw.instance.text());
+        (handler, instance, raw.config.text())
+    };
+    let create = Create {
+        handler: &handler,
+        instance: &instance,
+        config: &config,
+        worker: raw.worker,
+        generation: raw.generation,
+    };
     let given = host.clone();
-    let (code, text) = match guard::guarded(|| P::create(given, &handler, &instance, &config)) {
+    let (code, text) = match guard::guarded(|| P::create(given, &create)) {
         Ok(Ok(instance)) => {
             let cell = Box::new(Cell {
                 instance,
                 host,
-                spent: false,
+                poisoned: false,
             });
             let raw = RawHandler {
                 context: Box::into_raw(cell).cast(),
@@ -154,6 +169,12 @@ unsafe extern "C" fn shutdown<P: Plugin>(deadline_ms: u64) -> i32 {
     }
 }
 
+unsafe extern "C" fn extension<P: Plugin>(name: RawBytes, version: u32) -> *const () {
+    // SAFETY: the text lives for the call.
+    let name = unsafe { name.text() };
+    guard::guarded(|| P::extension(&name, version)).unwrap_or(std::ptr::null())
+}
+
 /// # Safety
 /// `context` comes from [`create`], is not destroyed, and no other call is running on it.
 unsafe fn cell<'a>(context: *mut ()) -> &'a mut Cell {
@@ -161,16 +182,19 @@ unsafe fn cell<'a>(context: *mut ()) -> &'a mut Cell {
     unsafe { &mut *context.cast::<Cell>() }
 }
 
-unsafe extern "C" fn handle(context: *mut (), call: *const RawCall) -> i32 {
+unsafe extern "C" fn handle(context: *mut (), call: Ptr<RawCall>) -> i32 {
     // SAFETY: the service calls an instance from one thread, between create and destroy.
     let cell = unsafe { cell(context) };
-    if cell.spent {
-        return status::SPENT;
+    if cell.poisoned {
+        return status::POISONED;
     }
     // SAFETY: the call and what it points to live until this function returns.
-    let raw = unsafe { &*call };
+    let Some(raw) = (unsafe { call.read() }) else {
+        cell.host.log(0, TOO_SMALL);
+        return status::POISONED;
+    };
     let call = Call {
-        raw,
+        raw: &raw,
         host: &cell.host,
         thread_bound: PhantomData,
     };
@@ -178,64 +202,68 @@ unsafe extern "C" fn handle(context: *mut (), call: *const RawCall) -> i32 {
     let end = guard::guarded(|| instance.handle(&call));
     match end {
         Ok(CallEnd::Usable) => status::OK,
-        Ok(CallEnd::Spent) => {
-            cell.spent = true;
-            status::SPENT
+        Ok(CallEnd::Poisoned) => {
+            cell.poisoned = true;
+            status::POISONED
         }
         Err(panic) => {
-            cell.spent = true;
+            cell.poisoned = true;
             cell.host
                 .log(0, &format!("handler panicked outside its records: {panic}"));
-            status::SPENT
+            status::POISONED
         }
     }
 }
 
 unsafe extern "C" fn health(context: *mut (), sink: RawSink) -> i32 {
     // SAFETY: as in `handle`.
-    unsafe { cell(context) }.run(sink, |instance| instance.health())
+    let checked = unsafe { cell(context) }.run(sink, |instance| instance.health());
+    match checked {
+        status::FAILED => status::UNHEALTHY,
+        other => other,
+    }
 }
 
-unsafe extern "C" fn assigned(
+unsafe extern "C" fn partition(
     context: *mut (),
-    topic: RawBytes,
-    partition: i32,
-    epoch: u32,
+    event: Ptr<RawPartitionEvent>,
     sink: RawSink,
 ) -> i32 {
-    // SAFETY: as in `handle`; the text lives for the call.
-    let (cell, topic) = unsafe { (cell(context), topic.text()) };
-    cell.run(sink, |instance| {
-        instance.assigned(&topic, partition, epoch);
-        Ok(())
-    })
-}
-
-unsafe extern "C" fn revoked(
-    context: *mut (),
-    topic: RawBytes,
-    partition: i32,
-    epoch: u32,
-    sink: RawSink,
-) -> i32 {
-    // SAFETY: as in `assigned`.
-    let (cell, topic) = unsafe { (cell(context), topic.text()) };
-    cell.run(sink, |instance| {
-        instance.revoked(&topic, partition, epoch);
-        Ok(())
-    })
+    // SAFETY: as in `handle`; the event and its text live for the call.
+    let (cell, raw) = unsafe { (cell(context), event.read()) };
+    let Some(raw) = raw else {
+        put(sink, TOO_SMALL);
+        return status::FAILED;
+    };
+    let change = match raw.kind {
+        partition_event::ASSIGNED => PartitionChange::Assigned,
+        partition_event::REVOKED => PartitionChange::Revoked,
+        partition_event::LOST => PartitionChange::Lost,
+        // Of a later minor.
+        _ => return status::OK,
+    };
+    // SAFETY: as above.
+    let topic = unsafe { raw.topic.text() };
+    let event = PartitionEvent {
+        change,
+        topic: &topic,
+        partition: raw.partition,
+        epoch: raw.epoch,
+        start_offset: (raw.start_offset >= 0).then_some(raw.start_offset),
+        deadline: (raw.deadline_ms != 0).then(|| Duration::from_millis(raw.deadline_ms)),
+    };
+    cell.run(sink, |instance| instance.partition(&event))
 }
 
 unsafe extern "C" fn drain(context: *mut (), deadline_ms: u64, sink: RawSink) -> i32 {
     // SAFETY: as in `handle`.
     unsafe { cell(context) }.run(sink, |instance| {
-        instance.drain(Duration::from_millis(deadline_ms));
-        Ok(())
+        instance.drain(Duration::from_millis(deadline_ms))
     })
 }
 
 unsafe extern "C" fn reconfigure(context: *mut (), config: RawBytes, sink: RawSink) -> i32 {
-    // SAFETY: as in `assigned`.
+    // SAFETY: as in `handle`; the text lives for the call.
     let (cell, config) = unsafe { (cell(context), config.text()) };
     let mut refusal = status::OK;
     let ran = cell.run(sink, |instance| {
@@ -261,7 +289,7 @@ unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
     let Cell {
         instance,
         host,
-        spent: _,
+        poisoned: _,
     } = *cell;
     let end = guard::guarded(|| drop(instance));
     drop(host);
@@ -269,7 +297,7 @@ unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
         Ok(()) => status::OK,
         Err(panic) => {
             put(sink, &panic);
-            status::SPENT
+            status::POISONED
         }
     }
 }

@@ -4,15 +4,20 @@
 mod functions;
 
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub use crate::host::LogLine;
 pub use abi_stable::library::LibHeader;
-pub use functions::{RECONFIGURE, library_header, module};
+pub use functions::{library_header, module};
 
-use crate::board::CANCELLED;
-use crate::module::{RawBytes, RawCall, RawEmit, RawHost, emit_flag, status};
-use crate::record::{RawOutcome, RawRecord};
+use crate::module::{
+    Ptr, RawBytes, RawCall, RawEmit, RawHost, RawLog, RawMetric, emit_flag, emit_status,
+};
+use crate::partition::PartitionEvent;
+use crate::progress::CANCELLED;
+use crate::record::{ProducerRecord, RawOutcome, RawRecord};
 use crate::view::RecordView;
 
 /// A plugin library, implemented by the export macro.
@@ -24,15 +29,30 @@ pub trait Plugin: 'static {
     ///
     /// # Errors
     /// [`Refusal`] has the reason.
-    fn create(
-        host: Host,
-        handler: &str,
-        instance: &str,
-        config: &str,
-    ) -> Result<Box<dyn Instance>, Refusal>;
+    fn create(host: Host, create: &Create<'_>) -> Result<Box<dyn Instance>, Refusal>;
 
     /// Stops the plugin's background work.
     fn shutdown(deadline: Duration);
+
+    /// A table of further functions of the plugin, if it has one of this name and version. It lives as long as the library.
+    fn extension(_name: &str, _version: u32) -> *const () {
+        std::ptr::null()
+    }
+}
+
+/// An instance to be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Create<'a> {
+    /// Name of the handler in the plugin.
+    pub handler: &'a str,
+    /// Name of the handler in the service.
+    pub instance: &'a str,
+    /// Its config, JSON.
+    pub config: &'a str,
+    /// Number of the worker that will call it, from 0.
+    pub worker: u32,
+    /// Number of the generation that it belongs to.
+    pub generation: u64,
 }
 
 /// Why an instance was not built or reconfigured.
@@ -57,14 +77,17 @@ pub trait Instance {
     /// What is wrong. A text, since that is what crosses the ABI.
     fn health(&mut self) -> Result<(), String>;
 
-    /// A partition was assigned.
-    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
-
-    /// A partition was revoked: no more records of this partition and epoch follow.
-    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32);
+    /// Something happens to a partition.
+    ///
+    /// # Errors
+    /// Why the instance cannot follow it: it is dropped, and another one is built.
+    fn partition(&mut self, event: &PartitionEvent<'_>) -> Result<(), String>;
 
     /// The last call has returned: finish pending work.
-    fn drain(&mut self, deadline: Duration);
+    ///
+    /// # Errors
+    /// What was not finished.
+    fn drain(&mut self, deadline: Duration) -> Result<(), String>;
 
     /// Replaces the config.
     ///
@@ -79,24 +102,20 @@ pub enum CallEnd {
     /// It can.
     Usable,
     /// It panicked.
-    Spent,
+    Poisoned,
 }
 
-/// A record to produce.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Emission<'a> {
-    /// Target topic.
-    pub topic: &'a str,
-    /// Target partition; `None` lets the producer choose.
-    pub partition: Option<i32>,
-    /// Timestamp in milliseconds; `None` is now.
-    pub timestamp_ms: Option<i64>,
-    /// Key; `None` is null.
-    pub key: Option<&'a [u8]>,
-    /// Value; `None` is null.
-    pub value: Option<&'a [u8]>,
-    /// Header block; empty is none.
-    pub headers: &'a [u8],
+/// Whether the service took an emitted record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmitResult {
+    /// It did.
+    Taken,
+    /// The call has emitted as much as it may.
+    Full,
+    /// The record cannot be produced: it has no topic, or a part of it is too large. Also a code of a newer service.
+    Denied,
+    /// The call is cancelled: what it emits does not count.
+    Cancelled,
 }
 
 /// The service's logging and metrics; usable from any thread, also between calls.
@@ -127,23 +146,45 @@ impl Drop for Host {
 impl Host {
     /// Writes a log line; level 0 is error, 4 is trace.
     pub fn log(&self, level: u32, message: &str) {
-        // SAFETY: `self` keeps the context alive; the text lives for the call.
-        unsafe {
-            (self.raw.functions.log())(self.raw.context, level, RawBytes::of(message.as_bytes()))
+        self.write(&LogLine {
+            level,
+            target: "",
+            message,
+            fields: "",
+        });
+    }
+
+    /// Writes a log line.
+    pub fn write(&self, line: &LogLine<'_>) {
+        let raw = RawLog {
+            size: RawLog::SIZE,
+            level: line.level,
+            target: RawBytes::of(line.target.as_bytes()),
+            message: RawBytes::of(line.message.as_bytes()),
+            fields: RawBytes::of(line.fields.as_bytes()),
         };
+        // SAFETY: `self` keeps the context alive; the line lives for the call.
+        unsafe { (self.raw.functions.log())(self.raw.context, Ptr::of(&raw)) };
     }
 
     /// Adds to a counter (kind 0), sets a gauge (1), records a histogram observation (2).
     pub fn metric(&self, kind: u32, name: &str, value: f64) {
-        // SAFETY: as in `log`.
-        unsafe {
-            (self.raw.functions.metric())(
-                self.raw.context,
-                kind,
-                RawBytes::of(name.as_bytes()),
-                value,
-            )
+        let raw = RawMetric {
+            size: RawMetric::SIZE,
+            kind,
+            name: RawBytes::of(name.as_bytes()),
+            value,
         };
+        // SAFETY: as in `write`.
+        unsafe { (self.raw.functions.metric())(self.raw.context, Ptr::of(&raw)) };
+    }
+
+    /// A table of further functions of the service, if it has one of this name and version.
+    pub fn extension(&self, name: &str, version: u32) -> Option<NonNull<()>> {
+        let name = RawBytes::of(name.as_bytes());
+        // SAFETY: as in `write`.
+        let table = unsafe { (self.raw.functions.extension())(self.raw.context, name, version) };
+        NonNull::new(table.cast_mut())
     }
 }
 
@@ -155,16 +196,6 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// The records.
-    #[inline]
-    pub fn records(&self) -> &'a [RawRecord] {
-        if self.raw.count == 0 {
-            return &[];
-        }
-        // SAFETY: the caller of `handle` passes `count` records that live until it returns.
-        unsafe { std::slice::from_raw_parts(self.raw.records, self.raw.count as usize) }
-    }
-
     /// How many records.
     #[inline]
     pub fn len(&self) -> usize {
@@ -183,7 +214,31 @@ impl<'a> Call<'a> {
     #[inline]
     pub fn record(&self, index: usize) -> RecordView<'a> {
         // SAFETY: the records and what they point to live until `handle` returns, which outlasts `'a`.
-        unsafe { RecordView::new(&self.records()[index]) }
+        unsafe { RecordView::new(self.raw_record(index)) }
+    }
+
+    #[inline]
+    fn raw_record(&self, index: usize) -> &'a RawRecord {
+        assert!(
+            index < self.raw.count as usize,
+            "record {index} is not in this call"
+        );
+        // SAFETY: the caller of `handle` passes `count` records at this distance, which live until it returns.
+        unsafe {
+            &*self
+                .raw
+                .records
+                .byte_add(index * self.raw.record_stride as usize)
+        }
+    }
+
+    /// Whether a record may be started: the call was not stopped, and its partition was not revoked since it was delivered.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    #[inline]
+    pub fn may_start(&self, index: usize) -> bool {
+        !self.stopped() && self.raw_record(index).is_admitted()
     }
 
     /// Publishes a record's outcome; the service can read it immediately.
@@ -205,7 +260,7 @@ impl<'a> Call<'a> {
     }
 
     #[inline]
-    fn slot(&self, index: usize) -> &crate::board::OutcomeSlot {
+    fn slot(&self, index: usize) -> &crate::progress::OutcomeSlot {
         assert!(
             index < self.raw.count as usize,
             "record {index} is not in this call"
@@ -214,7 +269,7 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.outcomes.add(index) }
     }
 
-    /// Publishes the index of the current record.
+    /// Publishes the index of the current record: the one to blame if the call hangs.
     #[inline]
     pub fn reached(&self, index: usize) {
         // SAFETY: `progress` lives until `handle` returns.
@@ -244,6 +299,12 @@ impl<'a> Call<'a> {
         (self.raw.timeout_ms != 0).then(|| Duration::from_millis(self.raw.timeout_ms))
     }
 
+    /// Timeout of each record, from when it starts, if limited.
+    pub fn record_timeout(&self) -> Option<Duration> {
+        let timeout_ms = self.raw.record_timeout_ms;
+        (timeout_ms != 0).then(|| Duration::from_millis(timeout_ms))
+    }
+
     /// Serial number of the call within the instance, from 1.
     pub fn serial(&self) -> u64 {
         self.raw.serial
@@ -254,7 +315,7 @@ impl<'a> Call<'a> {
         self.host
     }
 
-    /// Stores a text for an outcome and returns the value for `RawOutcome::detail`.
+    /// Stores a text for an outcome and returns the value for `RawOutcome::detail`; 0 if it has no room.
     pub fn detail(&self, text: &str) -> u32 {
         // SAFETY: `output` is valid until `handle` returns and `self` cannot leave the thread; the text lives for
         // the call.
@@ -263,34 +324,39 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Emits a record for record `index`; `false` if the service refuses it.
+    /// Emits a record for record `index`.
     ///
     /// # Panics
     /// When `index` is out of range.
-    pub fn emit(&self, index: usize, emission: &Emission<'_>) -> bool {
+    pub fn emit(&self, index: usize, emitted: &ProducerRecord<'_>) -> EmitResult {
         assert!(index < self.len(), "record {index} is not in this call");
         let mut flags = 0;
-        if emission.key.is_none() {
+        if emitted.key.is_none() {
             flags |= emit_flag::KEY_NULL;
         }
-        if emission.value.is_none() {
+        if emitted.value.is_none() {
             flags |= emit_flag::VALUE_NULL;
         }
-        if emission.timestamp_ms.is_some() {
+        if emitted.timestamp_ms.is_some() {
             flags |= emit_flag::TIMESTAMP;
         }
         let raw = RawEmit {
+            size: RawEmit::SIZE,
             record: index as u32,
             flags,
-            partition: emission.partition.unwrap_or(-1),
-            reserved: 0,
-            timestamp_ms: emission.timestamp_ms.unwrap_or_default(),
-            topic: RawBytes::of(emission.topic.as_bytes()),
-            key: RawBytes::of(emission.key.unwrap_or_default()),
-            value: RawBytes::of(emission.value.unwrap_or_default()),
-            headers: RawBytes::of(emission.headers),
+            partition: emitted.partition.unwrap_or(-1),
+            timestamp_ms: emitted.timestamp_ms.unwrap_or_default(),
+            topic: RawBytes::of(emitted.topic.as_bytes()),
+            key: RawBytes::of(emitted.key.unwrap_or_default()),
+            value: RawBytes::of(emitted.value.unwrap_or_default()),
+            headers: RawBytes::of(emitted.headers),
         };
         // SAFETY: as in `detail`; everything that `raw` borrows lives for the call.
-        unsafe { (self.host.raw.functions.emit())(self.raw.output, &raw) == status::OK }
+        match unsafe { (self.host.raw.functions.emit())(self.raw.output, Ptr::of(&raw)) } {
+            emit_status::OK => EmitResult::Taken,
+            emit_status::FULL => EmitResult::Full,
+            emit_status::CANCELLED => EmitResult::Cancelled,
+            _ => EmitResult::Denied,
+        }
     }
 }

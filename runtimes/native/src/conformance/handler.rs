@@ -1,11 +1,13 @@
 //! The rules of the contract that concern one handler.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CallStatus, CancelFlag, CreateError, HandlerInfo, HandlerInstance,
-    LoadedPlugin, NotTaken, RawOutcome, outcome_code, outcome_flag,
+    CallOutput, CallRequest, CallStatus, CancelFlag, CreateError, CreateRequest, HandlerInfo,
+    HandlerInstance, InstanceError, LoadedPlugin, NotTaken, PartitionChange, PartitionEvent,
+    RawOutcome, outcome_code, outcome_flag,
 };
 
 use super::{Check, CheckResult, NullServices, records};
@@ -90,23 +92,22 @@ impl Subject {
     }
 
     fn create(&self) -> Result<Box<dyn HandlerInstance>, String> {
-        self.plugin
-            .create(
-                &self.info.name,
-                "conformance-0",
-                &self.config,
-                Arc::new(NullServices),
-            )
-            .map_err(|error| error.to_string())
+        let request = self.request(&self.config);
+        let created = self.plugin.create(request);
+        created.map_err(|error| error.to_string())
+    }
+
+    fn request<'a>(&'a self, config: &'a str) -> CreateRequest<'a> {
+        CreateRequest::new(
+            &self.info.name,
+            "conformance",
+            config,
+            Arc::new(NullServices),
+        )
     }
 
     fn bad_config(&self) -> Result<(), String> {
-        match self.plugin.create(
-            &self.info.name,
-            "conformance-0",
-            "[\"no\", 1]",
-            Arc::new(NullServices),
-        ) {
+        match self.plugin.create(self.request("[\"no\", 1]")) {
             Err(CreateError::Config(reason)) if !reason.is_empty() => Ok(()),
             Err(other) => Err(format!(
                 "expected a config error with a reason, got: {other}"
@@ -200,7 +201,7 @@ impl Subject {
         let mut instance = self.create()?;
         for size in [1, 5, 2, 5] {
             let called = self.call(instance.as_mut(), &records::one_lane()[..size])?;
-            if called.status == CallStatus::Spent {
+            if called.status == CallStatus::Poisoned {
                 return Err("it panics on ordinary records".into());
             }
         }
@@ -215,16 +216,31 @@ impl Subject {
 
     fn lifecycle(&self) -> Result<(), String> {
         let mut instance = self.create()?;
-        instance.assigned("conformance", 3, 1);
+        let event = |change, epoch| PartitionEvent {
+            change,
+            topic: "conformance",
+            partition: 3,
+            epoch,
+            start_offset: (change == PartitionChange::Assigned).then_some(0),
+            deadline: Some(Duration::from_secs(1)),
+        };
+        let failed = |error: InstanceError| format!("it does not follow its partitions: {error}");
+        let first = event(PartitionChange::Assigned, 1);
+        instance.partition(&first).map_err(failed)?;
         self.call(instance.as_mut(), &records::one_lane())?;
-        instance.revoked("conformance", 3, 1);
-        instance.assigned("conformance", 3, 2);
-        instance.revoked("conformance", 3, 2);
-        instance.drain(1000);
+        for (change, epoch) in [
+            (PartitionChange::Revoked, 1),
+            (PartitionChange::Assigned, 1 << 32),
+            (PartitionChange::Lost, 1 << 32),
+        ] {
+            instance.partition(&event(change, epoch)).map_err(failed)?;
+        }
+        let drained = instance.drain(1000);
+        drained.map_err(|error| format!("it is not drained: {error}"))?;
         // A panic in one of them makes the instance unusable, which this call detects.
         let called = self.call(instance.as_mut(), &[])?;
-        if called.status == CallStatus::Spent {
-            return Err("it panics in assigned, revoked or drain".into());
+        if called.status == CallStatus::Poisoned {
+            return Err("it panics when a partition changes, or when it is drained".into());
         }
         Ok(())
     }
@@ -295,6 +311,7 @@ impl Subject {
         let call = CallRequest {
             records: &raw,
             timeout_ms: 30_000,
+            record_timeout_ms: 30_000,
             cancel,
         };
         let status = instance.handle(&call, &mut outcomes, &mut output);
@@ -347,7 +364,12 @@ impl Called {
         if panicked && self.status == CallStatus::Usable {
             return Err("it panicked but reports to be usable".into());
         }
-        match self.output.emits.iter().find(|emit| emit.topic.is_empty()) {
+        match self
+            .output
+            .emits
+            .iter()
+            .find(|emit| emit.to.topic.is_empty())
+        {
             Some(emit) => Err(format!(
                 "it emits without a topic for record {}",
                 emit.record

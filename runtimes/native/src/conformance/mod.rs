@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use sluicegate_runtime::{HandlerRuntime, HostServices, LoadedPlugin, LogLevel, MetricKind};
+use sluicegate_runtime::{
+    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLevel, MetricKind,
+};
 
 use crate::NativeRuntime;
 
@@ -171,12 +173,9 @@ fn described(plugin: &dyn LoadedPlugin) -> Result<(), String> {
 }
 
 fn unknown_is_refused(plugin: &dyn LoadedPlugin) -> Result<(), String> {
-    match plugin.create(
-        "no-such-handler",
-        "conformance",
-        "{}",
-        Arc::new(NullServices),
-    ) {
+    let services = Arc::new(NullServices);
+    let request = CreateRequest::new("no-such-handler", "conformance", "{}", services);
+    match plugin.create(request) {
         Err(sluicegate_runtime::CreateError::Unknown { .. }) => Ok(()),
         Err(other) => Err(format!("it returns another error: {other}")),
         Ok(_) => Err("it builds an instance".into()),

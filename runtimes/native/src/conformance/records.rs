@@ -57,7 +57,7 @@ pub(super) fn unusual() -> Vec<(&'static str, RecordParts)> {
         (
             "a later attempt of a later epoch, at the last offset",
             |r| {
-                (r.attempt, r.epoch, r.offset) = (7, u32::MAX, i64::MAX - 1);
+                (r.attempt, r.epoch, r.offset) = (7, u64::MAX, i64::MAX - 1);
             },
         ),
     ];

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CallStatus, CancelFlag, HandlerInstance, HandlerRuntime, HostServices,
-    LoadedPlugin, LogLevel, MetricKind, RawOutcome,
+    CallOutput, CallRequest, CallStatus, CancelFlag, CreateRequest, HandlerInstance,
+    HandlerRuntime, HostServices, LoadedPlugin, LogLevel, MetricKind, RawOutcome,
 };
 
 /// The library of a workspace package: from the folder `SLUICEGATE_PLUGINS_DIR`, or else built once per test process.
@@ -116,7 +116,12 @@ impl Loaded {
     /// An instance of `handler`.
     pub fn create(&self, handler: &str, config: &str) -> Box<dyn HandlerInstance> {
         self.plugin
-            .create(handler, "test-0", config, Arc::clone(&self.captured) as _)
+            .create(CreateRequest::new(
+                handler,
+                "test-0",
+                config,
+                Arc::clone(&self.captured) as _,
+            ))
             .unwrap_or_else(|error| panic!("{error}"))
     }
 }
@@ -158,6 +163,7 @@ pub fn handle_until(
     let call = CallRequest {
         records: &raw,
         timeout_ms,
+        record_timeout_ms: 0,
         cancel,
     };
     let status = instance.handle(&call, &mut outcomes, &mut output);

@@ -45,7 +45,7 @@ fn finish_to(bench: &mut Bench, topics: impl Fn(i64) -> Vec<&'static str>) {
         }
         for (place, emit) in emits.iter().enumerate() {
             let token = batch.shipment.at(place).unwrap();
-            (bench.emitter).send(&emit.into(), Way::Batched, &bench.inbox, token);
+            (bench.emitter).send(&emit.to, Way::Batched, &bench.inbox, token);
         }
         batch.output.emits = emits;
         batch.outcomes = vec![outcome(ACK); batch.records.len()];
@@ -55,10 +55,7 @@ fn finish_to(bench: &mut Bench, topics: impl Fn(i64) -> Vec<&'static str>) {
 }
 
 fn emit(emits: &mut Emits, record: u32, topic: &str, value: i64) {
-    emits.extend([Emit {
-        value: Some(value.to_string().as_bytes()),
-        ..Emit::to(record, topic)
-    }]);
+    emits.extend([Emit::new(record, topic, Some(value.to_string().as_bytes()))]);
 }
 
 fn outcome(code: u16) -> RawOutcome {
@@ -446,7 +443,7 @@ fn what_a_call_has_emitted_before_an_earlier_record_was_written_again_is_written
     emit(&mut batch.output.emits, 0, "out", 1);
     batch.outcomes = vec![outcome(ACK)];
     let token = batch.shipment.at(0).unwrap();
-    let record = batch.output.emits.get(0).unwrap().into();
+    let record = batch.output.emits.get(0).unwrap().to;
     (bench.emitter).send(&record, Way::Batched, &bench.inbox, token);
     // The call has not ended when its emits are written.
     let refused = |sent: &str, _| (sent == "out 0.0").then_some(FailureKind::Cluster);

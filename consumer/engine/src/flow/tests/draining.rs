@@ -1,6 +1,6 @@
 //! Which records a drain finishes, and which it leaves to the next owner.
 
-use sluicegate_runtime::outcome_flag;
+use sluicegate_runtime::{RawRecord, outcome_flag};
 
 use super::*;
 use crate::status::{ProblemKind, ServiceProblem, WaitsFor};
@@ -45,6 +45,34 @@ fn a_drain_finishes_started_records_and_leaves_the_rest() {
     );
     bench.flow.release(&[bench.slot]);
     assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
+}
+
+#[test]
+fn the_records_of_a_call_are_admitted_until_their_partition_is_fenced() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..2, |_| None);
+    let admitted = |bench: &Bench| {
+        let taken = bench.pools[0].taken.lock().unwrap();
+        let records = taken.iter().flat_map(|batch| &batch.records);
+        records.map(RawRecord::is_admitted).collect::<Vec<_>>()
+    };
+    bench.flow.start_drain(&[bench.slot], 10_000);
+    assert_eq!(
+        admitted(&bench),
+        [true, true],
+        "what has started may finish"
+    );
+    bench.flow.lose(&[bench.slot]);
+    bench.flow.release(&[bench.slot]);
+    assert_eq!(admitted(&bench), [false, false]);
+    bench.slot = bench.flow.assign(NewAssignment::first(at(), 0, 2));
+    assert_eq!(
+        admitted(&bench),
+        [false, false],
+        "those of the next assignment are others"
+    );
+    bench.deliver(0..1, |_| None);
+    assert_eq!(admitted(&bench), [false, false, true]);
 }
 
 #[test]

@@ -52,16 +52,17 @@ impl Bench {
         for mut batch in std::mem::take(&mut *self.pools[0].taken.lock().unwrap()) {
             for (place, record) in batch.records.iter().enumerate() {
                 for i in 0..emits {
-                    batch.output.emits.extend([Emit {
-                        value: Some(format!("{}.{i}", record.offset).as_bytes()),
-                        ..Emit::to(place as u32, "out")
-                    }]);
+                    batch.output.emits.extend([Emit::new(
+                        place as u32,
+                        "out",
+                        Some(format!("{}.{i}", record.offset).as_bytes()),
+                    )]);
                 }
             }
             for (place, emit) in batch.output.emits.iter().enumerate() {
                 let token = batch.shipment.at(place).unwrap();
                 self.emitter
-                    .send(&emit.into(), Way::Batched, &self.inbox, token);
+                    .send(&emit.to, Way::Batched, &self.inbox, token);
             }
             let outcome = RawOutcome {
                 code,

@@ -152,11 +152,7 @@ fn partitions_are_announced_to_running_threads_and_only_if_they_change() {
     let mut table = Table::new(3);
     let one = table.add("one");
     let worker = table.running(&one, 1);
-    let owned = [OwnedPartition {
-        topic: "t".into(),
-        partition: 0,
-        epoch: 1,
-    }];
+    let owned = [OwnedPartition::new("t", 0, 1)];
     let inbox = Arc::clone(&table.inbox);
     for _ in 0..2 {
         table.step(Event::Owned(&one, &inbox, &owned));

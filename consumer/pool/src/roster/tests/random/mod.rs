@@ -257,11 +257,7 @@ impl Model {
 
     fn own(&mut self) {
         if let Some(member) = self.any_member() {
-            let owned = [OwnedPartition {
-                topic: "t".into(),
-                partition: self.random.below(3) as i32,
-                epoch: 1,
-            }];
+            let owned = [OwnedPartition::new("t", self.random.below(3) as i32, 1)];
             let inbox = Arc::clone(&self.inboxes[0].0);
             self.step(Event::Owned(&member, &inbox, &owned));
         }

@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use abi_stable::StableAbi;
-
 use crate::record::RawOutcome;
 
 /// A [`RawOutcome`] that one thread writes and others may read at any time.
@@ -15,7 +13,7 @@ use crate::record::RawOutcome;
 /// The first word contains the code and is stored last, with release ordering: a reader that sees a code sees the whole
 /// outcome.
 #[repr(C)]
-#[derive(Debug, Default, StableAbi)]
+#[derive(Debug, Default)]
 pub struct OutcomeSlot {
     head: AtomicU64,
     arg: AtomicU64,
@@ -104,14 +102,14 @@ impl CancelFlag {
 
 /// The shared memory of one instance's calls.
 #[derive(Debug)]
-pub struct Board {
+pub struct SharedProgress {
     slots: Box<[OutcomeSlot]>,
     count: AtomicU32,
     progress: AtomicU32,
     serial: AtomicU64,
 }
 
-impl Board {
+impl SharedProgress {
     /// Memory for calls of up to `records` records.
     #[must_use]
     pub fn new(records: usize) -> Self {
@@ -132,7 +130,7 @@ impl Board {
     /// Opens call `serial` (not 0) with `records` records, all `NOT_RUN`.
     ///
     /// # Panics
-    /// When `records` exceeds [`Board::capacity`].
+    /// When `records` exceeds [`SharedProgress::capacity`].
     pub fn open(&self, serial: u64, records: usize) {
         for slot in &self.slots[..records] {
             slot.clear();
