@@ -12,8 +12,8 @@ use sluicegate_config::HandlerSpec;
 use sluicegate_engine::emit::Emitter;
 use sluicegate_pool::pool::relock;
 use sluicegate_pool::{
-    CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, ProbeError, RestartPolicy, ThreadPool,
-    ThreadPoolSettings,
+    CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, HungThreads, ProbeError,
+    RestartPolicy, ThreadPool, ThreadPoolSettings,
 };
 use sluicegate_runtime::LoadError;
 
@@ -31,6 +31,9 @@ pub(super) struct GenerationBuilder {
     cache: PathBuf,
     create_timeout: Duration,
     health_interval: Duration,
+    health_timeout: Duration,
+    /// The abandoned threads of all thread pools.
+    hung: HungThreads,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
     provenance: bool,
@@ -142,6 +145,8 @@ impl GenerationBuilder {
             cache: settings.cache,
             create_timeout: settings.create_timeout,
             health_interval: settings.health_interval,
+            health_timeout: settings.health_timeout,
+            hung: HungThreads::default(),
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
             provenance: settings.provenance,
@@ -313,6 +318,8 @@ impl GenerationBuilder {
             create_timeout: self.create_timeout,
             drain_timeout: self.drain_timeout,
             health_interval: self.health_interval,
+            health_timeout: self.health_timeout,
+            hung: self.hung.clone(),
         };
         let Some(pool) = &job.spec.pool else {
             return ThreadPool::new(settings(&job.spec.name), &self.watchdog).join_first(setup);

@@ -19,6 +19,8 @@ pub struct RegistrySettings {
     pub create_timeout: Duration,
     /// Interval of the health checks.
     pub health_interval: Duration,
+    /// Timeout of a health check.
+    pub health_timeout: Duration,
     /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
     pub drain_timeout: Duration,
     /// The supported plugin runtimes.

@@ -68,6 +68,7 @@ impl Service {
             allow_unsigned: true,
             create_timeout: DEADLINE,
             health_interval: Duration::from_millis(50),
+            health_timeout: Duration::from_secs(20),
             drain_timeout: DEADLINE,
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,

@@ -37,7 +37,7 @@ pub use error::{ConfigNotTaken, ProbeError};
 pub use member::{HandlerSetup, Release};
 pub use pool::{HandlerPool, ReleaseWatch};
 pub use restart::RestartPolicy;
-pub use settings::ThreadPoolSettings;
+pub use settings::{HungThreads, ThreadPoolSettings};
 pub use stats::{HandlerCounts, HandlerStats};
 pub use thread_pool::ThreadPool;
 pub use watchdog::CallWatchdog;

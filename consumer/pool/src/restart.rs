@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 /// Delay after the second failure in a row (the first rebuild is immediate); doubled from there on.
 const INITIAL_DELAY: Duration = Duration::from_millis(10);
-/// Upper bound of the delay.
+/// Upper bound of the delay after an instance has failed.
 const MAX_DELAY: Duration = Duration::from_secs(5);
+/// Upper bound of the delay after an instance could not be built: what it needs is away, and each attempt may wait for it.
+const MAX_CREATION_DELAY: Duration = Duration::from_secs(30);
 
 /// When a handler whose instances keep failing is tripped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ impl Default for RestartPolicy {
             restart_window: Duration::from_secs(60),
         }
     }
+}
+
+/// How an instance failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It panicked, or broke the contract: too many of these trip the handler.
+    Poisoned,
+    /// It could not be built. An outage of what it needs must not trip the handler, however long it lasts.
+    NotCreated,
 }
 
 /// Reaction to a failure.
@@ -50,8 +61,17 @@ impl RestartBackoff {
         self.streak = 0;
     }
 
-    /// Records that an instance failed or could not be built.
-    pub(crate) fn record_failure(&mut self, now: Instant, policy: &RestartPolicy) -> AfterFailure {
+    /// Records a failure.
+    pub(crate) fn record_failure(
+        &mut self,
+        failure: Failure,
+        now: Instant,
+        policy: &RestartPolicy,
+    ) -> AfterFailure {
+        let max_delay = match failure {
+            Failure::Poisoned => MAX_DELAY,
+            Failure::NotCreated => MAX_CREATION_DELAY,
+        };
         while self
             .failures
             .front()
@@ -59,7 +79,9 @@ impl RestartBackoff {
         {
             self.failures.pop_front();
         }
-        self.failures.push_back(now);
+        if failure == Failure::Poisoned {
+            self.failures.push_back(now);
+        }
         self.streak = self.streak.saturating_add(1);
         if self.failures.len() > policy.max_restarts as usize {
             return AfterFailure::Trip;
@@ -68,7 +90,7 @@ impl RestartBackoff {
             1 => return AfterFailure::Rebuild(Duration::ZERO),
             streak => (streak - 2).min(16),
         };
-        AfterFailure::Rebuild((INITIAL_DELAY * (1 << doublings)).min(MAX_DELAY))
+        AfterFailure::Rebuild((INITIAL_DELAY * (1 << doublings)).min(max_delay))
     }
 }
 
@@ -85,7 +107,7 @@ mod tests {
     fn delays_grow_and_one_failure_over_the_limit_trips() {
         let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
         let seen: Vec<_> = (0..4)
-            .map(|_| backoff.record_failure(now, &POLICY))
+            .map(|_| backoff.record_failure(Failure::Poisoned, now, &POLICY))
             .collect();
         let wait = |ms| AfterFailure::Rebuild(Duration::from_millis(ms));
         assert_eq!(seen, [wait(0), wait(10), wait(20), AfterFailure::Trip]);
@@ -96,7 +118,7 @@ mod tests {
         let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
         for _ in 0..100 {
             assert_eq!(
-                backoff.record_failure(now, &POLICY),
+                backoff.record_failure(Failure::Poisoned, now, &POLICY),
                 AfterFailure::Rebuild(Duration::ZERO)
             );
             backoff.clear();
@@ -107,11 +129,25 @@ mod tests {
     fn failures_outside_the_window_do_not_trip_and_delays_stay_bounded() {
         let (mut backoff, start) = (RestartBackoff::default(), Instant::now());
         for minute in 0..40u32 {
-            let after = backoff.record_failure(start + Duration::from_secs(61) * minute, &POLICY);
+            let now = start + Duration::from_secs(61) * minute;
+            let after = backoff.record_failure(Failure::Poisoned, now, &POLICY);
             let AfterFailure::Rebuild(wait) = after else {
                 panic!("tripped by failures a minute apart");
             };
             assert!(wait <= MAX_DELAY);
         }
+    }
+
+    #[test]
+    fn creations_that_fail_never_trip_and_their_delay_grows_to_half_a_minute() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
+        let mut fails = |failure| backoff.record_failure(failure, now, &POLICY);
+        let delays: Vec<_> = (0..1_000).map(|_| fails(Failure::NotCreated)).collect();
+        let wait = |ms| AfterFailure::Rebuild(Duration::from_millis(ms));
+        assert_eq!(delays[..4], [wait(0), wait(10), wait(20), wait(40)]);
+        assert_eq!(delays.last(), Some(&wait(30_000)));
+        // What panics still counts.
+        let after: Vec<_> = (0..4).map(|_| fails(Failure::Poisoned)).collect();
+        assert_eq!(after[2..], [wait(5_000), AfterFailure::Trip]);
     }
 }

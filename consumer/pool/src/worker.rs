@@ -28,13 +28,18 @@ pub(crate) fn spawn(threads: Arc<ThreadPool>, id: WorkerId) -> std::io::Result<(
     let name = thread_name(&threads.settings.name, threads.settings.generation, id.slot);
     // The join handle is dropped: the thread pool counts its threads, and one that hangs must not be joined.
     std::thread::Builder::new().name(name).spawn(move || {
-        Worker {
+        let worker = Worker {
             threads,
             id,
             built: HashMap::new(),
             to_rebuild: HashSet::new(),
+        };
+        // Panics of plugins are caught where they are called. One that arrives here would take a slot and its batch with it, so that
+        // lanes and partitions wait for ever: an invariant is broken (G13).
+        if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+            tracing::error!("a worker thread panicked outside of its handler; the process ends");
+            std::process::abort();
         }
-        .run();
     })?;
     Ok(())
 }
@@ -310,7 +315,11 @@ impl Worker {
     fn check_health(&mut self, missing: &[Arc<PoolMember>]) -> bool {
         let members = self.built.values().map(|built| Arc::clone(&built.member));
         for member in members.collect::<Vec<_>>() {
-            if !self.report(Report::LifecycleCall(&member)) || !self.check_instance(&member) {
+            // Each check of a handler whose threads hang would cost another one.
+            if member.is_tripped() {
+                continue;
+            }
+            if !self.report(Report::HealthCheck(&member)) || !self.check_instance(&member) {
                 return false;
             }
         }

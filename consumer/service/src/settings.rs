@@ -19,6 +19,8 @@ use crate::pump::{JoinGate, Probe, PumpSettings};
 
 /// Interval between two health checks of an instance.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Timeout of a health check: its worker handles no records meanwhile.
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time to create and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -72,6 +74,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
         allow_unsigned: config.plugins.allow_unsigned,
         create_timeout: CREATE_TIMEOUT,
         health_interval: HEALTH_CHECK_INTERVAL,
+        health_timeout: HEALTH_CHECK_TIMEOUT,
         drain_timeout: config.processing.drain_timeout,
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,

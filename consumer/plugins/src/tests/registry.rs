@@ -112,6 +112,7 @@ impl RegistryHarness {
             allow_unsigned,
             create_timeout: Duration::from_millis(300),
             health_interval: Duration::from_millis(50),
+            health_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(20),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),

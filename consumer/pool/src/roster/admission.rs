@@ -31,7 +31,7 @@ impl Roster {
         let Some(choice) = self.choose_queue(member.id, batch.worker) else {
             match self.members.get_mut(&member.id) {
                 // It has no room until it is reset, so notices of room would only cause useless retries.
-                Some(state) if state.tripped => state.wait_for_reset(reply_to),
+                Some(state) if state.tripped.is_some() => state.wait_for_reset(reply_to),
                 _ => self.add_waiting(reply_to),
             }
             return Err(batch);
@@ -59,7 +59,7 @@ impl Roster {
 
     /// The queue that a batch may wait in; `None` refuses it.
     fn choose_queue(&mut self, member: MemberId, worker: Option<u32>) -> Option<QueueChoice> {
-        if self.members.get(&member).is_none_or(|state| state.tripped) {
+        if (self.members.get(&member)).is_none_or(|state| state.tripped.is_some()) {
             return None;
         }
         if let Some(worker) = worker {
@@ -128,7 +128,7 @@ impl Roster {
     pub(super) fn reset(&mut self, member: &Arc<PoolMember>, effects: &mut Effects) {
         self.backoffs.end(member.id);
         if let Some(state) = self.members.get_mut(&member.id) {
-            state.tripped = false;
+            state.tripped = None;
             state.backoff.clear();
             let waiting = std::mem::take(&mut state.waiting_for_reset);
             effects.push(Effect::Untripped(Arc::clone(member)));

@@ -88,6 +88,10 @@ impl Effects {
         }
     }
 
+    pub(super) fn extend(&mut self, effects: impl IntoIterator<Item = Effect>) {
+        effects.into_iter().for_each(|effect| self.push(effect));
+    }
+
     /// Takes the next one.
     pub(crate) fn pop(&mut self) -> Option<Effect> {
         self.publications

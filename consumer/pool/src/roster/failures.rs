@@ -3,20 +3,21 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Effect, Effects, Roster, WorkItem, WorkerId};
 use crate::error::ProbeError;
 use crate::member::{MemberId, PoolMember};
-use crate::restart::AfterFailure;
+use crate::restart::{AfterFailure, Failure};
 use crate::roster::slot::{Phase, WorkerCommand};
+use crate::roster::state::TrippedBy;
 
 impl Roster {
     /// An instance at a slot failed or could not be built: its member backs off there, or is tripped.
     pub(super) fn instance_failed(
         &mut self,
-        at: usize,
-        member: &Arc<PoolMember>,
+        (at, member): (usize, &Arc<PoolMember>),
+        failure: Failure,
         why: &str,
         now: Instant,
         effects: &mut Effects,
@@ -25,31 +26,61 @@ impl Roster {
             return;
         };
         let policy = &member.setup.restart;
-        match state.backoff.record_failure(now, policy) {
-            AfterFailure::Rebuild(Duration::ZERO) => {}
-            AfterFailure::Rebuild(wait) => {
-                self.backoffs.start(at, member.id, now + wait);
-                send_back_from(&mut self.slots[at].bound, member.id, effects);
-                if self.backoffs.at_all(self.slots.len(), member.id) {
-                    self.fair.withdraw(member.id);
-                    send_back_from(&mut self.queue, member.id, effects);
-                }
-            }
+        match state.backoff.record_failure(failure, now, policy) {
+            AfterFailure::Rebuild(wait) => self.back_off(at, member.id, now + wait, now, effects),
             AfterFailure::Trip => {
                 let failures = u64::from(policy.max_restarts) + 1;
                 let why = format!(
                     "instances failed {failures} times within {:?} without an acknowledged record in between; last failure: {why}",
                     policy.restart_window
                 );
-                self.trip(member, why, effects);
+                self.trip(member, TrippedBy::Failures, why, effects);
             }
         }
     }
 
+    /// The instance of a member at a slot could not be built: it is unhealthy until one is, and backs off.
+    pub(super) fn not_created(
+        &mut self,
+        at: usize,
+        member: &Arc<PoolMember>,
+        why: String,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        self.instance_failed((at, member), Failure::NotCreated, &why, now, effects);
+        self.health_checked(at, member, Some(why), now, effects);
+    }
+
+    fn back_off(
+        &mut self,
+        at: usize,
+        member: MemberId,
+        until: Instant,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        if until <= now {
+            return;
+        }
+        self.backoffs.start(at, member, until);
+        send_back_from(&mut self.slots[at].bound, member, effects);
+        if self.backoffs.at_all(self.slots.len(), member) {
+            self.fair.withdraw(member);
+            send_back_from(&mut self.queue, member, effects);
+        }
+    }
+
     /// Trips the member: it takes no batch until it is reset.
-    pub(super) fn trip(&mut self, member: &Arc<PoolMember>, why: String, effects: &mut Effects) {
+    pub(super) fn trip(
+        &mut self,
+        member: &Arc<PoolMember>,
+        by: TrippedBy,
+        why: String,
+        effects: &mut Effects,
+    ) {
         if let Some(state) = self.members.get_mut(&member.id) {
-            state.tripped = true;
+            state.tripped = Some(by);
             effects.push(Effect::Tripped(Arc::clone(member), why));
         }
         self.fair.withdraw(member.id);
@@ -59,7 +90,7 @@ impl Roster {
     }
 
     /// The thread could not be started: the slot's own queue returns, and the shared queue too if no thread remains. The
-    /// handlers of these batches are tripped: no instance of theirs can be built.
+    /// handlers of these batches are unhealthy and back off there: what the operating system lacks may be there again later.
     pub(super) fn thread_not_started(
         &mut self,
         worker: WorkerId,
@@ -93,13 +124,9 @@ impl Roster {
         for item in items {
             let member = Arc::clone(&item.member);
             effects.push(Effect::NotRun(item));
-            if self
-                .members
-                .get(&member.id)
-                .is_some_and(|state| !state.tripped)
-            {
-                self.trip(&member, why.clone(), effects);
-            }
+            let until = self.slots[worker.slot].start_due().unwrap_or(now);
+            self.back_off(worker.slot, member.id, until, now, effects);
+            self.health_checked(worker.slot, &member, Some(why.clone()), now, effects);
         }
         if self.closing {
             effects.push(Effect::ThreadEnded);

@@ -14,7 +14,8 @@ impl Roster {
     /// The members that are unhealthy at a slot and do not back off there.
     pub(crate) fn unhealthy_at(&self, at: usize) -> Vec<Arc<PoolMember>> {
         let unhealthy = self.members.values().filter(|state| {
-            state.unhealthy.contains_key(&at) && !self.backoffs.at(at, state.member.id)
+            let backs_off = self.backoffs.at(at, state.member.id);
+            state.unhealthy.contains_key(&at) && state.tripped.is_none() && !backs_off
         });
         unhealthy.map(|state| Arc::clone(&state.member)).collect()
     }
@@ -85,6 +86,6 @@ impl Roster {
 
     fn is_unhealthy_at(&self, at: usize) -> bool {
         let mut members = self.members.values();
-        members.any(|state| state.unhealthy.contains_key(&at))
+        members.any(|state| state.unhealthy.contains_key(&at) && state.tripped.is_none())
     }
 }

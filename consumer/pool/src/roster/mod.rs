@@ -123,6 +123,8 @@ pub(crate) enum Report<'a> {
     },
     /// A lifecycle call begins, which may hang.
     LifecycleCall(&'a Arc<PoolMember>),
+    /// As `LifecycleCall`, of a health check.
+    HealthCheck(&'a Arc<PoolMember>),
     /// Result of a health check; `None`: the instance is healthy.
     HealthChecked(&'a Arc<PoolMember>, Option<String>),
     /// Result of a probe.
@@ -171,9 +173,7 @@ impl Roster {
             Event::ThreadNotStarted(worker, error) => {
                 self.thread_not_started(worker, error, now, effects);
             }
-            Event::AbandonedThreadEnded(worker) => {
-                self.abandoned.remove(&worker);
-            }
+            Event::AbandonedThreadEnded(worker) => self.abandoned_ended(worker, effects),
         }
     }
 

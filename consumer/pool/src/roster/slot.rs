@@ -46,6 +46,11 @@ impl WorkerSlot {
         self.start_due = Some(now + interval * (1 << doublings));
     }
 
+    /// When its thread may be started again, if it could not be.
+    pub(super) fn start_due(&self) -> Option<Instant> {
+        self.start_due
+    }
+
     /// Whether a health check may start its thread.
     pub(super) fn may_start(&self, now: Instant) -> bool {
         self.start_due.is_none_or(|due| due <= now)
@@ -77,13 +82,23 @@ pub(crate) enum Phase {
     Calling(Call),
     /// Delivers emits and outcomes; runs no plugin code.
     Finishing,
-    /// Runs a lifecycle call on an instance (health check, drain, drop, partition or config change). `leaving`: the
-    /// handler's release waits for it.
+    /// Runs a lifecycle call on an instance (health check, drain, drop, partition or config change).
     LifecycleCall {
         since: Instant,
         member: Arc<PoolMember>,
-        leaving: bool,
+        call: Lifecycle,
     },
+}
+
+/// A lifecycle call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifecycle {
+    /// A health check.
+    Health,
+    /// The handler's release waits for it.
+    Leave,
+    /// Another one.
+    Other,
 }
 
 impl Phase {
@@ -96,11 +111,11 @@ impl Phase {
         }
     }
 
-    pub(super) fn lifecycle_call(member: &Arc<PoolMember>, leaving: bool, now: Instant) -> Self {
+    pub(super) fn lifecycle_call(member: &Arc<PoolMember>, call: Lifecycle, now: Instant) -> Self {
         Self::LifecycleCall {
             since: now,
             member: Arc::clone(member),
-            leaving,
+            call,
         }
     }
 }

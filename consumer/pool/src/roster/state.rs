@@ -17,7 +17,7 @@ pub(crate) struct MemberState {
     pub(super) member: Arc<PoolMember>,
     pub(super) config: Config,
     pub(super) backoff: RestartBackoff,
-    pub(super) tripped: bool,
+    pub(super) tripped: Option<TrippedBy>,
     /// Inboxes refused since it was tripped.
     pub(super) waiting_for_reset: Vec<Weak<Inbox>>,
     /// Unhealthy instances, by slot.
@@ -45,7 +45,7 @@ impl MemberState {
             member: Arc::clone(member),
             config: Config::first(&member.setup),
             backoff: RestartBackoff::default(),
-            tripped: false,
+            tripped: None,
             waiting_for_reset: Vec::new(),
             unhealthy: BTreeMap::new(),
             owned: Vec::new(),
@@ -117,14 +117,21 @@ impl MemberState {
     }
 }
 
+/// What tripped a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrippedBy {
+    /// Its instances failed: until it is reset.
+    Failures,
+    /// Its threads hang: until enough of them have returned, or it is reset.
+    Hangs,
+}
+
 /// An abandoned thread that still hangs.
 pub(super) struct AbandonedThread {
     /// The member that it hangs in.
     pub(super) member: MemberId,
     /// The members of the pool at that time: each may have an instance on the thread.
     pub(super) present: Vec<MemberId>,
-    /// It hangs in a call, and not in a lifecycle call or a creation.
-    pub(super) in_call: bool,
 }
 
 /// Progress of a member's release from its thread pool.

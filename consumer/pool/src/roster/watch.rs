@@ -4,7 +4,7 @@
 //!  current record changes ─► time restarts
 //!  timeout ─► cancel flag set ─► grace: a tenth of the timeout, at most 1 s ─► still the same record ─► abandon:
 //!               TimedOut to the pump, with the outcomes so far · another thread for the slot · quarantined + 1
-//!  4 × workers of one handler hang at once ─► tripped: each hung call costs a thread until the process exits
+//!  4 × workers of one handler hang at once, in calls or anything else ─► tripped: each costs a thread until it returns
 //! ```
 //!
 //! The timeout is measured per record and not per call, because the number of records per call is chosen at run time;
@@ -19,12 +19,15 @@ use sluicegate_runtime::RawOutcome;
 
 use super::{Effect, Effects, HungIn, Roster, WorkerId};
 use crate::error::ProbeError;
+use crate::member::{MemberId, PoolMember};
+use crate::restart::Failure;
 use crate::roster::call::{Call, CallCheck};
-use crate::roster::slot::{Phase, WorkerCommand};
-use crate::roster::state::{AbandonedThread, MemberState};
+use crate::roster::slot::{Lifecycle, Phase, WorkerCommand};
+use crate::roster::state::{AbandonedThread, MemberState, TrippedBy};
+use crate::settings::HungThreads;
 
-/// Hung calls of one handler, per worker, at which it is tripped; each of them blocks a thread for good.
-const MAX_HUNG_CALLS_PER_WORKER: usize = 4;
+/// Hung threads of one handler, per worker, at which it is tripped.
+const MAX_HUNG_PER_WORKER: usize = 4;
 
 impl Roster {
     /// Checks every slot once.
@@ -42,8 +45,12 @@ impl Roster {
                         self.abandon(at, Vec::new(), now, effects);
                     }
                 }
-                Phase::LifecycleCall { since, .. } => {
-                    if now.saturating_duration_since(*since) >= self.settings.drain_timeout {
+                Phase::LifecycleCall { since, call, .. } => {
+                    let timeout = match call {
+                        Lifecycle::Health => self.settings.health_timeout,
+                        Lifecycle::Leave | Lifecycle::Other => self.settings.drain_timeout,
+                    };
+                    if now.saturating_duration_since(*since) >= timeout {
                         self.abandon(at, Vec::new(), now, effects);
                     }
                 }
@@ -88,25 +95,33 @@ impl Roster {
             let abandoned = AbandonedThread {
                 member: member.id,
                 present: self.members.keys().copied().collect(),
-                in_call: matches!(phase, Phase::Calling(_)),
             };
             self.abandoned.insert(thread, abandoned);
+            self.settings.hung.add();
         }
+        let member = phase.member().cloned();
         match phase {
             Phase::Idle | Phase::Finishing => {}
             Phase::Calling(call) => self.call_abandoned(at, call, completed, effects),
             creating @ Phase::Creating { .. } => {
                 self.creation_abandoned(at, creating, now, effects);
             }
-            Phase::LifecycleCall {
-                member, leaving, ..
-            } => {
+            Phase::LifecycleCall { member, call, .. } => {
                 let hung_in = HungIn::LifecycleCall;
                 effects.push(Effect::Abandoned(Arc::clone(&member), at, hung_in));
-                if leaving {
-                    self.worker_released(&member, true, effects);
+                match call {
+                    Lifecycle::Leave => self.worker_released(&member, true, effects),
+                    Lifecycle::Health => {
+                        let timeout = self.settings.health_timeout;
+                        let why = format!("the health check timed out after {timeout:?}");
+                        self.health_checked(at, &member, Some(why), now, effects);
+                    }
+                    Lifecycle::Other => {}
                 }
             }
+        }
+        if let Some(member) = member {
+            self.trip_if_hung(&member, effects);
         }
         self.notify_waiting(effects);
         match self.closing {
@@ -142,16 +157,49 @@ impl Roster {
             HungIn::Call(timeout),
         ));
         effects.push(Effect::TimedOut(call.timed_out(completed)));
-        let bound = MAX_HUNG_CALLS_PER_WORKER * self.slots.len();
-        let hangs_in_it = |thread: &&AbandonedThread| thread.in_call && thread.member == member.id;
-        let hung = self.abandoned.values().filter(hangs_in_it).count();
-        if hung >= bound {
-            let why = format!(
-                "too many hung calls: {bound} threads are stuck in this handler until the process exits; fix what they wait for, \
-                 then run `sluicegate handlers restart {}`",
-                member.setup.name
-            );
-            self.trip(&member, why, effects);
+    }
+
+    /// Trips a member of which too many threads hang, or the first one if too many hang in the process.
+    fn trip_if_hung(&mut self, member: &Arc<PoolMember>, effects: &mut Effects) {
+        let bound = MAX_HUNG_PER_WORKER * self.slots.len();
+        let (hung, in_process) = (self.hung(member.id), self.settings.hung.count());
+        let is_tripped = |state: &MemberState| state.tripped.is_some();
+        if self.members.get(&member.id).is_none_or(is_tripped)
+            || (hung < bound && in_process < HungThreads::MAX)
+        {
+            return;
+        }
+        let why = format!(
+            "too many hung threads: {hung} of this handler's and {in_process} in this process are stuck in calls, creations, health checks or \
+             other lifecycle calls of handlers; fix what they wait for, then run `sluicegate handlers restart {}`",
+            member.setup.name
+        );
+        self.trip(member, TrippedBy::Hangs, why, effects);
+    }
+
+    /// Number of threads that hang in the member's code.
+    fn hung(&self, member: MemberId) -> usize {
+        let hung = self.abandoned.values();
+        hung.filter(|thread| thread.member == member).count()
+    }
+
+    /// An abandoned thread has returned after all: its place is free again. A member that was tripped by its hung threads runs again
+    /// once most of them have returned.
+    pub(super) fn abandoned_ended(&mut self, worker: WorkerId, effects: &mut Effects) {
+        let Some(ended) = self.abandoned.remove(&worker) else {
+            return;
+        };
+        self.settings.hung.remove(1);
+        let bound = MAX_HUNG_PER_WORKER * self.slots.len();
+        let Some(state) = self.members.get(&ended.member) else {
+            return;
+        };
+        if state.tripped == Some(TrippedBy::Hangs)
+            && self.hung(ended.member) <= bound / 2
+            && self.settings.hung.count() < HungThreads::MAX
+        {
+            let member = Arc::clone(&state.member);
+            self.reset(&member, effects);
         }
     }
 
@@ -168,16 +216,14 @@ impl Roster {
         let error = ProbeError::Abandoned(self.settings.create_timeout);
         let why = error.to_string();
         effects.push(Effect::Abandoned(Arc::clone(&member), at, HungIn::Creation));
-        let unhealthy = |state: &MemberState| state.unhealthy.contains_key(&at);
-        match (reply, item) {
-            (Some(reply), _) => effects.push(Effect::Answer(reply, Err(error))),
-            (None, Some(item)) => effects.push(Effect::NotRun(item)),
-            // Built by a health check, or for a batch that was recalled.
-            (None, None) if self.members.get(&member.id).is_some_and(unhealthy) => {
+        match reply {
+            Some(reply) => effects.push(Effect::Answer(reply, Err(error))),
+            // Without a batch it was built by a health check, or the batch was recalled.
+            None => {
+                effects.extend(item.map(Effect::NotRun));
                 self.health_checked(at, &member, Some(why.clone()), now, effects);
             }
-            (None, None) => {}
         }
-        self.instance_failed(at, &member, &why, now, effects);
+        self.instance_failed((at, &member), Failure::NotCreated, &why, now, effects);
     }
 }

@@ -9,8 +9,9 @@ use sluicegate_runtime::CallMonitor;
 
 use super::{Created, Effect, Effects, Next, Probe, Report, Roster, Task, WorkItem, WorkerId};
 use crate::member::MemberId;
+use crate::restart::Failure;
 use crate::roster::call::Call;
-use crate::roster::slot::{Phase, ProbeCommand, WorkerCommand};
+use crate::roster::slot::{Lifecycle, Phase, ProbeCommand, WorkerCommand};
 
 /// The monitor of a thread's instance of a member, if it has one.
 pub(crate) type MonitorOf<'a> = &'a dyn Fn(MemberId) -> Option<Arc<dyn CallMonitor>>;
@@ -84,11 +85,11 @@ impl Roster {
     ) -> Task {
         let (phase, task) = match command {
             WorkerCommand::Leave(member) => (
-                Phase::lifecycle_call(&member, true, now),
+                Phase::lifecycle_call(&member, Lifecycle::Leave, now),
                 Task::Leave(member),
             ),
             WorkerCommand::NotifyChange(member) => (
-                Phase::lifecycle_call(&member, false, now),
+                Phase::lifecycle_call(&member, Lifecycle::Other, now),
                 Task::NotifyChange(member),
             ),
             WorkerCommand::CheckHealth => {
@@ -171,7 +172,10 @@ impl Roster {
         };
         match report {
             Report::LifecycleCall(member) => {
-                slot.phase = Phase::lifecycle_call(member, false, now);
+                slot.phase = Phase::lifecycle_call(member, Lifecycle::Other, now);
+            }
+            Report::HealthCheck(member) => {
+                slot.phase = Phase::lifecycle_call(member, Lifecycle::Health, now);
             }
             Report::HealthChecked(member, why) => {
                 self.health_checked(worker.slot, member, why, now, effects);
@@ -185,7 +189,7 @@ impl Roster {
                 }
                 let why = error.to_string();
                 effects.push(Effect::Failed(Arc::clone(member), why.clone()));
-                self.instance_failed(worker.slot, member, &why, now, effects);
+                self.not_created(worker.slot, member, why, now, effects);
             }
             Report::CallEnded {
                 member,
@@ -197,7 +201,8 @@ impl Roster {
                     state.backoff.clear();
                 }
                 if let Some(why) = poisoned {
-                    self.instance_failed(worker.slot, member, why, now, effects);
+                    let failure = Failure::Poisoned;
+                    self.instance_failed((worker.slot, member), failure, why, now, effects);
                 }
             }
             Report::Probed(probe, result) => {

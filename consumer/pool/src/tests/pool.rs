@@ -18,6 +18,7 @@ use crate::member::{HandlerSetup, Release};
 use crate::pool::HandlerPool;
 use crate::restart::RestartPolicy;
 use crate::roster::WorkerId;
+use crate::settings::HungThreads;
 use crate::settings::ThreadPoolSettings;
 use crate::stats::HandlerStats;
 use crate::thread_pool::ThreadPool;
@@ -103,6 +104,8 @@ fn settings(workers: u32, create_timeout: Duration) -> ThreadPoolSettings {
         create_timeout,
         drain_timeout: Duration::from_secs(20),
         health_interval: Duration::from_millis(50),
+        health_timeout: Duration::from_secs(20),
+        hung: HungThreads::default(),
     }
 }
 

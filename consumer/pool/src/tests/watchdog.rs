@@ -226,7 +226,7 @@ fn too_many_hung_calls_trip_only_their_own_handler() {
     }
     assert_eq!(bad.state(), PoolState::Failed);
     let why = bad.failure().unwrap();
-    for said in ["too many hung calls", "`sluicegate handlers restart one`"] {
+    for said in ["too many hung threads", "`sluicegate handlers restart one`"] {
         assert!(why.contains(said), "{why}");
     }
     assert!(bad.submit(batch(9, &[2]), &replies.inbox).is_err());

@@ -15,7 +15,11 @@ fn a_batch_whose_instance_cannot_be_built_returns_and_the_member_backs_off_from_
     assert!(table.report(worker, Report::NotCreated(&one, &error)));
     assert_eq!(
         table.effects(),
-        [format!("failed {error}").as_str(), "not run 1"]
+        [
+            format!("failed {error}").as_str(),
+            &format!("unhealthy 0 {error}"),
+            "not run 1"
+        ]
     );
     assert!(table.submit(&one, 2), "the first rebuild is immediate");
     assert_eq!(table.next(worker), "create one with {}");
@@ -23,7 +27,7 @@ fn a_batch_whose_instance_cannot_be_built_returns_and_the_member_backs_off_from_
     table.effects();
     assert!(table.report(worker, Report::NotCreated(&one, &error)));
     assert_eq!(
-        table.effects()[1..],
+        table.effects()[2..],
         ["not run 2", "not run 3"],
         "no other worker can run it"
     );
@@ -137,7 +141,7 @@ fn progress_ends_the_count_of_failures() {
 }
 
 #[test]
-fn without_any_thread_all_batches_return_and_their_members_trip() {
+fn without_any_thread_all_batches_return_and_their_members_back_off() {
     let mut table = Table::new(2);
     let (one, two) = (table.add("one"), table.add("two"));
     assert!(table.submit(&one, 1));
@@ -146,7 +150,8 @@ fn without_any_thread_all_batches_return_and_their_members_trip() {
     let error = || io::ErrorKind::WouldBlock.into();
     table.step(Event::ThreadNotStarted(thread(0, 1), error()));
     let effects = table.effects()[1..].to_vec();
-    assert_eq!(effects.first().map(String::as_str), Some("tripped one"));
+    let why = "unhealthy 0 cannot start a worker thread: operation would block";
+    assert_eq!(effects.first().map(String::as_str), Some(why));
     assert!(effects.contains(&"not run 1".to_owned()), "{effects:?}");
     assert!(matches!(
         answer.try_recv(),
@@ -155,8 +160,17 @@ fn without_any_thread_all_batches_return_and_their_members_trip() {
     // The event of a thread that holds no slot any more has no effect.
     table.step(Event::ThreadNotStarted(thread(0, 1), error()));
     assert_eq!(table.effects(), [""; 0]);
-    assert!(table.submit(&two, 2), "only handlers with batches trip");
-    assert_eq!(table.effects(), ["spawn 0/2"], "submissions try again");
+    assert!(table.submit(&two, 2), "only handlers with batches back off");
+    assert_eq!(table.effects(), ["spawn 0/2"]);
+    assert!(table.submit(&one, 3), "at that slot");
+    assert_eq!(table.effects(), ["spawn 1/3"]);
+    for worker in [thread(0, 2), thread(1, 3)] {
+        table.step(Event::ThreadNotStarted(worker, error()));
+    }
+    table.effects();
+    assert!(!table.submit(&one, 4), "at all of them");
+    table.tick(HEALTH_INTERVAL);
+    assert!(table.submit(&one, 4), "it is tried again");
 }
 
 #[test]
@@ -169,6 +183,24 @@ fn with_another_thread_only_bound_batches_return() {
     assert_eq!(table.effects(), ["spawn 1/2", "wake 1"]);
     let error = io::ErrorKind::WouldBlock.into();
     table.step(Event::ThreadNotStarted(thread(1, 2), error));
-    assert_eq!(table.effects(), ["tripped two", "not run 3"]);
+    let why = "unhealthy 1 cannot start a worker thread: operation would block";
+    assert_eq!(table.effects(), [why, "not run 3"]);
     assert_eq!(table.roster.queue.len(), 1, "the running thread takes it");
+}
+
+#[test]
+fn a_member_whose_instances_cannot_be_built_backs_off_for_ever_and_is_never_tripped() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let error = ProbeError::RuntimePanicked;
+    for number in 0..200 {
+        assert!(table.submit(&one, number));
+        table.effects();
+        let worker = thread(0, table.roster.slots[0].thread_epoch);
+        assert_eq!(table.next(worker), "create one with {}");
+        assert!(table.report(worker, Report::NotCreated(&one, &error)));
+        table.now += Duration::from_secs(30);
+        table.next(worker);
+    }
+    assert!(table.submit(&one, 200));
 }

@@ -18,6 +18,7 @@ use sluicegate_runtime::{CallMonitor, CallProgress, RawOutcome, outcome_code};
 
 use super::*;
 use crate::restart::RestartPolicy;
+use crate::settings::HungThreads;
 use crate::stats::HandlerStats;
 use crate::tests::pool::Silent;
 
@@ -26,6 +27,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(3_600);
 
 fn settings(workers: u32) -> ThreadPoolSettings {
@@ -36,6 +38,8 @@ fn settings(workers: u32) -> ThreadPoolSettings {
         create_timeout: CREATE_TIMEOUT,
         drain_timeout: DRAIN_TIMEOUT,
         health_interval: HEALTH_INTERVAL,
+        health_timeout: HEALTH_TIMEOUT,
+        hung: HungThreads::default(),
     }
 }
 
@@ -114,6 +118,11 @@ struct Table {
 }
 
 impl Table {
+    fn tripped(&self, member: &PoolMember) -> bool {
+        let state = self.roster.members.get(&member.id);
+        state.is_some_and(|state| state.tripped.is_some())
+    }
+
     fn new(workers: u32) -> Self {
         let now = Instant::now();
         Self {

@@ -128,7 +128,11 @@ fn a_hung_creation_returns_its_batch_and_a_hung_probe_is_answered() {
     let (_, answer) = table.probe(&one, None);
     table.effects();
     table.tick(CREATE_TIMEOUT);
-    assert_eq!(table.effects(), ["abandoned 0", "not run 1", "spawn 0/2"]);
+    let why = "unhealthy 0 instance creation, config change or health check timed out after 30s";
+    assert_eq!(
+        table.effects(),
+        ["abandoned 0", why, "not run 1", "spawn 0/2"]
+    );
     assert_eq!(table.created(thread(0, 1), &one), "abandoned");
     assert_eq!(table.next(thread(0, 2)), "probe one", "it is not lost");
     table.tick(CREATE_TIMEOUT);
@@ -208,4 +212,75 @@ fn a_member_that_hangs_in_a_lifecycle_call_is_not_released_clean() {
         ["released one Quarantined"]
     );
     assert_eq!(leaves_after_a_hung_check(true), ["released one Clean"]);
+}
+
+/// Lets the next task of a member's only worker hang until it is abandoned.
+fn hang_in(table: &mut Table, member: &Arc<PoolMember>, phase: &str, number: u32) -> WorkerId {
+    let worker = thread(0, table.roster.slots[0].thread_epoch);
+    match phase {
+        "creation" => {
+            assert!(table.submit(member, number));
+            let worker = thread(0, table.roster.slots[0].thread_epoch);
+            assert!(table.next(worker).starts_with("create"));
+            table.tick(CREATE_TIMEOUT);
+            return worker;
+        }
+        "health check" => {
+            table.tick(HEALTH_INTERVAL);
+            assert!(table.next(worker).starts_with("check"));
+            assert!(table.report(worker, Report::HealthCheck(member)));
+            table.tick(HEALTH_TIMEOUT);
+        }
+        _ => {
+            table.step(Event::Owned(
+                member,
+                &Arc::clone(&table.inbox),
+                &[OwnedPartition::new("t", number as i32, 1)],
+            ));
+            assert!(table.next(worker).starts_with("change"));
+            table.tick(DRAIN_TIMEOUT);
+        }
+    }
+    worker
+}
+
+#[test]
+fn threads_are_bounded_whatever_they_hang_in_and_their_places_come_back() {
+    for phase in ["creation", "health check", "partition event"] {
+        let mut table = Table::new(1);
+        let one = table.add("one");
+        if phase != "creation" {
+            let worker = table.running(&one, 99);
+            assert!(table.call_ended(worker, &one, None));
+            table.next(worker);
+        }
+        let mut hung = Vec::new();
+        for number in 0..4 {
+            assert!(!table.tripped(&one), "{phase} {number}");
+            table.now += Duration::from_secs(60);
+            table.step(Event::Tick);
+            hung.push(hang_in(&mut table, &one, phase, number));
+        }
+        assert!(table.tripped(&one), "{phase}");
+        assert_eq!(table.roster.settings.hung.count(), 4, "{phase}");
+        table.effects();
+        table.step(Event::AbandonedThreadEnded(hung[0]));
+        assert!(table.tripped(&one), "three still hang");
+        table.step(Event::AbandonedThreadEnded(hung[1]));
+        assert!(!table.tripped(&one), "{phase}: most have returned");
+        assert_eq!(table.effects(), ["untripped one"]);
+        table.step(Event::AbandonedThreadEnded(hung[1]));
+        assert_eq!(table.roster.settings.hung.count(), 2, "counted once");
+    }
+}
+
+#[test]
+fn a_handler_whose_thread_hangs_is_tripped_at_once_if_too_many_hang_in_the_process() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    for _ in 0..HungThreads::MAX - 1 {
+        table.roster.settings.hung.add();
+    }
+    hang_in(&mut table, &one, "creation", 1);
+    assert!(table.tripped(&one));
 }
