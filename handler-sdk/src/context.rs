@@ -345,12 +345,9 @@ impl<'a> Batch<'a> {
         Record::new(self.call.record(index))
     }
 
-    /// The records in order; advancing the iterator also reports the handler's progress to the service.
-    pub fn iter(&self) -> impl Iterator<Item = Record<'a>> + '_ {
-        (0..self.len()).map(|index| {
-            self.call.reached(index);
-            self.record(index)
-        })
+    /// The records in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'a>> + '_ {
+        (0..self.len()).map(|index| self.record(index))
     }
 }
 

@@ -175,10 +175,10 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     give(&replies, &plan, batch(0, &[0, 2, 1, 0]));
     let (number, completed) = replies.next("call timeout", |message| match message {
         PumpMessage::CallTimedOut {
-            batch, completed, ..
+            batch, published, ..
         } => Ok((
             batch.index,
-            completed
+            published.outcomes[..published.current]
                 .iter()
                 .map(|outcome| outcome.code)
                 .collect::<Vec<_>>(),

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, OwnedPartition, PoolState, WorkerPool};
-use sluicegate_runtime::RawOutcome;
+use sluicegate_engine::dispatch::{
+    Batch, BatchId, Inbox, OwnedPartition, PoolState, Published, WorkerPool,
+};
 
 use crate::error::{ConfigNotTaken, ProbeError};
 pub use crate::lock::relock;
@@ -192,7 +193,7 @@ impl WorkerPool for HandlerPool {
             .tell(Event::Owned(&self.member, reply_to, partitions));
     }
 
-    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Published> {
         self.threads.lock().roster.published(reply_to, batch)
     }
 

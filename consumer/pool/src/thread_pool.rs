@@ -306,7 +306,7 @@ fn report_timed_out(call: TimedOutCall) {
     call.reply_to.push(PumpMessage::CallTimedOut {
         handler: call.handler,
         batch: call.batch_id,
-        completed: call.completed,
+        published: call.published,
     });
 }
 

@@ -40,6 +40,7 @@ impl Harness {
             allow_unsigned: true,
             create_timeout: Duration::from_secs(1),
             health_interval: Duration::from_secs(1),
+            health_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(1),
             runtimes: Vec::new(),
             emitter: Arc::new(NoEmitter),

@@ -19,7 +19,7 @@ use crate::pump::{JoinGate, Probe, PumpSettings};
 
 /// Interval between two health checks of an instance.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Timeout of a health check: its worker handles no records meanwhile.
+/// Timeout of a health check: its worker handles no records until it has ended.
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time to create and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -80,6 +80,21 @@ const SERVICE: &[Mutant] = &[
         suite: SDK_RULES,
     },
     Mutant {
+        name: "hang-of-a-batch-blames-one",
+        what: "after a hang of a batch handler only the last record has failed, and the others run together again",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "outages-trip",
+        what: "instances that cannot be built for a while trip their handler",
+        suite: POOL,
+    },
+    Mutant {
+        name: "only-hung-calls-bounded",
+        what: "threads that hang are not bounded",
+        suite: POOL,
+    },
+    Mutant {
         name: "record-fence-not-checked",
         what: "a record is started although its partition was revoked since it was delivered",
         suite: ABI,

@@ -21,11 +21,14 @@ mod sync;
 mod batch;
 #[path = "../../src/dispatch/inbox.rs"]
 mod inbox;
+#[path = "../../src/dispatch/published.rs"]
+mod published;
 
 mod dispatch {
     pub use crate::batch::{Batch, BatchId, HandlerIx};
     #[cfg(all(loom, test))]
     pub use crate::inbox::{Inbox, PumpMessage};
+    pub use crate::published::Published;
 }
 
 mod source {

@@ -5,9 +5,7 @@
 
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use sluicegate_runtime::RawOutcome;
-
-use crate::dispatch::{Batch, BatchId, HandlerIx};
+use crate::dispatch::{Batch, BatchId, HandlerIx, Published};
 use crate::emit::Delivery;
 use crate::source::Wake;
 use crate::sync::Mutex;
@@ -22,8 +20,8 @@ pub enum PumpMessage {
         handler: HandlerIx,
         /// The batch's key.
         batch: BatchId,
-        /// The outcomes that the call had written; the record after them is the one that hangs.
-        completed: Vec<RawOutcome>,
+        /// What the call had published.
+        published: Published,
     },
     /// Answers of the producer, for emitted records and dead letters.
     Delivered(Vec<Delivery>),

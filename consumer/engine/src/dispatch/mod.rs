@@ -17,7 +17,9 @@
 pub mod batch;
 pub mod inbox;
 pub mod pool;
+mod published;
 
 pub use batch::{Batch, BatchId, HandlerIx, RecordId};
 pub use inbox::{Inbox, PumpMessage};
 pub use pool::{OwnedPartition, PoolState, WorkerPool};
+pub use published::Published;

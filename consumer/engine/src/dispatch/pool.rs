@@ -4,9 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use sluicegate_runtime::RawOutcome;
-
-use super::{Batch, BatchId, Inbox};
+use super::{Batch, BatchId, Inbox, Published};
 
 /// State of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +90,9 @@ pub trait WorkerPool: Send + Sync {
         let _ = (reply_to, partitions);
     }
 
-    /// The outcomes that the running call of a batch has published, one for each record before the one that it is at. `None` if
-    /// the batch is not in a call, or its handler does not publish its progress.
-    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+    /// What the running call of a batch has published. `None` if the batch is not in a call, or its handler does not publish its
+    /// progress.
+    fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Published> {
         let _ = (reply_to, batch);
         None
     }

@@ -328,10 +328,10 @@ impl<R: Record> Flow<R> {
             PumpMessage::CallTimedOut {
                 handler,
                 batch,
-                completed,
+                published,
             } => {
                 if let Some(queue) = self.queues[handler.0 as usize].as_mut() {
-                    let stopped = queue.call_timed_out(&mut self.ctx, batch, &completed);
+                    let stopped = queue.call_timed_out(&mut self.ctx, batch, &published);
                     self.received(stopped);
                 }
             }

@@ -3,10 +3,10 @@
 use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
 
-use sluicegate_runtime::{CancelFlag, RawOutcome};
+use sluicegate_runtime::CancelFlag;
 
 use super::targets::{GenerationId, Target};
-use crate::dispatch::{Batch, BatchId, HandlerIx, Inbox, RecordId, WorkerPool};
+use crate::dispatch::{Batch, BatchId, HandlerIx, Inbox, Published, RecordId, WorkerPool};
 
 /// An in-flight batch.
 #[derive(Default)]
@@ -54,8 +54,8 @@ impl InFlightBatch {
         generation.is_some_and(|generation| generation.takes_batches)
     }
 
-    /// What its call has published, one outcome for each record before the one that it is at; `None` if that is not known.
-    pub(super) fn published(&self, id: BatchId, reply_to: &Arc<Inbox>) -> Option<Vec<RawOutcome>> {
+    /// What its call has published; `None` if that is not known.
+    pub(super) fn published(&self, id: BatchId, reply_to: &Arc<Inbox>) -> Option<Published> {
         self.pool.as_ref()?.upgrade()?.published(reply_to, id)
     }
 

@@ -26,7 +26,7 @@ use super::deferred::{Attempt, Ending, Share, ShareState};
 use super::lane::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
 use super::targets::GenerationId;
-use crate::dispatch::{Batch, BatchId, RecordId};
+use crate::dispatch::{Batch, BatchId, Published, RecordId};
 use crate::emit::EmitToken;
 use crate::emit::shipment::ShippedAt;
 use crate::record::Record;
@@ -394,13 +394,14 @@ impl HandlerQueue {
         }
     }
 
-    /// Handles a call timeout; its worker is lost. Its completed outcomes count, the record that it hangs on has
-    /// failed. Returns whether draining partitions waited for the call.
+    /// Handles a call timeout; its worker is lost. The published outcomes count, the record that it hangs on has failed; of a
+    /// handler that takes batches, all without an outcome have, as after a panic. Returns whether draining partitions waited for the
+    /// call.
     pub(crate) fn call_timed_out<R: Record>(
         &mut self,
         ctx: &mut Context<R>,
         id: BatchId,
-        completed: &[RawOutcome],
+        published: &Published,
     ) -> bool {
         let Some(hung) = self.batches.get(id) else {
             return false;
@@ -413,6 +414,8 @@ impl HandlerQueue {
         self.open.unblock();
         self.in_flight_records -= keys.len() as u32;
         self.in_flight_bytes -= ctx.records.charge_of(&keys);
+        let reason: Arc<str> =
+            format!("the call exceeded its timeout and was still hung after {seconds:.1} s").into();
         let mut back = Vec::new();
         // Lanes of which a record runs again that has run: those behind it follow it, whatever their outcome (G4).
         let mut again: HashSet<u64> = HashSet::new();
@@ -424,37 +427,33 @@ impl HandlerQueue {
             if !is_first {
                 freed.push(returned.lane);
             }
-            match completed.get(i) {
-                // Its emits are stuck in the call, so it is run again; a detail text stuck there is dropped.
-                Some(outcome)
-                    // A batch handler may replace an outcome until its call ends.
-                    if !ran_by.takes_batches
-                        && outcome.code != outcome_code::NOT_RUN
-                        && outcome.flags & outcome_flag::EMITTED == 0
-                        && !again.contains(&lane) =>
-                {
-                    self.outcome(ctx, &returned, *outcome, None, None);
-                }
-                None if i == completed.len() && !ctx.records.is_over(key) => {
-                    let reason: Arc<str> = format!(
-                        "the call exceeded its timeout and was still hung after {seconds:.1} s"
-                    )
-                    .into();
+            let outcome = published.outcome(i);
+            // A batch handler may replace an outcome until its call ends. Emits are stuck in the call, so their record is run again; a
+            // detail text that is stuck there is dropped.
+            let counts = |outcome: &RawOutcome| {
+                !ran_by.takes_batches
+                    && outcome.flags & outcome_flag::EMITTED == 0
+                    && !again.contains(&lane)
+            };
+            let hangs = outcome.is_none() && (ran_by.takes_batches || i == published.current);
+            if let Some(outcome) = outcome.filter(counts) {
+                self.outcome(ctx, &returned, outcome, None, None);
+            } else if hangs && !ctx.records.is_over(key) {
+                if i == published.current {
                     self.log_hung(ctx, key, returned.number, &reason);
-                    self.failed_attempt(ctx, &returned, reason, 0);
-                    if again.contains(&lane) {
-                        self.follow(ctx, key);
-                    }
                 }
-                outcome => {
-                    if outcome.is_some_and(|outcome| outcome.code != outcome_code::NOT_RUN) {
-                        ctx.count_handled_again(key);
-                        if lane != 0 && !ran_by.takes_batches {
-                            again.insert(lane);
-                        }
-                    }
-                    back.push(returned);
+                self.failed_attempt(ctx, &returned, reason.clone(), 0);
+                if again.contains(&lane) {
+                    self.follow(ctx, key);
                 }
+            } else {
+                if outcome.is_some() {
+                    ctx.count_handled_again(key);
+                }
+                if lane != 0 && !ran_by.takes_batches && outcome.is_some() {
+                    again.insert(lane);
+                }
+                back.push(returned);
             }
         }
         let in_turn = back.extract_if(.., |returned| again.contains(&returned.lane));

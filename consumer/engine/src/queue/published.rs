@@ -29,8 +29,8 @@ impl HandlerQueue {
             if call.takes_batches() || !call.keys.iter().any(|key| wanted(&ctx.records, key)) {
                 continue;
             }
-            let outcomes = call.published(id, &ctx.inbox).unwrap_or_default();
-            let finished = call.keys.iter().zip(&outcomes);
+            let published = call.published(id, &ctx.inbox).unwrap_or_default();
+            let finished = call.keys.iter().zip(&published.outcomes);
             // Those behind an unfinished one of their lane would settle before it.
             let mut open: HashSet<u64> = HashSet::new();
             let lane = |key: RecordId| lane_of_key(&ctx.records.slab, self.order, key);
@@ -73,7 +73,7 @@ impl HandlerQueue {
         // A batch handler has all records of the call at once.
         let in_turn = !call.takes_batches();
         let published = in_turn.then(|| call.published(id, &ctx.inbox)).flatten();
-        let current = published.and_then(|outcomes| call.keys.get(outcomes.len()));
+        let current = published.and_then(|published| call.keys.get(published.current));
         let other = current.filter(|current| **current != key);
         let entry = other.and_then(|other| ctx.records.slab.get(*other));
         // An offset of another partition would say nothing.

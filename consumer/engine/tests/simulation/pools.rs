@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluicegate_abi::header_block::Headers;
-use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PoolState, WorkerPool};
+use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PoolState, Published, WorkerPool};
 use sluicegate_engine::emit::{EmitToken, Emitter, FailureKind, ProducerRecord, Sent, Way};
 use sluicegate_runtime::{Emit, Emits, RawOutcome};
 
@@ -111,11 +111,11 @@ impl WorkerPool for SimPool {
         self.lock().recalled = true;
     }
 
-    fn published(&self, _reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Vec<RawOutcome>> {
+    fn published(&self, _reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Published> {
         let state = self.lock();
         let mut published = state.published.iter();
         let (_, outcomes) = published.find(|(id, _)| *id == batch)?;
-        Some(outcomes.clone())
+        Some(Published::up_to(outcomes.clone()))
     }
 
     fn workers(&self) -> u32 {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
-use sluicegate_engine::dispatch::{Inbox, PumpMessage};
+use sluicegate_engine::dispatch::{Inbox, Published, PumpMessage};
 use sluicegate_engine::emit::{Delivery, EmitFailure, Emitter, FailureKind, Sent, Way};
 use sluicegate_engine::event::Event;
 use sluicegate_engine::source::AssignmentId;
@@ -171,11 +171,12 @@ impl World {
             };
             (share, record.lane)
         });
-        self.timed_out.insert(run.batch.id, shares.collect());
+        let shares = (shares.collect(), run.takes_batches);
+        self.timed_out.insert(run.batch.id, shares);
         let message = PumpMessage::CallTimedOut {
             handler: run.batch.handler,
             batch: run.batch.id,
-            completed: run.outcomes.clone(),
+            published: Published::up_to(run.outcomes.clone()),
         };
         self.messages.push_back(Message {
             message,
@@ -378,10 +379,10 @@ impl World {
                 format!("received h{} finished {all:?}", batch.handler.0)
             }
             PumpMessage::CallTimedOut {
-                batch, completed, ..
+                batch, published, ..
             } => {
                 let of = self.timed_out.get(batch);
-                format!("received timeout of {of:?} after {}", completed.len())
+                format!("received timeout of {of:?} after {}", published.current)
             }
             PumpMessage::Delivered(deliveries) => {
                 let kind = |one: &Delivery| one.failure.as_ref().map(|failure| failure.kind);
@@ -415,11 +416,11 @@ impl World {
             }
             (
                 PumpMessage::CallTimedOut {
-                    batch, completed, ..
+                    batch, published, ..
                 },
                 _,
             ) => {
-                self.count_timeout(*batch, completed);
+                self.count_timeout(*batch, &published.outcomes);
             }
             (PumpMessage::Delivered(deliveries), Some(share)) => {
                 for one in deliveries {
@@ -477,7 +478,7 @@ impl World {
         batch: sluicegate_engine::dispatch::BatchId,
         completed: &[RawOutcome],
     ) {
-        let shares = self.timed_out.get(&batch).cloned().unwrap_or_default();
+        let (shares, takes_batches) = self.timed_out.get(&batch).cloned().unwrap_or_default();
         let mut again = BTreeSet::new();
         for (i, (share, lane)) in shares.into_iter().enumerate() {
             let outcome = match completed.get(i) {
@@ -487,7 +488,8 @@ impl World {
                     RawOutcome::default()
                 }
                 Some(outcome) if lane == 0 || !again.contains(&lane) => *outcome,
-                None if i == completed.len() => outcome(outcome_code::RETRY, 0),
+                // A batch handler has had all of them.
+                None if takes_batches || i == completed.len() => outcome(outcome_code::RETRY, 0),
                 _ => RawOutcome::default(),
             };
             if again.contains(&lane)

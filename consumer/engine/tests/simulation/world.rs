@@ -104,7 +104,7 @@ pub struct World {
     pub revision: u64,
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
-    pub timed_out: HashMap<BatchId, Vec<(ShareKey, u64)>>,
+    pub timed_out: HashMap<BatchId, (Vec<(ShareKey, u64)>, bool)>,
     /// The pool of each key, by handler, in the present plan.
     targets_of: HashMap<(u32, Vec<u8>), usize>,
     /// The worker of each key, by pool.

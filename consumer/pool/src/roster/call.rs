@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluicegate_engine::dispatch::{BatchId, HandlerIx, Inbox};
-use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
+use sluicegate_engine::dispatch::{BatchId, HandlerIx, Inbox, Published};
+use sluicegate_runtime::{CallMonitor, CancelFlag};
 
 use crate::member::PoolMember;
 use crate::roster::items::WorkItem;
@@ -38,8 +38,8 @@ pub(crate) struct TimedOutCall {
     pub(crate) batch_id: BatchId,
     /// Number of records of the batch.
     pub(crate) records: u64,
-    /// Outcomes of the records before the one that hangs.
-    pub(crate) completed: Vec<RawOutcome>,
+    /// What it has published.
+    pub(crate) published: Published,
 }
 
 /// Result of a check.
@@ -47,8 +47,8 @@ pub(super) enum CallCheck {
     InTime,
     /// It must be asked to stop.
     Cancel(CancelFlag),
-    /// It must be abandoned; these are the outcomes of the records before the one that hangs.
-    Abandon(Vec<RawOutcome>),
+    /// It must be abandoned; this is what it has published.
+    Abandon(Published),
 }
 
 impl Call {
@@ -98,32 +98,30 @@ impl Call {
             .map_or(CallCheck::InTime, CallCheck::Abandon)
     }
 
-    /// The outcomes that the call has written, one for each record before the one that hangs. `None` if the call has made
-    /// progress or returned since the check: then no record is to blame, and its worker has the outcomes.
-    fn completed(&self) -> Option<Vec<RawOutcome>> {
+    /// What the call has published. `None` if it has made progress or returned since the check: then no record is to blame, and its
+    /// worker has the outcomes.
+    fn completed(&self) -> Option<Published> {
         let at = self.progress();
         if at != self.seen {
             return None;
         }
         match at {
-            Some(at) => self.before(at),
+            Some(at) => self.published_at(at),
             // The call never started: no record is done.
-            None => Some(Vec::new()),
+            None => Some(Published::default()),
         }
     }
 
-    /// The outcomes that the call has written, one for each record before the one that it is at; `None` if it has not started,
-    /// or has returned.
-    pub(super) fn published(&self) -> Option<Vec<RawOutcome>> {
-        self.before(self.progress()?)
+    /// What the call has published; `None` if it has not started, or has returned.
+    pub(super) fn published(&self) -> Option<Published> {
+        self.published_at(self.progress()?)
     }
 
-    fn before(&self, (serial, index): (u64, u32)) -> Option<Vec<RawOutcome>> {
-        let mut completed = Vec::new();
-        let still = self.monitor.completed(serial, &mut completed);
-        // Outcomes from the current record on do not count.
-        completed.resize(index as usize, RawOutcome::default());
-        still.then_some(completed)
+    fn published_at(&self, (serial, index): (u64, u32)) -> Option<Published> {
+        let mut outcomes = Vec::new();
+        let still = self.monitor.completed(serial, &mut outcomes);
+        let current = index as usize;
+        still.then_some(Published { outcomes, current })
     }
 
     /// Whether it is the call of this batch.
@@ -135,14 +133,14 @@ impl Call {
         self.monitor.current().map(|at| (at.serial, at.index))
     }
 
-    pub(super) fn timed_out(self, completed: Vec<RawOutcome>) -> TimedOutCall {
+    pub(super) fn timed_out(self, published: Published) -> TimedOutCall {
         TimedOutCall {
             member: self.member,
             reply_to: self.reply_to,
             handler: self.handler,
             batch_id: self.batch_id,
             records: self.records,
-            completed,
+            published,
         }
     }
 }

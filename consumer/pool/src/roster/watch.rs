@@ -14,8 +14,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluicegate_engine::dispatch::{BatchId, Inbox};
-use sluicegate_runtime::RawOutcome;
+use sluicegate_engine::dispatch::{BatchId, Inbox, Published};
 
 use super::{Effect, Effects, HungIn, Roster, WorkerId};
 use crate::error::ProbeError;
@@ -38,11 +37,11 @@ impl Roster {
                 Phase::Calling(call) => match call.check(now) {
                     CallCheck::InTime => {}
                     CallCheck::Cancel(flag) => effects.push(Effect::Cancel(flag)),
-                    CallCheck::Abandon(completed) => self.abandon(at, completed, now, effects),
+                    CallCheck::Abandon(published) => self.abandon(at, published, now, effects),
                 },
                 Phase::Creating { since, .. } => {
                     if now.saturating_duration_since(*since) >= self.settings.create_timeout {
-                        self.abandon(at, Vec::new(), now, effects);
+                        self.abandon(at, Published::default(), now, effects);
                     }
                 }
                 Phase::LifecycleCall { since, call, .. } => {
@@ -51,7 +50,7 @@ impl Roster {
                         Lifecycle::Leave | Lifecycle::Other => self.settings.drain_timeout,
                     };
                     if now.saturating_duration_since(*since) >= timeout {
-                        self.abandon(at, Vec::new(), now, effects);
+                        self.abandon(at, Published::default(), now, effects);
                     }
                 }
             }
@@ -67,13 +66,7 @@ impl Roster {
     }
 
     /// Abandons the thread of a slot and starts another one.
-    fn abandon(
-        &mut self,
-        at: usize,
-        completed: Vec<RawOutcome>,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
+    fn abandon(&mut self, at: usize, published: Published, now: Instant, effects: &mut Effects) {
         let slot = &mut self.slots[at];
         slot.alive = false;
         slot.parked = false;
@@ -102,7 +95,7 @@ impl Roster {
         let member = phase.member().cloned();
         match phase {
             Phase::Idle | Phase::Finishing => {}
-            Phase::Calling(call) => self.call_abandoned(at, call, completed, effects),
+            Phase::Calling(call) => self.call_abandoned(at, call, published, effects),
             creating @ Phase::Creating { .. } => {
                 self.creation_abandoned(at, creating, now, effects);
             }
@@ -131,11 +124,7 @@ impl Roster {
     }
 
     /// What the running call of a batch has published so far; `None` if the batch is not in a call.
-    pub(crate) fn published(
-        &self,
-        reply_to: &Arc<Inbox>,
-        batch: BatchId,
-    ) -> Option<Vec<RawOutcome>> {
+    pub(crate) fn published(&self, reply_to: &Arc<Inbox>, batch: BatchId) -> Option<Published> {
         self.slots.iter().find_map(|slot| match &slot.phase {
             Phase::Calling(call) if call.is_of(reply_to, batch) => call.published(),
             _ => None,
@@ -146,7 +135,7 @@ impl Roster {
         &mut self,
         at: usize,
         call: Call,
-        completed: Vec<RawOutcome>,
+        published: Published,
         effects: &mut Effects,
     ) {
         let member = Arc::clone(&call.member);
@@ -156,7 +145,7 @@ impl Roster {
             at,
             HungIn::Call(timeout),
         ));
-        effects.push(Effect::TimedOut(call.timed_out(completed)));
+        effects.push(Effect::TimedOut(call.timed_out(published)));
     }
 
     /// Trips a member of which too many threads hang, or the first one if too many hang in the process.

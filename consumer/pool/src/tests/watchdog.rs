@@ -33,9 +33,12 @@ fn pool(harness: &PoolHarness, workers: u32) -> (Arc<ThreadPool>, Arc<HandlerPoo
 fn timed_out_call(replies: &mut Replies) -> (u32, Vec<u16>) {
     replies.next("timed-out call", |message| match message {
         PumpMessage::CallTimedOut {
-            batch, completed, ..
+            batch, published, ..
         } => {
-            let codes = completed.iter().map(|outcome| outcome.code).collect();
+            let codes = published.outcomes[..published.current]
+                .iter()
+                .map(|outcome| outcome.code)
+                .collect();
             Ok((batch.index, codes))
         }
         other => Err(other),
@@ -89,7 +92,8 @@ fn a_hanging_call_tells_what_it_has_finished_until_it_returns() {
     assert!(pool.submit(hanging, &replies.inbox).is_ok());
     until("it hangs", || relock(&harness.script.started).contains(&3));
     let published = |replies: &Arc<Inbox>| {
-        let outcomes = pool.published(replies, id)?;
+        let published = pool.published(replies, id)?;
+        let outcomes = &published.outcomes[..published.current];
         Some(outcomes.iter().map(|outcome| outcome.code).collect())
     };
     assert_eq!(
@@ -143,8 +147,9 @@ fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
     threads.check(late);
     threads.check(late + Duration::from_secs(3_600));
     let (abandoned, codes) = replies.next("message", |message| match message {
-        PumpMessage::CallTimedOut { completed, .. } => {
-            Ok((true, completed.iter().map(|o| o.code).collect()))
+        PumpMessage::CallTimedOut { published, .. } => {
+            let finished = &published.outcomes[..published.current];
+            Ok((true, finished.iter().map(|o| o.code).collect()))
         }
         PumpMessage::Finished(batch) => Ok((false, codes(&batch))),
         other => Err(other),

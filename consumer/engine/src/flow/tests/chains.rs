@@ -232,7 +232,7 @@ fn a_lane_follows_the_record_whose_emits_are_stuck_in_a_call_that_timed_out() {
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
         batch: hung[0].id,
-        completed: vec![emitted, outcome(ACK)],
+        published: Published::up_to(vec![emitted, outcome(ACK)]),
     });
     bench.flow.dispatch();
     assert_eq!(bench.frontier(), 0, "1 does not settle before 0");

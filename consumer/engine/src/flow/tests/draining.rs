@@ -193,7 +193,7 @@ fn what_a_call_has_handled_and_cannot_count_when_it_times_out_in_a_drain_is_unfi
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
         batch: hung,
-        completed: completed.into_inner().unwrap(),
+        published: Published::up_to(completed.into_inner().unwrap()),
     });
     bench.flow.tick(1_000);
     assert_eq!(bench.frontier(), 1);
@@ -239,7 +239,7 @@ fn outcomes_of_a_batch_handler_count_only_when_its_call_has_ended() {
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
         batch: hung,
-        completed,
+        published: Published::up_to(completed),
     });
     assert_eq!(bench.frontier(), 0, "the outcome was not final");
     bench.pools[0].taken.lock().unwrap().clear();
@@ -266,7 +266,7 @@ fn a_call_that_times_out_after_its_partition_was_released_parks_nothing() {
     bench.flow.receive(PumpMessage::CallTimedOut {
         handler: HandlerIx(0),
         batch,
-        completed: Vec::new(),
+        published: Published::default(),
     });
     bench.flow.tick(3_600_000);
     bench.flow.dispatch();

@@ -276,8 +276,7 @@ fn words(effect: Effect) -> String {
         Effect::TimedOut(call) => {
             format!(
                 "timed out {} after {}",
-                call.batch_id.index,
-                call.completed.len()
+                call.batch_id.index, call.published.current
             )
         }
         Effect::Room(_) => "room".to_owned(),
