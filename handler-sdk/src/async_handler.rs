@@ -49,7 +49,7 @@ pub trait AsyncHandler: Sized + 'static {
     /// As [`crate::Handler::TAKES_CONFIG`].
     const TAKES_CONFIG: bool = false;
 
-    /// Maximum number of concurrent records, unless `new` sets it.
+    /// Maximum number of concurrent records, unless `new` sets it. Calls get at least twice as many records, if so many wait.
     const CONCURRENCY: usize = 64;
 
     /// As [`crate::Handler::new`], on the runtime.

@@ -88,6 +88,7 @@ pub struct Entry {
     keeps_key_state: bool,
     takes_config: bool,
     takes_batches: bool,
+    concurrency: usize,
     create: Build,
 }
 
@@ -99,6 +100,7 @@ pub fn per_record<H: Handler>(name: &'static str) -> Entry {
         keeps_key_state: H::KEEPS_KEY_STATE,
         takes_config: H::TAKES_CONFIG,
         takes_batches: false,
+        concurrency: 1,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
             Ok(Box::new(PerRecord::new(handler)))
@@ -114,6 +116,7 @@ pub fn batch<H: BatchHandler>(name: &'static str) -> Entry {
         keeps_key_state: H::KEEPS_KEY_STATE,
         takes_config: H::TAKES_CONFIG,
         takes_batches: true,
+        concurrency: 1,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
             Ok(Box::new(Batches(handler)))
@@ -130,6 +133,7 @@ pub fn overlapping<H: crate::AsyncHandler>(name: &'static str) -> Entry {
         keeps_key_state: H::KEEPS_KEY_STATE,
         takes_config: H::TAKES_CONFIG,
         takes_batches: false,
+        concurrency: H::CONCURRENCY,
         create: |config, setup| {
             let instance =
                 crate::async_handler::Overlapping::<H>::create(read_config(config)?, setup);
@@ -206,6 +210,7 @@ impl<E: Exports> Plugin for Exported<E> {
                     "keeps_key_state": entry.keeps_key_state,
                     "takes_config": entry.takes_config,
                     "takes_batches": entry.takes_batches,
+                    "concurrency": entry.concurrency,
                 })
             })
             .collect();

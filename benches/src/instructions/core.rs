@@ -76,6 +76,7 @@ fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
         },
         dead_letter_topic: "{topic}.dlt".into(),
         on_failure: OnFailure::DeadLetter,
+        first_call: 32,
         max_in_flight_records: RECORDS as u32,
         max_in_flight_bytes: 1 << 30,
     }

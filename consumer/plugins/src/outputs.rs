@@ -113,6 +113,7 @@ mod tests {
             keeps_key_state: false,
             takes_config: false,
             takes_batches: false,
+            concurrency: 1,
         }
     }
 

@@ -580,6 +580,7 @@ fn plan(inner: &mut Inner) -> HandlerTable {
             spec: Arc::clone(spec),
             pool: generation.map(|g| Arc::clone(&g.pool) as Arc<dyn WorkerPool>),
             takes_batches: generation.is_some_and(|g| g.info.takes_batches),
+            concurrency: generation.map_or(1, |g| g.info.concurrency),
             keeps_key_state: generation.is_some_and(|g| g.info.keeps_key_state),
         });
     }

@@ -62,6 +62,8 @@ pub struct HandlerPlan {
     pub pool: Option<Arc<dyn WorkerPool>>,
     /// See [`sluicegate_runtime::HandlerInfo::takes_batches`].
     pub takes_batches: bool,
+    /// See [`sluicegate_runtime::HandlerInfo::concurrency`].
+    pub concurrency: u32,
     /// See [`sluicegate_runtime::HandlerInfo::keeps_key_state`].
     pub keeps_key_state: bool,
 }

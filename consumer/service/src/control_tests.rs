@@ -141,6 +141,7 @@ fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
             spec: Arc::new(spec.clone()),
             pool: None,
             takes_batches: false,
+            concurrency: 1,
             keeps_key_state: false,
         }],
     };

@@ -106,6 +106,7 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
             SpecOnFailure::Hold => OnFailure::Hold,
             SpecOnFailure::DeadLetter => OnFailure::DeadLetter,
         },
+        first_call: 1,
         max_in_flight_records: u32::try_from(spec.max_in_flight.records).unwrap_or(u32::MAX),
         max_in_flight_bytes: spec.max_in_flight.bytes,
     }
@@ -118,6 +119,11 @@ fn target_of(plan: &HandlerPlan) -> Option<Target> {
         number: plan.generation,
         config_digest: digest(plan.spec.config.expose().to_string().as_bytes()),
         takes_batches: plan.takes_batches,
+        concurrency: plan.concurrency,
+        call_timeout_ms: match plan.takes_batches {
+            true => u64::try_from(plan.spec.timeout.as_millis()).unwrap_or(u64::MAX),
+            false => 0,
+        },
     };
     Some(Target {
         keeps_key_state: plan.keeps_key_state,

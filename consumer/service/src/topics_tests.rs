@@ -23,6 +23,7 @@ fn wanted(handlers: &[(&str, &str)]) -> Wanted {
             spec: Arc::new(spec),
             pool: None,
             takes_batches: false,
+            concurrency: 1,
             keeps_key_state: false,
         }
     };

@@ -82,6 +82,8 @@ pub struct HandlerInfo {
     /// It is called once per batch: it decides the outcome of each record, and may receive several records of one lane in
     /// one call.
     pub takes_batches: bool,
+    /// Records that an instance handles at a time; 1 means one after the other.
+    pub concurrency: u32,
 }
 
 /// The code of one generation, loaded and checked.

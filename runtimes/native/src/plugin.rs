@@ -109,8 +109,14 @@ struct DescribedHandler {
     keeps_key_state: bool,
     #[serde(default)]
     takes_batches: bool,
+    #[serde(default = "one")]
+    concurrency: u32,
     #[serde(default)]
     takes_config: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, DescriptionError> {
@@ -123,6 +129,7 @@ fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, D
             config_schema: handler.config_schema.to_string(),
             keeps_key_state: handler.keeps_key_state,
             takes_batches: handler.takes_batches,
+            concurrency: handler.concurrency.max(1),
             takes_config: handler.takes_config,
         })
         .collect();

@@ -94,6 +94,7 @@ pub fn handler(pool: Arc<dyn WorkerPool>) -> HandlerSettings {
         retry: retry(1, Duration::ZERO),
         dead_letter_topic: "{topic}.dlt".into(),
         on_failure: OnFailure::Hold,
+        first_call: 32,
         max_in_flight_records: 4_096,
         max_in_flight_bytes: 1 << 30,
     }

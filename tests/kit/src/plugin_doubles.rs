@@ -139,6 +139,7 @@ impl ScriptedPlugin {
                 config_schema: "{}".to_owned(),
                 keeps_key_state: false,
                 takes_batches: false,
+                concurrency: 1,
                 takes_config: false,
             }],
             shut_down: AtomicU32::new(0),

@@ -3,11 +3,7 @@
 use std::sync::LazyLock;
 
 use super::Mutant;
-use super::suites::{
-    ABI, CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
-    LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, RAW, READING, RECALL, ROUTING, SDK_RULES,
-    SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
-};
+use super::suites::{ABI, CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, QUEUE, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG};
 
 mod chains;
 mod config;
@@ -83,6 +79,11 @@ const SERVICE: &[Mutant] = &[
         name: "hang-of-a-batch-blames-one",
         what: "after a hang of a batch handler only the last record has failed, and the others run together again",
         suite: FLOW,
+    },
+    Mutant {
+        name: "fixed-cost-ignored",
+        what: "calls with a fixed cost are sized by the time per record alone, and shrink to one record",
+        suite: QUEUE,
     },
     Mutant {
         name: "outages-trip",

@@ -275,6 +275,7 @@ fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
         },
         dead_letter_topic: "{topic}.dlt".into(),
         on_failure: OnFailure::Hold,
+        first_call: 32,
         max_in_flight_records: 1_000,
         max_in_flight_bytes: 1 << 20,
     }

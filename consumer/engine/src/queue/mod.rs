@@ -20,6 +20,7 @@
 
 mod backoff;
 pub(crate) mod batches;
+mod call_size;
 mod chains;
 mod check;
 mod closing;
@@ -58,6 +59,7 @@ use crate::record::Record;
 use crate::records::Records;
 use crate::source::AssignmentId;
 use batches::{BatchTable, InFlightBatch};
+use call_size::{CallSize, Declared};
 use chains::Chains;
 use closing::Closing;
 use context::Context;
@@ -119,9 +121,12 @@ pub(crate) struct HandlerQueue {
     backoff_until_ms: Option<u64>,
     /// It is in the list of handlers with something to submit.
     dirty: bool,
-    /// Maximum number of records per call, so that calls stay short.
+    /// How many records a call gets.
+    call_size: CallSize,
+    /// Maximum number of records of the next call.
     batch_limit: u32,
-    cost_ns: u64,
+    /// Unsubmitted batches have less than half of that.
+    small_batches: bool,
     /// Shares and troubles that hold a lane.
     held: u32,
     /// Shares that wait for the producer, or for those before them, and hold no lane: pending ones (see [`pending`]), and deferred
@@ -133,12 +138,6 @@ pub(crate) struct HandlerQueue {
     announced: Vec<(AssignmentId, OwnedPartition)>,
 }
 
-/// Batch sizes aim at this duration of a call.
-const CALL_TARGET_NS: u64 = 2_000_000;
-const MIN_BATCH: u32 = 1;
-/// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
-pub(crate) const MAX_BATCH: u32 = 4096;
-const FIRST_BATCH: u32 = 32;
 /// Number of unanswered emits from which on a handler's records wait: a fraction of the producer's queue, which all handlers share
 /// (`queue.buffering.max.messages`, 100,000). The calls under way can exceed it.
 const MAX_UNANSWERED: u32 = 20_000;
@@ -148,6 +147,7 @@ const MAX_BATCH_BYTES: u64 = 4 << 20;
 impl HandlerQueue {
     /// A handler without records.
     pub(crate) fn new(ix: HandlerIx, settings: HandlerSettings) -> Self {
+        let call_size = CallSize::new(settings.first_call);
         let mut this = Self {
             ix,
             order: settings.order,
@@ -174,8 +174,9 @@ impl HandlerQueue {
             fruitless_calls: 0,
             backoff_until_ms: None,
             dirty: false,
-            batch_limit: FIRST_BATCH,
-            cost_ns: 0,
+            call_size,
+            batch_limit: 1,
+            small_batches: false,
             held: 0,
             passing: 0,
             counts: VersionCounts::default(),
@@ -243,6 +244,7 @@ impl HandlerQueue {
     fn follow_targets(&mut self) {
         if let Some(first) = self.settings.targets.first() {
             self.current = first.generation.clone();
+            self.batch_limit = self.call_size.limit(declared_by(&self.current));
         }
         let others = self.settings.targets.iter().skip(1);
         let others = others.map(|target| &target.generation.version);
@@ -297,23 +299,14 @@ impl HandlerQueue {
         targets::all_failed(&self.settings.targets)
     }
 
-    /// Updates the batch limit from the measured cost of a call.
-    fn learn_cost(&mut self, records: u32, elapsed_us: u64) {
-        if records == 0 {
-            return;
-        }
-        let cost_ns = elapsed_us.saturating_mul(1_000) / u64::from(records);
-        self.cost_ns = if self.cost_ns == 0 {
-            cost_ns
-        } else {
-            (self.cost_ns * 7 + cost_ns) / 8
-        };
-        let wanted = (CALL_TARGET_NS / self.cost_ns.max(1))
-            .clamp(u64::from(MIN_BATCH), u64::from(MAX_BATCH)) as u32;
-        // Growth is limited to doubling, so that one outlier does not send hundreds of slow records to one worker.
-        self.batch_limit = wanted
-            .min(self.batch_limit.saturating_mul(2))
-            .max(MIN_BATCH);
+    /// Learns from a call how many records the next one gets.
+    fn learn_cost(&mut self, records: u32, elapsed_us: u64, ran_by: &GenerationId) {
+        let declared = declared_by(ran_by);
+        self.call_size.learn(records, elapsed_us, declared);
+        let limit = self.call_size.limit(declared);
+        // Batches are filled ahead of their submission: those of the first calls would keep their size.
+        self.small_batches |= self.ready.len() > 1 && limit >= 2 * self.batch_limit;
+        self.batch_limit = limit;
     }
 
     /// Marks that it may have something to submit.
@@ -542,5 +535,13 @@ impl HandlerQueue {
     pub(crate) fn submitted(&self) -> impl Iterator<Item = RecordId> {
         let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
         submitted.flat_map(|batch| batch.keys.iter().copied())
+    }
+}
+
+/// What a generation says about its calls.
+fn declared_by(generation: &GenerationId) -> Declared {
+    Declared {
+        concurrency: generation.concurrency,
+        timeout_us: generation.call_timeout_ms.saturating_mul(1_000),
     }
 }

@@ -172,7 +172,8 @@ impl HandlerQueue {
         self.open.unblock();
         let is_run = |outcome: &&RawOutcome| outcome.code != outcome_code::NOT_RUN;
         let run = batch.outcomes.iter().filter(is_run).count();
-        self.learn_cost(run as u32, batch.elapsed_us);
+        let ran_by = ended.ran_by.as_ref().unwrap_or(&self.current).clone();
+        self.learn_cost(run as u32, batch.elapsed_us, &ran_by);
         if !ended.recalled && !ended.stopped {
             self.back_off_after(ctx, run, batch.elapsed_us);
         }

@@ -42,6 +42,8 @@ pub struct HandlerSettings {
     pub dead_letter_topic: Arc<str>,
     /// What happens to its records while it is failed.
     pub on_failure: OnFailure,
+    /// Number of records of its first calls, of which the cost is not known: with one, a slow handler's are spread over its workers.
+    pub first_call: u32,
     /// Maximum number of records in flight.
     pub max_in_flight_records: u32,
     /// Maximum number of bytes in flight.

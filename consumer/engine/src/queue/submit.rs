@@ -195,6 +195,9 @@ impl HandlerQueue {
         for lane in std::mem::take(&mut self.to_advance) {
             self.advance(ctx, lane);
         }
+        if std::mem::take(&mut self.small_batches) && !self.changes_order() {
+            self.requeue_unsubmitted(ctx);
+        }
         loop {
             self.fill_from_backlog(ctx);
             if self.settings.on_failure == OnFailure::DeadLetter

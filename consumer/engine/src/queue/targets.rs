@@ -31,6 +31,10 @@ pub struct GenerationId {
     pub config_digest: u64,
     /// It handles a batch as a whole: after a failed batch its records are retried one by one.
     pub takes_batches: bool,
+    /// Records that an instance handles at a time; 0 and 1 mean one after the other.
+    pub concurrency: u32,
+    /// Timeout of a whole call in milliseconds; 0 means that each record has one of its own.
+    pub call_timeout_ms: u64,
 }
 
 impl GenerationId {

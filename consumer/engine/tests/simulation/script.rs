@@ -170,6 +170,7 @@ impl SimHandler {
             },
             dead_letter_topic: "{topic}.dlt".into(),
             on_failure: self.on_failure,
+            first_call: [1, 4, 32][self.max_in_flight as usize % 3],
             max_in_flight_records: self.max_in_flight,
             max_in_flight_bytes: 1 << 20,
         }
