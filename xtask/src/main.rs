@@ -2,6 +2,7 @@
 //!
 //! One file per command; shared code (running a program and parsing its test results) is in `step.rs`.
 
+mod abi_plugins;
 mod bench;
 mod demo;
 mod dist;
@@ -42,6 +43,8 @@ enum Command {
     Mutants(mutants::Arguments),
     /// Print size, documentation and long functions of every crate, in the working tree or at a revision
     Structure(structure::Arguments),
+    /// Build the plugins that must load in this and later versions, for `runtimes/native/tests/binaries`
+    AbiPlugins(abi_plugins::Arguments),
     /// Run servers for development
     #[command(subcommand)]
     Services(services::Command),
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Structure(arguments) => structure::run(&arguments),
+        Command::AbiPlugins(arguments) => abi_plugins::run(&arguments),
         Command::Services(command) => services::run(&command),
     };
     match done {

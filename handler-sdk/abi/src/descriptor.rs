@@ -6,6 +6,9 @@
 /// First bytes of every descriptor.
 pub const MAGIC: [u8; 8] = *b"SLUICEGT";
 
+/// Size in bytes of the descriptor in ABI 1.0; those of later minors are larger.
+pub const FIRST_SIZE: usize = 1_332;
+
 /// ABI version implemented by this crate. Plugins with another major are refused.
 pub const ABI_MAJOR: u16 = 1;
 

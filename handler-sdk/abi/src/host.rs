@@ -193,8 +193,9 @@ impl Module {
     /// A table of further functions, if the plugin has one of this name and version. It lives as long as the library.
     #[must_use]
     pub fn extension(&self, name: &str, version: u32) -> Option<NonNull<()>> {
+        let extension = self.raw.extension()?;
         // SAFETY: the text lives for the call.
-        let table = unsafe { (self.raw.extension())(RawBytes::of(name.as_bytes()), version) };
+        let table = unsafe { extension(RawBytes::of(name.as_bytes()), version) };
         NonNull::new(table.cast_mut())
     }
 
@@ -357,11 +358,15 @@ fn answer(ask: impl FnOnce(RawSink) -> i32) -> Result<(), InstanceError> {
     }
 }
 
+/// Maximum bytes of a text that a plugin returns: its description has the schemas of all configs.
+const MAX_TEXT: usize = 4 << 20;
+
 fn sink(text: &mut String) -> RawSink {
     unsafe extern "C" fn put(context: *mut (), bytes: RawBytes) {
         // SAFETY: `context` is the string that `sink` was made of, and the call that uses it is still running.
         let (text, bytes) = unsafe { (&mut *context.cast::<String>(), bytes.text()) };
-        text.push_str(&bytes);
+        let room = MAX_TEXT.saturating_sub(text.len());
+        text.push_str(&bytes[..bytes.floor_char_boundary(room)]);
     }
     RawSink {
         context: std::ptr::from_mut(text).cast(),

@@ -1,7 +1,7 @@
 //! Functions and data of the ABI.
 //!
-//! `abi_stable` checks the function tables when a plugin is loaded. They are prefix types: a later minor appends functions that
-//! an older side lacks. Structs that are passed by a [`Ptr`] begin with their size and grow at their end only: a field of a later
+//! `abi_stable` checks the function tables when a plugin is loaded. They are prefix types: what stands behind the last prefix field may
+//! be missing on the other side, and later minors append to it. Structs that are passed by a [`Ptr`] begin with their size and grow at their end only: a field of a later
 //! minor is read only if the size includes it. `docs/reference/abi.md` is the contract.
 
 use std::mem::MaybeUninit;
@@ -312,10 +312,10 @@ pub struct HostFunctions {
     /// Call output, emitted record; one of [`emit_status`]. On the call's thread.
     pub emit: unsafe extern "C" fn(*mut (), Ptr<RawEmit>) -> i32,
     /// Call output, text; returns its index + 1, or 0 if it has no room. On the call's thread.
+    #[sabi(last_prefix_field)]
     pub detail: unsafe extern "C" fn(*mut (), RawBytes) -> u32,
     /// Host context, name and version of a table of further functions, which lives as long as the process; null if this service
     /// has none of that name and version. From any thread.
-    #[sabi(last_prefix_field)]
     pub extension: unsafe extern "C" fn(*const (), RawBytes, u32) -> *const (),
 }
 
@@ -372,9 +372,9 @@ pub struct PluginModule {
     /// Host (the instance owns this count of it), what to create, sink for an error text, destination of the instance.
     pub create: unsafe extern "C" fn(RawHost, Ptr<RawCreate>, RawSink, *mut RawHandler) -> i32,
     /// Stops the plugin's background work, within this many milliseconds. All instances have been destroyed before.
+    #[sabi(last_prefix_field)]
     pub shutdown: unsafe extern "C" fn(u64) -> i32,
     /// Name and version of a table of further functions, which lives as long as the library; null if there is none.
-    #[sabi(last_prefix_field)]
     pub extension: unsafe extern "C" fn(RawBytes, u32) -> *const (),
 }
 

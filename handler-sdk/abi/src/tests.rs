@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, Facts};
+use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, FIRST_SIZE, Facts};
 use crate::host::{
     CallEnd as HostCallEnd, CallLimits, CallSink, HostSink, InstanceError, LogLine, Module,
     NotTaken,
@@ -400,7 +400,9 @@ fn a_descriptor_reads_back_from_its_bytes() {
     assert!(facts.rustc.starts_with("rustc ") && facts.target.contains('-'));
     assert_eq!(Facts::read(&bytes[..size - 1]), Err(DescriptorError::Short));
     assert_eq!(Facts::read(&[b'x'; 2000]), Err(DescriptorError::Magic));
-    assert_eq!(size, 1332, "the layout is frozen");
+    assert_eq!(size, FIRST_SIZE, "the layout is frozen");
+    let longer = [bytes, &[1; 40]].concat();
+    assert_eq!(Facts::read(&longer).unwrap(), facts, "of a later minor");
 }
 
 /// Of the only partition.

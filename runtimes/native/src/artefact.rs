@@ -7,7 +7,7 @@ use object::elf::{PF_W, PF_X};
 use object::{Architecture, Object, ObjectSegment, ObjectSymbol, SegmentFlags};
 use sha2::{Digest, Sha256};
 use sluicegate_abi::descriptor::{
-    ABI_MAJOR, ABI_MINOR, ABI_STABLE_MINOR, DESCRIPTOR_SYMBOL, Descriptor, Facts, TARGET,
+    ABI_MAJOR, ABI_MINOR, ABI_STABLE_MINOR, DESCRIPTOR_SYMBOL, FIRST_SIZE, Facts, TARGET,
 };
 use sluicegate_runtime::{LoadError, PluginIdentity};
 
@@ -190,9 +190,7 @@ impl Layout<'_> {
             .find(|symbol| symbol.is_definition() && symbol.name() == Ok(DESCRIPTOR_SYMBOL))
             .ok_or(DescriptorError::NoSymbol)?;
         let address = symbol.address();
-        let len = usize::try_from(symbol.size())
-            .unwrap_or(0)
-            .max(size_of::<Descriptor>());
+        let len = usize::try_from(symbol.size()).unwrap_or(0).max(FIRST_SIZE);
         for segment in self.file.segments() {
             let (start, size) = segment.file_range();
             let within = address

@@ -3,7 +3,11 @@
 use std::sync::LazyLock;
 
 use super::Mutant;
-use super::suites::{ABI, CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA, LEDGER, LOGGING, OUTAGE, PLUGINS, POOL, PUMP, QUEUE, RAW, READING, RECALL, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG};
+use super::suites::{
+    ABI, CLI, CONNECTIONS, EMIT, ENDING, FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, KAFKA,
+    LEDGER, LOGGING, NATIVE_ABI, OUTAGE, PLUGINS, POOL, PUMP, QUEUE, RAW, READING, RECALL, ROUTING,
+    SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
+};
 
 mod chains;
 mod config;
@@ -79,6 +83,11 @@ const SERVICE: &[Mutant] = &[
         name: "hang-of-a-batch-blames-one",
         what: "after a hang of a batch handler only the last record has failed, and the others run together again",
         suite: FLOW,
+    },
+    Mutant {
+        name: "layout-checked-backwards",
+        what: "a service with a function more than a plugin refuses it, and one with a function less loads it",
+        suite: NATIVE_ABI,
     },
     Mutant {
         name: "fixed-cost-ignored",

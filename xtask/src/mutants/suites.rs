@@ -48,6 +48,8 @@ pub(super) const FOLDER: &[&str] = &["-p", "sluicegate-sync", "--lib", "folder::
 pub(super) const REFERENCES: &[&str] = &["-p", "sluicegate-sync", "--test", "store_references"];
 /// The cost of hostile specs.
 pub(super) const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "hostile_specs"];
+/// Plugins that were built with this ABI, an earlier and a later one.
+pub(super) const NATIVE_ABI: &[&str] = &["-p", "sluicegate-native", "--test", "abi"];
 /// Repeated loads of one plugin.
 pub(super) const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 

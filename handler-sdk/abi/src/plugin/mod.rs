@@ -182,8 +182,9 @@ impl Host {
     /// A table of further functions of the service, if it has one of this name and version.
     pub fn extension(&self, name: &str, version: u32) -> Option<NonNull<()>> {
         let name = RawBytes::of(name.as_bytes());
+        let extension = self.raw.functions.extension()?;
         // SAFETY: as in `write`.
-        let table = unsafe { (self.raw.functions.extension())(self.raw.context, name, version) };
+        let table = unsafe { extension(self.raw.context, name, version) };
         NonNull::new(table.cast_mut())
     }
 }
