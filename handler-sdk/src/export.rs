@@ -218,6 +218,8 @@ impl<E: Exports> Plugin for Exported<E> {
     }
 
     fn create(host: Host, create: &Create<'_>) -> Result<Box<dyn Instance>, Refusal> {
+        #[cfg(feature = "log")]
+        crate::forward::install();
         let entries = E::entries();
         let entry = entries
             .iter()

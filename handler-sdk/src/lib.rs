@@ -45,6 +45,8 @@ mod async_handler;
 mod context;
 mod emit;
 mod export;
+#[cfg(feature = "log")]
+mod forward;
 mod handler;
 pub mod json;
 mod objects;

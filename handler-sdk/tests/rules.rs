@@ -68,6 +68,11 @@ impl Handler for Obeys {
                 ctx.histogram("left_ms", left.as_secs_f64() * 1_000.0);
                 Outcome::Ack
             }
+            Some("trace") => {
+                tracing::warn!(answer = 42, "seen {}", "it");
+                tracing::debug!("not forwarded");
+                Outcome::Ack
+            }
             Some("nap") => {
                 std::thread::sleep(Duration::from_millis(150));
                 Outcome::Ack
@@ -208,6 +213,19 @@ fn each_record_has_the_timeout_for_itself() {
     batch.run([record("t").value("1")]);
     let left = batch.histogram("left_ms");
     assert!(left[0] > 50_000.0, "{left:?}");
+}
+
+#[test]
+fn what_tracing_writes_is_logged_with_the_record_that_is_handled() {
+    let mut kit = kit();
+    kit.run(["ok", "trace"].map(|value| record("t").at(3, 7).value(value)));
+    assert_eq!(
+        kit.logs().last(),
+        Some(&(Level::Warn, "seen it".to_owned()))
+    );
+    let fields: serde_json::Value = serde_json::from_str(kit.log_fields().last().unwrap()).unwrap();
+    assert_eq!(fields, json!({ "answer": 42, "record": "t/3/7" }));
+    assert_eq!(kit.logs().len(), 2, "and the start, but nothing below INFO");
 }
 
 #[test]

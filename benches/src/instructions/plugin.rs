@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLevel,
+    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLine,
     MetricKind, RawOutcome, outcome_code,
 };
 
@@ -18,7 +18,7 @@ const CALL: usize = 250;
 struct Silent;
 
 impl HostServices for Silent {
-    fn log(&self, _level: LogLevel, _message: &str) {}
+    fn log(&self, _line: &LogLine<'_>) {}
 
     fn metric(&self, _kind: MetricKind, _name: &str, _value: f64) {}
 }

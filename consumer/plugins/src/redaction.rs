@@ -125,7 +125,7 @@ mod tests {
     use sluicegate_config::secret::Redactor;
     use sluicegate_kit::log_capture::captured;
     use sluicegate_runtime::{
-        HostServices, LogLevel, MetricKind, PartitionChange, RawRecord, outcome_code,
+        HostServices, LogLevel, LogLine, MetricKind, PartitionChange, RawRecord, outcome_code,
     };
 
     use super::*;
@@ -177,7 +177,12 @@ mod tests {
             output: &mut CallOutput,
         ) -> CallStatus {
             output.details.push(format!("cannot use {}", self.config));
-            self.services.log(LogLevel::Error, &self.config);
+            let line = LogLine {
+                target: &self.config,
+                fields: &self.config,
+                ..LogLine::new(LogLevel::Error, &self.config)
+            };
+            self.services.log(&line);
             self.services.metric(MetricKind::Counter, &self.config, 1.0);
             CallStatus::Usable
         }

@@ -1,6 +1,5 @@
 //! Host services for a handler: rate-limited log lines, and the handler's own metrics.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,12 +7,14 @@ use std::time::{Duration, Instant};
 use sluicegate_config::secret::{Redaction, Redactor};
 use sluicegate_engine::status::{UserMetric, UserMetricKind};
 use sluicegate_pool::pool::relock;
-use sluicegate_runtime::{HostServices, LogLevel, MetricKind};
+use sluicegate_runtime::{HostServices, LogLevel, LogLine, MetricKind};
 
 /// Log lines per second that a handler may write.
 const LINES_PER_SECOND: u32 = 100;
 /// Log lines that a handler may write in a burst.
 const BURST_LINES: u32 = 500;
+/// Maximum length of a line's message, of its target and of its fields, in bytes.
+const MAX_LINE_BYTES: usize = 16 << 10;
 /// Maximum number of metrics per handler and version.
 const MAX_METRICS: usize = 256;
 /// Maximum length of a metric's name, in bytes.
@@ -45,12 +46,21 @@ impl HandlerServices {
 }
 
 impl HostServices for HandlerServices {
-    fn log(&self, level: LogLevel, message: &str) {
-        if !is_written(level) {
+    fn log(&self, line: &LogLine<'_>) {
+        if !is_written(line.level) {
             return;
         }
-        let line = relock(&self.lines).take(Instant::now());
-        let Some((suppressed, message)) = admit(line, || self.redaction.redact(message)) else {
+        let budget = relock(&self.lines).take(Instant::now());
+        let redact = |text: &str| -> String {
+            let text = self
+                .redaction
+                .redact(&text[..text.floor_char_boundary(MAX_LINE_BYTES)]);
+            text.into_owned()
+        };
+        let redacted = admit(budget, || {
+            [line.message, line.target, line.fields].map(redact)
+        });
+        let Some((suppressed, [message, target, fields])) = redacted else {
             return;
         };
         let handler = &*self.handler;
@@ -61,21 +71,21 @@ impl HostServices for HandlerServices {
                 "log lines suppressed: more than {LINES_PER_SECOND} per second"
             );
         }
-        match level {
-            LogLevel::Error => tracing::error!(handler, "{message}"),
-            LogLevel::Warn => tracing::warn!(handler, "{message}"),
-            LogLevel::Info => tracing::info!(handler, "{message}"),
-            LogLevel::Debug => tracing::debug!(handler, "{message}"),
-            LogLevel::Trace => tracing::trace!(handler, "{message}"),
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let (module, fields) = (given(target), given(fields));
+        match line.level {
+            LogLevel::Error => tracing::error!(handler, module, fields, "{message}"),
+            LogLevel::Warn => tracing::warn!(handler, module, fields, "{message}"),
+            LogLevel::Info => tracing::info!(handler, module, fields, "{message}"),
+            LogLevel::Debug => tracing::debug!(handler, module, fields, "{message}"),
+            LogLevel::Trace => tracing::trace!(handler, module, fields, "{message}"),
         }
     }
 
     fn metric(&self, kind: MetricKind, name: &str, value: f64) {
         if let Err(why) = self.metrics.record(kind, name, value, &self.redaction) {
-            self.log(
-                LogLevel::Warn,
-                &format!("metric `{name}` is not recorded: {why}"),
-            );
+            let message = format!("metric `{name}` is not recorded: {why}");
+            self.log(&LogLine::new(LogLevel::Warn, &message));
         }
     }
 }
@@ -91,9 +101,9 @@ fn is_written(level: LogLevel) -> bool {
     }
 }
 
-/// The redacted text of a line that may be written, and the number of lines suppressed before it. A suppressed line is not
+/// The redacted texts of a line that may be written, and the number of lines suppressed before it. A suppressed line is not
 /// searched for secrets, so that a flood of lines is cheap.
-fn admit<'m>(line: Line, redact: impl FnOnce() -> Cow<'m, str>) -> Option<(u64, Cow<'m, str>)> {
+fn admit<T>(line: Line, redact: impl FnOnce() -> T) -> Option<(u64, T)> {
     match line {
         Line::Write { suppressed } => Some((suppressed, redact())),
         Line::Hold => None,
@@ -343,7 +353,7 @@ mod tests {
         for _ in 0..10_000 {
             admit(budget.take(start), || {
                 searched += 1;
-                Cow::Borrowed("text")
+                "text"
             });
         }
         assert_eq!(searched, BURST_LINES);

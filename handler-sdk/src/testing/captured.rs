@@ -19,6 +19,8 @@ pub(super) struct CapturedOutput(Mutex<Captured>);
 #[derive(Default)]
 pub(super) struct Captured {
     pub(super) logs: Vec<(Level, String)>,
+    /// The fields of the log lines, as JSON.
+    pub(super) fields: Vec<String>,
     pub(super) metrics: BTreeMap<(u32, String), Vec<f64>>,
 }
 
@@ -41,6 +43,7 @@ impl HostSink for CapturedOutput {
         .copied()
         .unwrap_or(Level::Trace);
         self.lock().logs.push((level, line.message.to_string()));
+        self.lock().fields.push(line.fields.to_string());
     }
 
     fn metric(&self, kind: u32, name: &str, value: f64) {

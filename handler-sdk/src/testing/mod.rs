@@ -313,6 +313,13 @@ impl Kit {
         self.host.lock().logs.clone()
     }
 
+    /// The fields of the log lines so far, one for one, as JSON; empty without any. What `tracing` and `log` write has them, and `record`,
+    /// the place of the record that was being handled.
+    #[must_use]
+    pub fn log_fields(&self) -> Vec<String> {
+        self.host.lock().fields.clone()
+    }
+
     /// Total of a counter; 0 if it was never used.
     #[must_use]
     pub fn counter(&self, name: &str) -> f64 {

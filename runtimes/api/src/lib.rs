@@ -246,10 +246,35 @@ impl CallOutput {
 /// Services for a handler, available at any time, also outside a call.
 pub trait HostServices: Send + Sync {
     /// Writes a log line under the handler's name.
-    fn log(&self, level: LogLevel, message: &str);
+    fn log(&self, line: &LogLine<'_>);
 
     /// Adds to a counter, sets a gauge, or records a histogram observation of the handler's own metrics.
     fn metric(&self, kind: MetricKind, name: &str, value: f64);
+}
+
+/// A log line of a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLine<'a> {
+    /// Its level.
+    pub level: LogLevel,
+    /// What wrote it, such as a module path; may be empty.
+    pub target: &'a str,
+    /// The message.
+    pub message: &'a str,
+    /// Fields, as a JSON object; may be empty.
+    pub fields: &'a str,
+}
+
+impl<'a> LogLine<'a> {
+    /// A line with nothing but a message.
+    pub fn new(level: LogLevel, message: &'a str) -> Self {
+        Self {
+            level,
+            target: "",
+            message,
+            fields: "",
+        }
+    }
 }
 
 /// Log levels, most severe first.

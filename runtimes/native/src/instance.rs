@@ -159,10 +159,9 @@ impl HandlerInstance for NativeInstance {
 impl Drop for NativeInstance {
     fn drop(&mut self) {
         if let Some(Err(panic)) = self.instance.take().map(Instance::destroy) {
-            self.services.log(
-                LogLevel::Error,
-                &format!("handler panicked in its drop: {panic}"),
-            );
+            let message = format!("handler panicked in its drop: {panic}");
+            let line = sluicegate_runtime::LogLine::new(LogLevel::Error, &message);
+            self.services.log(&line);
         }
     }
 }
@@ -261,7 +260,12 @@ impl HostSink for ServicesSink {
             3 => LogLevel::Debug,
             _ => LogLevel::Trace,
         };
-        self.0.log(level, line.message);
+        self.0.log(&sluicegate_runtime::LogLine {
+            level,
+            target: line.target,
+            message: line.message,
+            fields: line.fields,
+        });
     }
 
     fn metric(&self, kind: u32, name: &str, value: f64) {

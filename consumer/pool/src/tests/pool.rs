@@ -10,7 +10,7 @@ use sluicegate_engine::emit::{Delivery, FailureKind};
 use sluicegate_kit::plugin_doubles::{
     Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
-use sluicegate_runtime::{CreateError, HostServices, LogLevel, MetricKind, outcome_code};
+use sluicegate_runtime::{CreateError, HostServices, LogLine, MetricKind, outcome_code};
 
 use crate::error::ProbeError;
 use crate::lock::relock;
@@ -28,7 +28,7 @@ use crate::worker;
 pub(crate) struct Silent;
 
 impl HostServices for Silent {
-    fn log(&self, _level: LogLevel, _message: &str) {}
+    fn log(&self, _line: &LogLine<'_>) {}
 
     fn metric(&self, _kind: MetricKind, _name: &str, _value: f64) {}
 }

@@ -11,6 +11,7 @@ use abi_stable::library::{
 };
 use abi_stable::prefix_type::WithMetadata;
 
+use super::current::{self, Running};
 use super::{Call, CallEnd, Create, Host, Instance, Plugin, Refusal};
 use crate::guard;
 use crate::module::{
@@ -79,7 +80,10 @@ impl Cell {
             );
             return status::POISONED;
         }
-        match guard::guarded(|| work(self.instance.as_mut())) {
+        let running = Running::instance(&self.host);
+        let ran = guard::guarded(|| work(self.instance.as_mut()));
+        drop(running);
+        match ran {
             Ok(Ok(())) => status::OK,
             Ok(Err(text)) => {
                 put(sink, &text);
@@ -138,8 +142,12 @@ unsafe extern "C" fn create<P: Plugin>(
         generation: raw.generation,
     };
     let given = host.clone();
-    let (code, text) = match guard::guarded(|| P::create(given, &create)) {
+    let running = Running::instance(&host);
+    let created = guard::guarded(|| P::create(given, &create));
+    drop(running);
+    let (code, text) = match created {
         Ok(Ok(instance)) => {
+            current::built(&host);
             let cell = Box::new(Cell {
                 instance,
                 host,
@@ -199,7 +207,9 @@ unsafe extern "C" fn handle(context: *mut (), call: Ptr<RawCall>) -> i32 {
         thread_bound: PhantomData,
     };
     let instance = &mut cell.instance;
+    let running = Running::call(&call);
     let end = guard::guarded(|| instance.handle(&call));
+    drop(running);
     match end {
         Ok(CallEnd::Usable) => status::OK,
         Ok(CallEnd::Poisoned) => {
@@ -291,7 +301,10 @@ unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
         host,
         poisoned: _,
     } = *cell;
+    let running = Running::instance(&host);
     let end = guard::guarded(|| drop(instance));
+    drop(running);
+    current::destroyed(&host);
     drop(host);
     match end {
         Ok(()) => status::OK,

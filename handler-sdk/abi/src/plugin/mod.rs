@@ -1,6 +1,7 @@
 //! The plugin's side of the ABI: safe traits that the SDK implements ([`Plugin`], [`Instance`]), and safe handles to the
 //! service ([`Host`]) and to a call ([`Call`]). The ABI functions that call the traits are in `functions`.
 
+pub mod current;
 mod functions;
 
 use std::marker::PhantomData;
@@ -179,6 +180,11 @@ impl Host {
         unsafe { (self.raw.functions.metric())(self.raw.context, Ptr::of(&raw)) };
     }
 
+    /// Whether both are of the same instance, or of instances of the same handler.
+    fn is_same(&self, other: &Self) -> bool {
+        self.raw.context == other.raw.context
+    }
+
     /// A table of further functions of the service, if it has one of this name and version.
     pub fn extension(&self, name: &str, version: u32) -> Option<NonNull<()>> {
         let name = RawBytes::of(name.as_bytes());
@@ -309,6 +315,13 @@ impl<'a> Call<'a> {
     /// Serial number of the call within the instance, from 1.
     pub fn serial(&self) -> u64 {
         self.raw.serial
+    }
+
+    /// The record that the call is at, if it has not handled all.
+    pub fn current(&self) -> Option<RecordView<'a>> {
+        // SAFETY: `progress` lives until `handle` returns.
+        let index = unsafe { &*self.raw.progress }.load(Ordering::Relaxed) as usize;
+        (index < self.len()).then(|| self.record(index))
     }
 
     /// The service.

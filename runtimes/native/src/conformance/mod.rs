@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use sluicegate_runtime::{
-    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLevel, MetricKind,
+    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind,
 };
 
 use crate::NativeRuntime;
@@ -234,7 +234,7 @@ fn within(
 struct NullServices;
 
 impl HostServices for NullServices {
-    fn log(&self, _: LogLevel, _: &str) {}
+    fn log(&self, _line: &LogLine<'_>) {}
 
     fn metric(&self, _: MetricKind, _: &str, _: f64) {}
 }

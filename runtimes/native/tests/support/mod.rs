@@ -15,7 +15,7 @@ use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
     CallOutput, CallRequest, CallStatus, CancelFlag, CreateRequest, HandlerInstance,
-    HandlerRuntime, HostServices, LoadedPlugin, LogLevel, MetricKind, RawOutcome,
+    HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, RawOutcome,
 };
 
 /// The library of a workspace package: from the folder `SLUICEGATE_PLUGINS_DIR`, or else built once per test process.
@@ -80,8 +80,9 @@ impl CapturedOutput {
 }
 
 impl HostServices for CapturedOutput {
-    fn log(&self, level: LogLevel, message: &str) {
-        self.0.lock().unwrap().push(format!("{level:?}: {message}"));
+    fn log(&self, line: &LogLine<'_>) {
+        let text = format!("{:?}: {} {}", line.level, line.message, line.fields);
+        self.0.lock().unwrap().push(text.trim().to_owned());
     }
 
     fn metric(&self, kind: MetricKind, name: &str, value: f64) {
