@@ -17,6 +17,7 @@ use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
 use crate::partition::Partition;
 use crate::record::Record;
+use crate::sums::Sums;
 
 /// Lanes whose next record must wait until an earlier one has been attempted again, or dead-lettered.
 #[derive(Default)]
@@ -50,6 +51,7 @@ pub(crate) struct PerRecord<H> {
     handler: H,
     /// It asks for the time: the clock is read for each record.
     asks_time: Cell<bool>,
+    sums: Sums,
 }
 
 impl<H> PerRecord<H> {
@@ -57,12 +59,13 @@ impl<H> PerRecord<H> {
         Self {
             handler,
             asks_time: Cell::new(false),
+            sums: Sums::default(),
         }
     }
 }
 
-impl<H: Handler> Instance for PerRecord<H> {
-    fn handle(&mut self, call: &Call<'_>) -> CallEnd {
+impl<H: Handler> PerRecord<H> {
+    fn handle_each(&mut self, call: &Call<'_>) -> CallEnd {
         let clock = Clock::start(call, &self.asks_time);
         let room = Room::default();
         let mut blocked = BlockedLanes::default();
@@ -78,7 +81,7 @@ impl<H: Handler> Instance for PerRecord<H> {
                 continue;
             }
             call.reached(index);
-            let mut ctx = Context::new(call, index, clock.record(index), &room);
+            let mut ctx = Context::new(call, index, clock.record(index), (&room, &self.sums));
             // Settled inside the guard, so that only a flag is returned instead of a large outcome.
             let free = guard::catch(|| {
                 let result = self.handler.handle(&record, &mut ctx);
@@ -96,6 +99,14 @@ impl<H: Handler> Instance for PerRecord<H> {
         }
         call.reached(call.len());
         CallEnd::Usable
+    }
+}
+
+impl<H: Handler> Instance for PerRecord<H> {
+    fn handle(&mut self, call: &Call<'_>) -> CallEnd {
+        let end = self.handle_each(call);
+        self.sums.hand_over(call.host());
+        end
     }
 
     fn health(&mut self) -> Result<(), String> {

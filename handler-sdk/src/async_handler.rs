@@ -30,6 +30,7 @@ use crate::handler::{Setup, TAKES_NONE};
 use crate::outcome::{HandlerError, Outcome, Result};
 use crate::partition::Partition;
 use crate::record::Record;
+use crate::sums::Sums;
 
 /// Handles records with an async method, up to `Setup::set_concurrency` of them concurrently.
 ///
@@ -147,6 +148,7 @@ pub(crate) struct Overlapping<H> {
     handler: Option<H>,
     concurrency: usize,
     asks_time: Cell<bool>,
+    sums: Sums,
     runtime: Arc<SharedRuntime>,
 }
 
@@ -167,6 +169,7 @@ impl<H: AsyncHandler> Overlapping<H> {
             handler: Some(handler),
             concurrency,
             asks_time: Cell::new(false),
+            sums: Sums::default(),
             runtime,
         })
     }
@@ -246,6 +249,7 @@ struct Running<'c, H> {
     call: &'c Call<'c>,
     clock: Clock<'c>,
     room: Room,
+    sums: &'c Sums,
 }
 
 impl<'c, H: AsyncHandler> Running<'c, H> {
@@ -254,7 +258,7 @@ impl<'c, H: AsyncHandler> Running<'c, H> {
         let record = Record::new(call.record(index));
         let clock = self.clock.record(index);
         let deadline = (call.timeout().or(call.record_timeout())).and_then(|_| clock.deadline());
-        let mut ctx = Context::new(call, index, clock, &self.room);
+        let mut ctx = Context::new(call, index, clock, (&self.room, self.sums));
         let ended = {
             let work = async {
                 let work = self.handler.handle(&record, &mut ctx);
@@ -336,8 +340,11 @@ impl<H: AsyncHandler> Instance for Overlapping<H> {
             call,
             clock: Clock::start(call, &self.asks_time),
             room: Room::default(),
+            sums: &self.sums,
         };
-        self.runtime.get().block_on(running.all(self.concurrency))
+        let end = self.runtime.get().block_on(running.all(self.concurrency));
+        self.sums.hand_over(call.host());
+        end
     }
 
     fn health(&mut self) -> Result<(), String> {

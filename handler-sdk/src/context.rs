@@ -10,6 +10,7 @@ use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use crate::emit::Emit;
 use crate::outcome::Outcome;
 use crate::record::Record;
+use crate::sums::{COUNTER, GAUGE, HISTOGRAM, Sums};
 
 /// Log levels, most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,17 +51,17 @@ impl Services {
 
     /// Adds to a counter of the handler.
     pub fn counter(&self, name: &str, add: u64) {
-        self.host.metric(0, name, add as f64);
+        self.host.metric(COUNTER, name, add as f64);
     }
 
     /// Sets a gauge of the handler.
     pub fn gauge(&self, name: &str, value: f64) {
-        self.host.metric(1, name, value);
+        self.host.metric(GAUGE, name, value);
     }
 
     /// Records an observation in a histogram of the handler.
     pub fn histogram(&self, name: &str, value: f64) {
-        self.host.metric(2, name, value);
+        self.host.metric(HISTOGRAM, name, value);
     }
 }
 
@@ -187,6 +188,7 @@ pub struct Context<'a> {
     index: usize,
     clock: RecordClock<'a>,
     room: &'a Room,
+    sums: &'a Sums,
     emitted: bool,
     refused: Option<Refused>,
 }
@@ -197,13 +199,14 @@ impl<'a> Context<'a> {
         call: &'a Call<'a>,
         index: usize,
         clock: RecordClock<'a>,
-        room: &'a Room,
+        (room, sums): (&'a Room, &'a Sums),
     ) -> Self {
         Self {
             call,
             index,
             clock,
             room,
+            sums,
             emitted: false,
             refused: None,
         }
@@ -225,19 +228,23 @@ impl<'a> Context<'a> {
         self.call.host().log(level as u32, message);
     }
 
-    /// Adds to a counter of the handler.
+    /// Adds to a counter of the handler. Counters and gauges reach the service when the call has ended.
     pub fn counter(&self, name: &str, add: u64) {
-        self.call.host().metric(0, name, add as f64);
+        self.metric(COUNTER, name, add as f64);
     }
 
     /// Sets a gauge of the handler.
     pub fn gauge(&self, name: &str, value: f64) {
-        self.call.host().metric(1, name, value);
+        self.metric(GAUGE, name, value);
     }
 
     /// Records an observation in a histogram of the handler.
     pub fn histogram(&self, name: &str, value: f64) {
-        self.call.host().metric(2, name, value);
+        self.metric(HISTOGRAM, name, value);
+    }
+
+    fn metric(&self, kind: u32, name: &str, value: f64) {
+        self.sums.record(self.call.host(), kind, name, value);
     }
 
     /// Attempt number of this record, from 1.

@@ -54,6 +54,7 @@ mod outcome;
 mod partition;
 mod record;
 mod shared;
+mod sums;
 pub mod template;
 pub mod testing;
 

@@ -77,6 +77,18 @@ impl Handler for Obeys {
                 std::thread::sleep(Duration::from_millis(150));
                 Outcome::Ack
             }
+            Some("second") => {
+                ctx.emit(Emit::to("out").value(b"x"));
+                match ctx.attempt() {
+                    1 => return Err(HandlerError::retryable("not at once")),
+                    _ => Outcome::Ack,
+                }
+            }
+            Some("bad-name") => {
+                ctx.counter("rows-written", 1);
+                ctx.counter("rows", 2);
+                Outcome::Ack
+            }
             Some("nothing") => {
                 ctx.emit(Emit::to(""));
                 Outcome::Ack
@@ -226,6 +238,41 @@ fn what_tracing_writes_is_logged_with_the_record_that_is_handled() {
     let fields: serde_json::Value = serde_json::from_str(kit.log_fields().last().unwrap()).unwrap();
     assert_eq!(fields, json!({ "answer": 42, "record": "t/3/7" }));
     assert_eq!(kit.logs().len(), 2, "and the start, but nothing below INFO");
+}
+
+#[test]
+fn the_kit_settles_as_the_service_does_and_refuses_what_it_refuses() {
+    let mut kit = kit();
+    let values = ["second", "ok", "retry", "panic", "dead", "second"];
+    let run = kit.settle(values.map(|value| record("t").lane(1).value(value)));
+    assert_eq!(
+        run.outcomes[..3],
+        [Seen::Ack, Seen::Ack, Seen::DeadLetter("later".into())]
+    );
+    assert!(matches!(&run.outcomes[3], Seen::DeadLetter(why) if why.contains("panic on request")));
+    assert_eq!(
+        run.outcomes[4..],
+        [Seen::DeadLetter("broken".into()), Seen::Ack]
+    );
+    assert!(run.poisoned);
+    let emitted: Vec<usize> = run.emits.iter().map(|emit| emit.record).collect();
+    assert_eq!(
+        emitted,
+        [0, 5],
+        "once each, although the first attempts emitted too"
+    );
+    let run = kit.run([record("t").value("second")]);
+    assert!(run.emits.is_empty(), "another attempt follows");
+    kit.run([record("t").value("bad-name"), record("t").value("bad-name")]);
+    assert_eq!(
+        (kit.counter("rows-written"), kit.counter("rows")),
+        (0.0, 4.0)
+    );
+    let (level, why) = kit.logs().pop().unwrap();
+    assert!(
+        level == Level::Warn && why.contains("`rows-written`"),
+        "{why}"
+    );
 }
 
 #[test]

@@ -47,12 +47,27 @@ impl HostSink for CapturedOutput {
     }
 
     fn metric(&self, kind: u32, name: &str, value: f64) {
+        // As the service does.
+        if !is_metric_name(name) || !value.is_finite() {
+            let why = format!(
+                "metric `{name}` is not recorded: use at most 128 letters, digits and `_`, not starting with a digit"
+            );
+            self.lock().logs.push((Level::Warn, why));
+            self.lock().fields.push(String::new());
+            return;
+        }
         self.lock()
             .metrics
             .entry((kind, name.to_string()))
             .or_default()
             .push(value);
     }
+}
+
+fn is_metric_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let begins = name.starts_with(|c: char| !c.is_ascii_digit());
+    begins && name.len() <= 128 && name.chars().all(fits)
 }
 
 #[derive(Default)]

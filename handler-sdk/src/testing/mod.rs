@@ -10,12 +10,12 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluicegate_abi::RawOutcome;
 use sluicegate_abi::host::{CallEnd, CallLimits, HostSink, Instance, Module, NotTaken};
 use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
 use sluicegate_abi::plugin::{Create, Refusal};
 use sluicegate_abi::progress::{CancelFlag, SharedProgress};
 use sluicegate_abi::view::RecordParts;
+use sluicegate_abi::{RawOutcome, outcome_code};
 
 use crate::export::{self, Entry, Exported, Exports};
 use crate::{BatchHandler, Handler, Level};
@@ -23,6 +23,10 @@ use captured::{CapturedOutput, Collected};
 pub use record::{TestRecord, record};
 
 const NAME: &str = "handler";
+/// As in a spec without `timeout`.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// As in a spec without `retry`.
+const MAX_ATTEMPTS: u32 = 5;
 
 /// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +150,7 @@ impl Kit {
         let instance = create(&module, &host, &config)?;
         let takes_batches = describe(&module)["takes_batches"] == true;
         let progress = Arc::new(SharedProgress::new(4096));
-        Ok(Self {
+        let mut kit = Self {
             module,
             config,
             host,
@@ -156,10 +160,12 @@ impl Kit {
             serial: 0,
             limits: CallLimits::default(),
             takes_batches,
-        })
+        };
+        kit.set_timeout(DEFAULT_TIMEOUT);
+        Ok(kit)
     }
 
-    /// Sets the timeout of each record in subsequent calls; of a [`BatchHandler`], that of the call.
+    /// Sets the timeout of each record in subsequent calls; of a [`BatchHandler`], that of the call. It is 5 s at first; zero means none.
     pub fn set_timeout(&mut self, timeout: Duration) {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         match self.takes_batches {
@@ -196,12 +202,65 @@ impl Kit {
             self.instance = create(&self.module, &self.host, &self.config)
                 .expect("a handler that started once with this config starts again");
         }
+        // As the service does: what an attempt emits counts only if no other one follows.
+        let is_final = |emit: &Emitted| {
+            matches!(
+                raw[emit.record].code,
+                outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+            )
+        };
+        collected.emits.retain(is_final);
         let outcomes = raw.iter().map(|raw| collected.outcome(raw)).collect();
         Run {
             outcomes,
             emits: collected.emits,
             poisoned,
         }
+    }
+
+    /// Calls the handler until all records are settled, as the service does: records that were not run are given again, those that
+    /// ask for a retry or panic get another attempt, without a delay, and a dead letter after five. Returns the last outcome of each
+    /// record; `poisoned` says whether an instance panicked.
+    ///
+    /// # Panics
+    /// As [`Self::run`], or if records are never run.
+    pub fn settle(&mut self, records: impl IntoIterator<Item = TestRecord>) -> Run {
+        let mut open: Vec<(usize, TestRecord)> = records.into_iter().enumerate().collect();
+        let mut all = Run {
+            outcomes: vec![Outcome::NotRun; open.len()],
+            emits: Vec::new(),
+            poisoned: false,
+        };
+        while !open.is_empty() {
+            let run = self.run(open.iter().map(|(_, record)| record.clone()));
+            all.poisoned |= run.poisoned;
+            let emits = run.emits.into_iter().map(|mut emit| {
+                emit.record = open[emit.record].0;
+                emit
+            });
+            all.emits.extend(emits);
+            let before = (open.len(), attempts(&open));
+            let mut outcomes = run.outcomes.into_iter();
+            open.retain_mut(|(index, record)| {
+                let Some(outcome) = outcomes.next() else {
+                    return true;
+                };
+                let again = match &outcome {
+                    Outcome::NotRun => true,
+                    Outcome::Retry(..) | Outcome::Panicked(_) => record.next_attempt(MAX_ATTEMPTS),
+                    Outcome::Ack | Outcome::Drop(_) | Outcome::DeadLetter(_) => false,
+                };
+                all.outcomes[*index] = match outcome {
+                    Outcome::Retry(_, why) | Outcome::Panicked(why) if !again => {
+                        Outcome::DeadLetter(why)
+                    }
+                    outcome => outcome,
+                };
+                again
+            });
+            assert_ne!(before, (open.len(), attempts(&open)), "no record is run");
+        }
+        all
     }
 
     /// Returns a handle that cancels this kit's running call from another thread.
@@ -359,6 +418,11 @@ impl Kit {
     pub fn description(&self) -> serde_json::Value {
         describe(&self.module)
     }
+}
+
+/// Attempts of all records.
+fn attempts(records: &[(usize, TestRecord)]) -> u32 {
+    records.iter().map(|(_, record)| record.attempts()).sum()
 }
 
 fn describe(module: &Module) -> serde_json::Value {

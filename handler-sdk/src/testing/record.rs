@@ -101,6 +101,16 @@ impl TestRecord {
         self
     }
 
+    pub(super) fn attempts(&self) -> u32 {
+        self.parts.attempt
+    }
+
+    /// Counts an attempt. Returns whether it is within the bound.
+    pub(super) fn next_attempt(&mut self, max: u32) -> bool {
+        self.parts.attempt += 1;
+        self.parts.attempt <= max
+    }
+
     pub(super) fn finish(mut self) -> RecordParts {
         if !self.headers.is_empty() {
             self.parts.set_headers(
