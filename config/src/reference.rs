@@ -31,6 +31,13 @@ keeps it up to date.
 ";
 
 const PREDICATES: &str = "
+## Plugin
+
+`plugin: orders` means the plugin that is named `orders`, in the newest version that `version` accepts, and runs its handler of that
+name, or its only one. `plugin: orders/audit` means the handler `audit` of that plugin. A plugin never stands in for another one by
+exporting a handler of its name: a spec that names only such a handler is refused, and so is one that leaves open which of several
+handlers it means, with what to write for each. A version that does not export the handler is not passed over for an older one.
+
 ## Topics
 
 `orders` is an exact name. `orders.*` is a glob: `*` matches any run of characters (dots too), `?` exactly one. `/^orders-[0-9]+$/`

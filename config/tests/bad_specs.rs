@@ -118,6 +118,14 @@ const WHOLE: &[(&str, &str)] = &[
         "name: a\nplugin: https://example.org/relay\nroute: { topics: [t] }\n",
     ),
     (
+        "plugin with two handlers",
+        "name: a\nplugin: orders/audit/more\nroute: { topics: [t] }\n",
+    ),
+    (
+        "plugin with an empty handler",
+        "name: a\nplugin: orders/\nroute: { topics: [t] }\n",
+    ),
+    (
         "no topics",
         "name: a\nplugin: relay\nroute: { topics: [] }\n",
     ),
@@ -148,7 +156,7 @@ const WHOLE: &[(&str, &str)] = &[
     ),
     (
         "several problems at once",
-        "name: A\nplugin: a/b\nversion: x\nworkers: 0\nroute:\n  topics: []\n  when: { header: x }\ncolour: red\n",
+        "name: A\nplugin: a/b/c\nversion: x\nworkers: 0\nroute:\n  topics: []\n  when: { header: x }\ncolour: red\n",
     ),
 ];
 

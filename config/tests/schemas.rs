@@ -203,11 +203,17 @@ fn a_schema_validator_agrees_with_the_parser() {
     ]});
     let good = json!({ "name": "a", "plugin": "relay", "version": 1.2, "route": { "topics": ["/^x$/"], "when": when } });
     assert!(handler.is_valid(&good) && spec(&good).is_ok());
+    let mut exported = good.clone();
+    put(&mut exported, &["plugin".to_owned()], json!("orders/audit"));
+    assert!(handler.is_valid(&exported) && spec(&exported).is_ok());
     let edits = [
         (vec!["workers"], json!(0)),
         (vec!["order"], json!("keys")),
         (vec!["group"], json!("dedicated")),
         (vec!["name"], json!("A b")),
+        (vec!["plugin"], json!("orders/audit/more")),
+        (vec!["plugin"], json!("/audit")),
+        (vec!["plugin"], json!("../librelay.so")),
         (vec!["timeout"], json!(5)),
         (vec!["colour"], json!("red")),
         (vec!["retry", "backoff", "jitter"], json!(2)),

@@ -3,6 +3,7 @@
 mod circles;
 mod dead_letter;
 mod handler_config;
+mod plugin;
 mod predicate;
 mod predicate_read;
 mod predicate_schema;
@@ -16,6 +17,7 @@ mod write;
 pub use circles::{Circle, circles};
 pub use dead_letter::{DeadLetterSource, dead_letter_source, dead_letter_topic};
 pub use handler_config::HandlerConfig;
+pub use plugin::plugin_and_handler;
 pub use predicate::{PartitionTest, Predicate, Test};
 pub(crate) use predicate_schema::definitions;
 pub use read::read_spec;

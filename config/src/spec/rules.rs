@@ -1,6 +1,7 @@
 //! Validation rules for strings in a spec.
 
 use super::VersionRequirement;
+use super::plugin::plugin_and_handler;
 use super::route::TopicPattern;
 use crate::document::{Checked, FieldValue, Reason, TextRule, TextValue, format_size, shortened};
 
@@ -23,26 +24,27 @@ pub(crate) static POOL: TextRule = TextRule {
     numbers: false,
 };
 
-/// A plugin's catalogue name.
+/// A plugin's catalogue name, alone or with the name of a handler that it exports.
 pub(crate) static PLUGIN: TextRule = TextRule {
     check: |text| {
-        let first = text
-            .chars()
-            .next()
-            .is_some_and(|c| c.is_ascii_alphanumeric());
-        let fits = first
-            && text.len() <= 128
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let (name, handler) = plugin_and_handler(text);
         Reason::unless(
-            fits,
-            "a plugin is referenced by its catalogue name (letters, digits, -, _ and .), never by a path or URL",
+            is_plugin_name(name) && handler.is_none_or(is_plugin_name),
+            "a plugin is referenced by its catalogue name, or by that and a handler that it exports (NAME/HANDLER; letters, digits, -, _ and .), never by a path or URL",
         )
     },
-    pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+    pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?$"),
     numbers: false,
 };
+
+fn is_plugin_name(text: &str) -> bool {
+    let first = text.chars().next();
+    first.is_some_and(|c| c.is_ascii_alphanumeric())
+        && text.len() <= 128
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
 
 /// A version requirement; unquoted numbers such as `1.2` are accepted.
 pub(crate) static VERSION: TextRule = TextRule {

@@ -42,7 +42,7 @@ section! {
     pub struct HandlerSpec {
         /// Unique name of the handler: lower-case letters, digits and -.
         name: String = text(&NAME), required;
-        /// Catalogue name of the plugin, or of a handler that a plugin exports.
+        /// Catalogue name of the plugin, or NAME/HANDLER for one of several handlers that it exports.
         plugin: String = text(&PLUGIN), required;
         /// Accepted plugin versions: exact (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *; the newest match serves.
         version: VersionRequirement = text(&VERSION), default "*";

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use semver::Version;
-use sluicegate_config::spec::VersionRequirement;
 use sluicegate_engine::status::{ProblemKind, ServiceProblem};
 use sluicegate_pool::clock::now_ms;
 use sluicegate_pool::pool::relock;
@@ -23,27 +22,27 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(50);
 /// The artefacts of a folder.
 pub struct Catalogue {
     folder: PathBuf,
-    allow_unsigned: bool,
+    pub(super) allow_unsigned: bool,
     runtimes: Vec<Arc<dyn HandlerRuntime>>,
-    files: Mutex<BTreeMap<PathBuf, File>>,
+    pub(super) files: Mutex<BTreeMap<PathBuf, File>>,
     /// Unusable files as of the last scan; under its own lock, since a scan can take long.
     refused: Mutex<Vec<ServiceProblem>>,
     /// Why and since when the folder, or a package in it, cannot be read.
-    unreadable: Mutex<Option<Unreadable>>,
+    pub(super) unreadable: Mutex<Option<Unreadable>>,
 }
 
 /// A file and its last known contents.
-struct File {
+pub(super) struct File {
     stamp: FileFingerprint,
-    content: Result<Arc<Artefact>, Refused>,
+    pub(super) content: Result<Arc<Artefact>, Refused>,
     /// Why the last scan could not read it. That says nothing about its contents: the next scan retries.
-    unread: Option<Refused>,
+    pub(super) unread: Option<Refused>,
 }
 
 /// Why a file cannot be used, and since when in milliseconds since the Unix epoch.
 #[derive(Clone, Debug)]
-struct Refused {
-    why: String,
+pub(super) struct Refused {
+    pub(super) why: String,
     since_ms: i64,
 }
 
@@ -57,8 +56,8 @@ impl Refused {
 
 /// A folder that cannot be read.
 #[derive(Clone, Debug)]
-struct Unreadable {
-    why: String,
+pub(super) struct Unreadable {
+    pub(super) why: String,
     since_ms: i64,
     /// Files known from earlier scans stay in use.
     keeps: bool,
@@ -74,7 +73,7 @@ pub struct Artefact {
     pub version: Version,
     /// The runtime that can load it.
     pub runtime: Arc<dyn HandlerRuntime>,
-    modified: SystemTime,
+    pub(super) modified: SystemTime,
 }
 
 impl fmt::Debug for Artefact {
@@ -114,51 +113,6 @@ pub struct Scan {
     pub changed: bool,
     /// A file is too new to be read; scan again soon.
     pub unsettled: bool,
-}
-
-/// Why no artefact matches.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FindError {
-    /// No plugin or handler of this name.
-    #[error("no plugin in `{folder}` is named or exports `{plugin}`; available: {known}{broken}")]
-    Unknown {
-        /// The folder.
-        folder: String,
-        /// The name.
-        plugin: String,
-        /// Available plugins and handlers.
-        known: String,
-        /// Unusable files, as a clause; empty if there are none.
-        broken: String,
-    },
-    /// No version that the spec accepts is available.
-    #[error("plugin `{plugin}` has no version that matches `{wanted}`; available: {known}")]
-    NoVersion {
-        /// The name.
-        plugin: String,
-        /// The requirement.
-        wanted: String,
-        /// Available versions.
-        known: String,
-    },
-    /// The spec names a plugin that exports several handlers.
-    #[error("plugin `{plugin}` exports several handlers; name one of: {known}")]
-    Ambiguous {
-        /// The name.
-        plugin: String,
-        /// Its handlers.
-        known: String,
-    },
-    /// The plugin is not signed.
-    #[error(
-        "plugin `{plugin}` at `{path}` is not signed; for development set `plugins.allow_unsigned: true`"
-    )]
-    Unsigned {
-        /// The name.
-        plugin: String,
-        /// The file.
-        path: String,
-    },
 }
 
 impl Catalogue {
@@ -386,68 +340,6 @@ impl Catalogue {
             }
         }
     }
-
-    /// The newest artefact for `plugin` (the name of a plugin or of a handler that it exports) in a version that `wanted`
-    /// accepts, and the handler's name. Of two files with the same version, the one modified later is chosen.
-    ///
-    /// # Errors
-    /// [`FindError`] lists what is available instead.
-    pub fn find(
-        &self,
-        plugin: &str,
-        wanted: &VersionRequirement,
-    ) -> Result<(Arc<Artefact>, String), FindError> {
-        let files = relock(&self.files);
-        let artefacts = || files.values().filter_map(|file| file.content.as_ref().ok());
-        let named: Vec<_> = artefacts()
-            .filter(|artefact| {
-                let identity = &artefact.identity;
-                identity.name == plugin || identity.handlers.iter().any(|name| name == plugin)
-            })
-            .collect();
-        if named.is_empty() {
-            let known = artefacts()
-                .flat_map(|a| std::iter::once(&a.identity.name).chain(&a.identity.handlers));
-            let unreadable = relock(&self.unreadable).clone();
-            let broken = files.values().filter_map(|file| {
-                let refused = file.unread.as_ref().or(file.content.as_ref().err())?;
-                Some(refused.why.clone())
-            });
-            let broken: Vec<_> = unreadable
-                .map(|it| it.why)
-                .into_iter()
-                .chain(broken)
-                .collect();
-            return Err(FindError::Unknown {
-                folder: self.folder.display().to_string(),
-                plugin: plugin.to_owned(),
-                known: list(known.cloned()),
-                broken: match broken.is_empty() {
-                    true => String::new(),
-                    false => format!("; not usable: {}", broken.join("; ")),
-                },
-            });
-        }
-        let fitting = named
-            .iter()
-            .filter(|artefact| wanted.matches(&artefact.version));
-        let newest = fitting.max_by_key(|artefact| (&artefact.version, artefact.modified));
-        let Some(&newest) = newest else {
-            return Err(FindError::NoVersion {
-                plugin: plugin.to_owned(),
-                wanted: wanted.to_string(),
-                known: list(named.iter().map(|artefact| artefact.version.to_string())),
-            });
-        };
-        if !self.allow_unsigned {
-            return Err(FindError::Unsigned {
-                plugin: plugin.to_owned(),
-                path: newest.path.display().to_string(),
-            });
-        }
-        let handler = exported_handler(&newest.identity, plugin)?;
-        Ok((Arc::clone(newest), handler))
-    }
 }
 
 /// Problems for unusable files.
@@ -500,28 +392,4 @@ fn artefact(
         runtime: Arc::clone(runtime),
         modified: stamp.modified,
     }))
-}
-
-fn exported_handler(identity: &PluginIdentity, plugin: &str) -> Result<String, FindError> {
-    if identity.handlers.iter().any(|name| name == plugin) {
-        return Ok(plugin.to_owned());
-    }
-    match identity.handlers.as_slice() {
-        [only] => Ok(only.clone()),
-        several => Err(FindError::Ambiguous {
-            plugin: plugin.to_owned(),
-            known: list(several.iter().cloned()),
-        }),
-    }
-}
-
-/// Joins names for a sentence, sorted and without duplicates.
-fn list(names: impl Iterator<Item = String>) -> String {
-    let mut names: Vec<String> = names.collect();
-    names.sort_unstable();
-    names.dedup();
-    match names.is_empty() {
-        true => "nothing".to_owned(),
-        false => names.join(", "),
-    }
 }

@@ -19,6 +19,7 @@
 mod build;
 pub mod catalogue;
 mod changes;
+pub mod find;
 mod folder;
 pub mod generation;
 mod managed;
@@ -39,6 +40,7 @@ mod tests;
 
 pub use catalogue::Catalogue;
 pub use changes::Settled;
+pub use find::FindError;
 pub use generation::GenerationState;
 pub use reconcile::{Required, SpecChange, SpecEffect};
 pub use registry::{Applied, Refusal, Registry};

@@ -108,14 +108,14 @@ impl Preparation {
         let pool = spec.pool.clone();
         Self {
             handler: spec.name.clone(),
-            pool: pool.map(|pool| (spec.plugin.clone(), pool)),
+            pool: pool.map(|pool| (spec.plugin_name().to_owned(), pool)),
         }
     }
 
     fn excludes(&self, spec: &HandlerSpec) -> bool {
         let pools = self.pool.as_ref().zip(spec.pool.as_ref());
-        let same_pool =
-            pools.is_some_and(|((plugin, pool), other)| *plugin == spec.plugin && pool == other);
+        let same_pool = pools
+            .is_some_and(|((plugin, pool), other)| plugin == spec.plugin_name() && pool == other);
         self.handler == spec.name || same_pool
     }
 }
@@ -415,7 +415,9 @@ impl Registry {
             .get(&key)
             .map(|entry| Arc::clone(&entry.counters));
         let sharing = inner.snapshot.handlers.values().filter(|other| {
-            spec.pool.is_some() && other.pool == spec.pool && other.plugin == spec.plugin
+            spec.pool.is_some()
+                && other.pool == spec.pool
+                && other.plugin_name() == spec.plugin_name()
         });
         let workers = sharing
             .map(|other| other.workers)

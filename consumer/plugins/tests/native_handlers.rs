@@ -195,12 +195,12 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
 #[test]
 fn instances_that_panic_when_dropped_or_built_are_contained() {
     let mut service = Service::new();
-    let plan = service.serve(spec("misbehave-drop", json!({})));
+    let plan = service.serve(spec("misbehave/misbehave-drop", json!({})));
     assert!(plan.keeps_key_state && !plan.takes_batches);
     let mut replies = Replies::new();
     give(&replies, &plan, batch(0, &[0]));
     assert_eq!(codes(&replies.finished()), [ACK]);
-    let refused = Snapshot::new(2, [spec("misbehave-create", json!({}))]);
+    let refused = Snapshot::new(2, [spec("misbehave/misbehave-create", json!({}))]);
     let refused = service.registry.apply(&refused);
     let reason = &refused.refusals[0].reason;
     assert!(reason.contains("create on purpose"), "{reason}");

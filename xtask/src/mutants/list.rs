@@ -11,11 +11,20 @@ use super::suites::{
 
 mod chains;
 mod config;
+mod plugins;
 mod queues;
 
 /// All mutants.
-pub(super) static MUTANTS: LazyLock<Vec<Mutant>> =
-    LazyLock::new(|| [SERVICE, chains::CHAINS, queues::QUEUES, config::CONFIG].concat());
+pub(super) static MUTANTS: LazyLock<Vec<Mutant>> = LazyLock::new(|| {
+    [
+        SERVICE,
+        chains::CHAINS,
+        queues::QUEUES,
+        config::CONFIG,
+        plugins::FOLDER,
+    ]
+    .concat()
+});
 
 /// Of the service and of what handlers are built with.
 const SERVICE: &[Mutant] = &[

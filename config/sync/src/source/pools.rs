@@ -38,7 +38,7 @@ pub(super) fn pool_conflicts<'f>(
     for one in declared {
         let spec = &one.located.spec;
         if let Some(pool) = &spec.pool {
-            let key = (spec.plugin.as_str(), spec.version.as_str(), pool.as_str());
+            let key = (spec.plugin_name(), spec.version.as_str(), pool.as_str());
             pools.entry(key).or_default().push(one);
         }
     }

@@ -335,8 +335,8 @@ fn a_rejected_new_handler_is_not_in_the_table() {
         assert_eq!(refusal.effect, RejectionEffect::NotRunning);
         refusal.reason.clone()
     };
-    assert!(reason("unknown").contains("available: copy, many, x, y"));
-    assert!(reason("ambiguous").contains("name one of: x, y"));
+    assert!(reason("unknown").contains("available: copy, many"));
+    assert!(reason("ambiguous").contains("write `plugin: many/x` or `plugin: many/y`"));
     assert!(reason("too-new").contains("matches `2`; available: 1.0.0"));
     assert!(reason("hangs").contains("timed out after 300ms"));
     harness.runtime.script.open("create");

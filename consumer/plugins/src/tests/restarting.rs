@@ -60,7 +60,7 @@ fn a_restart_gives_a_tripped_handler_a_new_generation_of_the_same_code() {
 fn a_restart_rebuilds_even_a_handler_that_takes_configs() {
     let mut harness = RegistryHarness::new(COPY);
     let mut hot = spec("one", "*", "a");
-    hot.plugin = "hot".to_owned();
+    hot.plugin = "copy/hot".to_owned();
     let before = harness.apply(&[hot]).plan.handlers[0].generation;
     let built = harness.runtime.script.built.load(Ordering::SeqCst);
     assert_eq!(harness.registry.restart("one"), Ok(before));
