@@ -6,8 +6,7 @@ use std::sync::Arc;
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLine,
-    MetricKind, RawOutcome, outcome_code,
+    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLine, MetricKind, RawOutcome, outcome_code, VerifiedArtefact,
 };
 
 use crate::{RECORDS, measured};
@@ -37,9 +36,11 @@ fn library() -> PathBuf {
 pub(crate) fn abi_call() {
     let cache = std::env::temp_dir().join(format!("instructions-{}", std::process::id()));
     std::fs::create_dir_all(&cache).expect("a folder for the copy");
+    let identity = NativeRuntime.inspect(&library());
+    let identity = identity.expect("the plugin `noop` is built");
     let plugin = NativeRuntime
-        .load(&library(), &cache, 1)
-        .expect("the plugin `noop` is built");
+        .load(&VerifiedArtefact::new(&library(), &identity), &cache, 1)
+        .expect("the plugin `noop` loads");
     let mut instance = plugin
         .create(CreateRequest::new("noop", "noop", "{}", Arc::new(Silent)))
         .expect("it takes no config");

@@ -15,7 +15,7 @@ use sluicegate_pool::{
     CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, HungThreads, ProbeError,
     RestartPolicy, ThreadPool, ThreadPoolSettings,
 };
-use sluicegate_runtime::LoadError;
+use sluicegate_runtime::{LoadError, VerifiedArtefact};
 
 use super::catalogue::Artefact;
 use super::generation::{
@@ -75,12 +75,6 @@ pub(super) enum PrepareError {
     /// The runtime does not load the artefact.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The file has other bytes than those that the catalogue has read. The next scan finds them.
-    #[error(
-        "plugin `{}` changed while it was loaded; loading is retried after the next scan of the folder",
-        path.display()
-    )]
-    Changed { path: PathBuf },
     /// The plugin's descriptor and its description differ.
     #[error(
         "plugin `{}` {} announces the handler `{}` but does not export it; rebuild it",
@@ -294,12 +288,8 @@ impl GenerationBuilder {
         if let Some(code) = shared.code.get(sha256).and_then(Weak::upgrade) {
             return Ok(code);
         }
-        let plugin = artefact.runtime.load(&artefact.path, &self.cache, number)?;
-        if plugin.identity().sha256 != *sha256 {
-            return Err(PrepareError::Changed {
-                path: artefact.path.clone(),
-            });
-        }
+        let verified = VerifiedArtefact::new(&artefact.path, &artefact.identity);
+        let plugin = artefact.runtime.load(&verified, &self.cache, number)?;
         let code = Arc::new(Code {
             sha256: sha256.clone(),
             plugin,

@@ -1,7 +1,7 @@
 //! The interface between the service and plugin runtimes. The only one so far is native.
 //!
 //! ```text
-//!  HandlerRuntime::load(file) ─► LoadedPlugin::create(handler, config) ─► HandlerInstance::handle(call) ─► outcomes
+//!  HandlerRuntime::load(file, digest) ─► LoadedPlugin::create(handler, config) ─► HandlerInstance::handle(call) ─► outcomes
 //!        (a kind of plugin)        (one generation's code)                 (one worker's instance)
 //! ```
 //!
@@ -15,7 +15,7 @@
 mod emits;
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use emits::{Emit, Emits};
@@ -39,13 +39,14 @@ pub trait HandlerRuntime: Send + Sync {
     /// [`LoadError`] names the failed check and the reason.
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError>;
 
-    /// Loads the artefact as a new generation from a private copy under `cache` (G11).
+    /// Loads the artefact as a new generation from a private copy under `cache` (G11). Nothing of the file is copied, mapped or run
+    /// before the digest of exactly those bytes has been compared with that of `artefact`.
     ///
     /// # Errors
     /// [`LoadError`] names the failed check and the reason; nothing of a refused artefact stays active.
     fn load(
         &self,
-        path: &Path,
+        artefact: &VerifiedArtefact,
         cache: &Path,
         generation: u64,
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError>;
@@ -66,6 +67,26 @@ pub struct PluginIdentity {
     pub toolchain: String,
     /// SHA-256 of the file, lower-case hex.
     pub sha256: String,
+}
+
+/// An artefact that was read and accepted: the only bytes that may be loaded for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifiedArtefact {
+    /// Its file.
+    pub path: PathBuf,
+    /// SHA-256 of the accepted bytes, lower-case hex.
+    pub sha256: String,
+}
+
+impl VerifiedArtefact {
+    /// The file at `path`, whose bytes were accepted with this identity.
+    pub fn new(path: &Path, identity: &PluginIdentity) -> Self {
+        Self {
+            path: path.to_owned(),
+            sha256: identity.sha256.clone(),
+        }
+    }
 }
 
 /// A handler exported by a loaded plugin, as described by the plugin.
@@ -314,6 +335,14 @@ pub enum LoadError {
         /// The operating system's error.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The file has other bytes than those that were accepted; the next inspection finds them.
+    #[error(
+        "plugin `{path}` has changed since it was read; loading is retried after the next scan of the folder"
+    )]
+    Changed {
+        /// The artefact.
+        path: String,
+    },
     /// A check failed. Only another file can pass those of [`HandlerRuntime::inspect`]. [`HandlerRuntime::load`] may succeed
     /// later with the same file where the cause is outside of it: it described itself too late, or the limit of loaded
     /// libraries was reached, which ends with the process.
@@ -329,10 +358,10 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the file could not be read or copied, so that the same one may pass every check later.
+    /// Whether no check has failed: the file could not be read or copied, or has changed since it was accepted.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreadable { .. })
+        matches!(self, Self::Unreadable { .. } | Self::Changed { .. })
     }
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use sluicegate_abi::descriptor::{
     ABI_MAJOR, ABI_MINOR, ABI_STABLE_MINOR, DESCRIPTOR_SYMBOL, FIRST_SIZE, Facts, TARGET,
 };
-use sluicegate_runtime::{LoadError, PluginIdentity};
+use sluicegate_runtime::{LoadError, PluginIdentity, VerifiedArtefact};
 
 use crate::manifest::{Manifest, ManifestError};
 use crate::{refused, unreadable};
@@ -120,15 +120,31 @@ pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
 impl Artefact {
     /// Reads the file and runs the checks that need no code to run.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
-        let by_manifest = |error: ManifestError| match error.is_retryable() {
-            true => unreadable(path, error),
-            false => refused(path, "manifest", error),
-        };
-        let manifest = Manifest::for_library(path).map_err(by_manifest)?;
-        let mut bytes = Vec::new();
-        open_regular(path)
-            .and_then(|mut file| file.read_to_end(&mut bytes))
-            .map_err(|error| unreadable(path, error))?;
+        let manifest = manifest(path)?;
+        let bytes = read(path)?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        Self::check(path, bytes, sha256, manifest)
+    }
+
+    /// Reads the file again, to be loaded: refused unless it has the bytes that were accepted.
+    pub(crate) fn read_verified(artefact: &VerifiedArtefact) -> Result<Self, LoadError> {
+        let path = &artefact.path;
+        let bytes = read(path)?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        if sha256 != artefact.sha256 {
+            return Err(LoadError::Changed {
+                path: path.display().to_string(),
+            });
+        }
+        Self::check(path, bytes, sha256, manifest(path)?)
+    }
+
+    fn check(
+        path: &Path,
+        bytes: Vec<u8>,
+        sha256: String,
+        manifest: Option<Manifest>,
+    ) -> Result<Self, LoadError> {
         let no = |error: DescriptorError| refused(path, "descriptor", error);
         if !bytes.starts_with(&ELF_MAGIC) {
             return Err(no(DescriptorError::NotElf));
@@ -160,10 +176,12 @@ impl Artefact {
             handlers: facts.handlers,
             abi: format!("{}.{}", facts.abi_major, facts.abi_minor),
             toolchain: format!("{}, {}", facts.rustc, facts.target),
-            sha256: hex(&Sha256::digest(&bytes)),
+            sha256,
         };
         if let Some(manifest) = manifest {
-            manifest.check(&identity).map_err(by_manifest)?;
+            manifest
+                .check(&identity)
+                .map_err(|error| manifest_error(path, error))?;
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -173,6 +191,27 @@ impl Artefact {
             code,
         })
     }
+}
+
+/// The manifest of the library, if it has one.
+fn manifest(path: &Path) -> Result<Option<Manifest>, LoadError> {
+    Manifest::for_library(path).map_err(|error| manifest_error(path, error))
+}
+
+fn manifest_error(path: &Path, error: ManifestError) -> LoadError {
+    match error.is_retryable() {
+        true => unreadable(path, error),
+        false => refused(path, "manifest", error),
+    }
+}
+
+/// The bytes of the file.
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let mut bytes = Vec::new();
+    open_regular(path)
+        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .map_err(|error| unreadable(path, error))?;
+    Ok(bytes)
 }
 
 /// Locates ranges of the file.

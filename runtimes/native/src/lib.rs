@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - No code of a file runs before its descriptor has been read from its bytes and checked; the bytes that run are the
-//!   bytes that were hashed (G11).
+//!   bytes that were hashed (G11), and those that the service has accepted: they are compared before they are mapped.
 //! - The library is opened, described and shut down on a control thread per generation; instances live on the worker
 //!   threads that create them.
 //! - An image is never unmapped: threads that ran its code may still hold its thread-local destructors. Memory of
@@ -28,7 +28,9 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity};
+use sluicegate_runtime::{
+    HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, VerifiedArtefact,
+};
 
 pub use image::MAX_LOADS;
 
@@ -51,11 +53,11 @@ impl HandlerRuntime for NativeRuntime {
 
     fn load(
         &self,
-        path: &Path,
+        artefact: &VerifiedArtefact,
         cache: &Path,
         generation: u64,
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
-        let artefact = artefact::Artefact::read(path)?;
+        let artefact = artefact::Artefact::read_verified(artefact)?;
         Ok(Arc::new(plugin::NativePlugin::load(
             artefact, cache, generation,
         )?))

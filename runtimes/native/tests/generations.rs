@@ -9,8 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sluicegate_native::NativeRuntime;
-use sluicegate_runtime::{CallStatus, CreateRequest, HandlerRuntime, LoadedPlugin, outcome_code};
-use support::{CapturedOutput, built, codes, handle, load, records};
+use sluicegate_runtime::{
+    CallStatus, CreateRequest, HandlerRuntime, LoadError, LoadedPlugin, VerifiedArtefact,
+    outcome_code,
+};
+use support::{CapturedOutput, built, codes, handle, load, records, try_load};
 
 #[test]
 fn a_replaced_file_is_loaded_next_to_the_old_generation() {
@@ -20,7 +23,7 @@ fn a_replaced_file_is_loaded_next_to_the_old_generation() {
         folder.path().join("cache"),
     );
     std::fs::copy(built("sluicegate-handler-relay"), &file).unwrap();
-    let old = NativeRuntime.load(&file, &cache, 1).unwrap();
+    let old = try_load(&file, &cache, 1).unwrap();
     let captured: Arc<CapturedOutput> = Arc::default();
     let mut old_instance = old
         .create(CreateRequest::new(
@@ -34,7 +37,7 @@ fn a_replaced_file_is_loaded_next_to_the_old_generation() {
     let next = folder.path().join("next.so");
     std::fs::copy(built("misbehave"), &next).unwrap();
     std::fs::rename(&next, &file).unwrap();
-    let new = NativeRuntime.load(&file, &cache, 2).unwrap();
+    let new = try_load(&file, &cache, 2).unwrap();
     assert_eq!(
         (old.identity().name.as_str(), new.identity().name.as_str()),
         ("relay", "misbehave")
@@ -70,6 +73,25 @@ fn a_replaced_file_is_loaded_next_to_the_old_generation() {
 }
 
 #[test]
+fn a_file_with_other_bytes_than_the_accepted_ones_is_neither_copied_nor_mapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("libplugin.so");
+    let cache = folder.path().join("cache");
+    std::fs::copy(built("sluicegate-handler-relay"), &file).unwrap();
+    let accepted = NativeRuntime.inspect(&file).unwrap();
+    let accepted = VerifiedArtefact::new(&file, &accepted);
+    std::fs::copy(built("misbehave"), &file).unwrap();
+    let error = NativeRuntime.load(&accepted, &cache, 1).err().unwrap();
+    assert!(matches!(error, LoadError::Changed { .. }), "{error}");
+    assert!(error.is_retryable());
+    assert!(error.to_string().contains("has changed since it was read"));
+    assert!(!cache.exists(), "no copy was written");
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let cache = cache.display().to_string();
+    assert!(!maps.contains(&cache), "the bytes were mapped");
+}
+
+#[test]
 fn two_loads_of_the_same_bytes_share_no_state() {
     let path = built("misbehave");
     let config = r#"{"rules":[{"when":{"key":true,"exists":true},"do":"drop","times":1}]}"#;
@@ -89,8 +111,7 @@ fn two_hundred_generations_are_loaded_and_freed() {
     let captured: Arc<CapturedOutput> = Arc::default();
     let before = resident_kib();
     for generation in 1..=200 {
-        let plugin: Arc<dyn LoadedPlugin> =
-            NativeRuntime.load(&path, cache.path(), generation).unwrap();
+        let plugin: Arc<dyn LoadedPlugin> = try_load(&path, cache.path(), generation).unwrap();
         let worker = {
             let (plugin, captured) = (Arc::clone(&plugin), captured.clone());
             std::thread::spawn(move || {

@@ -11,7 +11,7 @@ use object::{Object, ObjectSection, ObjectSymbol};
 use sluicegate_abi::descriptor::DESCRIPTOR_SYMBOL;
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{CallStatus, HandlerRuntime, LoadError};
-use support::{built, handle, load, records};
+use support::{built, handle, load, records, try_load};
 
 /// Offsets of the descriptor's fields.
 const ABI_MAJOR: usize = 12;
@@ -98,13 +98,13 @@ fn offset_of(file: &object::File<'_>, symbol: &str) -> usize {
 
 fn refusal(path: &Path) -> (&'static str, String) {
     let cache = tempfile::tempdir().unwrap();
-    match NativeRuntime
-        .load(path, cache.path(), 1)
+    match try_load(path, cache.path(), 1)
         .err()
         .expect("it is refused")
     {
         LoadError::Refused { gate, source, .. } => (gate, source.to_string()),
         LoadError::Unreadable { source, .. } => ("unreadable", source.to_string()),
+        LoadError::Changed { path } => ("changed", path),
     }
 }
 

@@ -13,7 +13,9 @@ use sluicegate_kit::plugin_doubles::{
     Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
 use sluicegate_pool::pool::relock;
-use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, outcome_code};
+use sluicegate_runtime::{
+    HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, VerifiedArtefact, outcome_code,
+};
 
 use crate::{Applied, HandlerPlan, Registry, RegistrySettings};
 
@@ -57,14 +59,19 @@ impl HandlerRuntime for TextRuntime {
 
     fn load(
         &self,
-        path: &Path,
+        artefact: &VerifiedArtefact,
         _cache: &Path,
         _generation: u64,
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
         let panics = &self.panics;
         let left = panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         assert!(left.is_err(), "the loader's panic");
-        let identity = self.inspect(path)?;
+        let identity = self.inspect(&artefact.path)?;
+        if identity.sha256 != artefact.sha256 {
+            return Err(LoadError::Changed {
+                path: artefact.path.display().to_string(),
+            });
+        }
         let mut plugin = Arc::into_inner(ScriptedPlugin::new(&self.script)).unwrap();
         let info = plugin.infos.remove(0);
         let named = |name: &String| sluicegate_runtime::HandlerInfo {

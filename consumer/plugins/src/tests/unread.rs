@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sluicegate_config::HandlerSpec;
+use sluicegate_config::{HandlerSpec, Snapshot};
 use sluicegate_engine::status::ProblemKind;
 
 use super::registry::{RegistryHarness, age, put, spec};
@@ -119,6 +119,23 @@ fn a_plugin_file_that_is_still_new_is_waited_for_and_not_rejected() {
         ..spec("two", "*", "a")
     };
     assert_eq!(harness.apply(&[missing]).refusals.len(), 1);
+}
+
+/// Between the scan that accepted a file and its loading, another one takes its place.
+#[test]
+fn a_file_that_changed_since_the_scan_is_not_loaded_and_the_next_scan_finds_it() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let snapshot = Snapshot::new(1, [spec("one", "*", "a")]);
+    assert!(harness.registry.settle(&snapshot).prepares);
+    put(harness.folder.path(), "liba.so", "copy 1.1.0 copy");
+    while harness.registry.prepare_next() {}
+    let refused = harness.registry.current();
+    let reason = &refused.refusals[0].reason;
+    assert!(reason.contains("has changed since it was read"), "{reason}");
+    assert!(refused.plan.handlers.is_empty() && harness.loads() == 0);
+    let next = harness.rescan().unwrap();
+    assert_eq!(&*next.plan.handlers[0].version, "1.1.0");
+    assert!(harness.apply(&[spec("one", "*", "a")]).refusals.is_empty());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use sluicegate_runtime::{
-    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind,
+    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, LoadError, VerifiedArtefact,
 };
 
 use crate::NativeRuntime;
@@ -116,7 +116,7 @@ impl fmt::Display for Report {
 #[must_use]
 pub fn run(path: &Path, options: &Options) -> Report {
     let mut report = Report::default();
-    let plugin = match NativeRuntime.load(path, &options.cache, 1) {
+    let plugin = match load(path, options, 1) {
         Ok(plugin) => plugin,
         Err(error) => {
             report.add(None, "passes the load checks", Err(error.to_string()));
@@ -156,6 +156,17 @@ pub fn run(path: &Path, options: &Options) -> Report {
     report
 }
 
+/// Loads the file as it is.
+fn load(
+    path: &Path,
+    options: &Options,
+    generation: u64,
+) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
+    let identity = NativeRuntime.inspect(path)?;
+    let artefact = VerifiedArtefact::new(path, &identity);
+    NativeRuntime.load(&artefact, &options.cache, generation)
+}
+
 fn described(plugin: &dyn LoadedPlugin) -> Result<(), String> {
     for info in plugin.handlers() {
         let schema: serde_json::Value =
@@ -183,9 +194,7 @@ fn unknown_is_refused(plugin: &dyn LoadedPlugin) -> Result<(), String> {
 }
 
 fn second_generation(path: &Path, options: &Options) -> Result<(), String> {
-    let second = NativeRuntime
-        .load(path, &options.cache, 2)
-        .map_err(|error| error.to_string())?;
+    let second = load(path, options, 2).map_err(|error| error.to_string())?;
     second.shutdown(1000);
     Ok(())
 }

@@ -15,7 +15,7 @@ use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
     CallOutput, CallRequest, CallStatus, CancelFlag, CreateRequest, HandlerInstance,
-    HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, RawOutcome,
+    HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, RawOutcome, LoadError, VerifiedArtefact,
 };
 
 /// The library of a workspace package: from the folder `SLUICEGATE_PLUGINS_DIR`, or else built once per test process.
@@ -100,12 +100,20 @@ pub struct Loaded {
     pub captured: Arc<CapturedOutput>,
 }
 
+/// Inspects the file at `path` and loads what was found.
+pub fn try_load(
+    path: &Path,
+    cache: &Path,
+    generation: u64,
+) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
+    let identity = NativeRuntime.inspect(path)?;
+    NativeRuntime.load(&VerifiedArtefact::new(path, &identity), cache, generation)
+}
+
 /// Loads `path` as generation 1 with its own cache.
 pub fn load(path: &Path) -> Loaded {
     let cache = tempfile::tempdir().unwrap();
-    let plugin = NativeRuntime
-        .load(path, cache.path(), 1)
-        .unwrap_or_else(|error| panic!("{error}"));
+    let plugin = try_load(path, cache.path(), 1).unwrap_or_else(|error| panic!("{error}"));
     Loaded {
         plugin,
         cache,
