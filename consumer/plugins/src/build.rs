@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use semver::Version;
@@ -128,7 +128,8 @@ impl fmt::Display for PluginUser {
 
 #[derive(Default)]
 struct Shared {
-    code: HashMap<String, Weak<Code>>,
+    /// By hash. The lock of one is held while it is loaded, which can take long: others load at the same time.
+    code: HashMap<String, Arc<Mutex<Weak<Code>>>>,
     /// By pool name, hash and number of workers.
     thread_pools: HashMap<(String, String, u32), Weak<ThreadPool>>,
 }
@@ -284,8 +285,17 @@ impl GenerationBuilder {
     /// The artefact's code: already loaded, or loaded now from exactly the bytes that the catalogue has read (G11).
     fn load(&self, artefact: &Artefact, number: u64) -> Result<Arc<Code>, PrepareError> {
         let sha256 = &artefact.identity.sha256;
-        let mut shared = relock(&self.shared);
-        if let Some(code) = shared.code.get(sha256).and_then(Weak::upgrade) {
+        let slot = {
+            let mut shared = relock(&self.shared);
+            // Without the lock of a slot: one that is locked or referenced is in use.
+            shared.code.retain(|_, slot| {
+                let is_unused = |code: MutexGuard<'_, Weak<Code>>| code.strong_count() == 0;
+                Arc::strong_count(slot) > 1 || !slot.try_lock().is_ok_and(is_unused)
+            });
+            Arc::clone(shared.code.entry(sha256.clone()).or_default())
+        };
+        let mut loaded = relock(&slot);
+        if let Some(code) = loaded.upgrade() {
             return Ok(code);
         }
         let verified = VerifiedArtefact::new(&artefact.path, &artefact.identity);
@@ -294,8 +304,7 @@ impl GenerationBuilder {
             sha256: sha256.clone(),
             plugin,
         });
-        shared.code.retain(|_, code| code.strong_count() > 0);
-        shared.code.insert(sha256.clone(), Arc::downgrade(&code));
+        *loaded = Arc::downgrade(&code);
         Ok(code)
     }
 

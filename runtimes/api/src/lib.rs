@@ -107,7 +107,11 @@ pub struct HandlerInfo {
     pub concurrency: u32,
 }
 
-/// The code of one generation, loaded and checked.
+/// Loaded and checked code, in use by one generation or several.
+///
+/// Artefacts with the same digest may be the same code: a runtime may keep it for the life of the process and give it to one
+/// generation after another, also concurrently. Generations then share its static state, and only that; each instance belongs
+/// to one of them. Code may be used again after [`Self::shutdown`].
 pub trait LoadedPlugin: Send + Sync {
     /// Its identity.
     fn identity(&self) -> &PluginIdentity;
@@ -121,7 +125,8 @@ pub trait LoadedPlugin: Send + Sync {
     /// [`CreateError`] when the plugin refuses the config, panics, or has no such handler.
     fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError>;
 
-    /// Asks the plugin to stop its background work (an async runtime's threads). All instances must have been dropped.
+    /// Ends this use of the code. The last use of it that ends, with no instance left anywhere, asks the plugin to stop its background work
+    /// (an async runtime's threads). All instances built with this value must have been dropped.
     fn shutdown(&self, deadline_ms: u64);
 }
 
@@ -344,8 +349,8 @@ pub enum LoadError {
         path: String,
     },
     /// A check failed. Only another file can pass those of [`HandlerRuntime::inspect`]. [`HandlerRuntime::load`] may succeed
-    /// later with the same file where the cause is outside of it: it described itself too late, or the limit of loaded
-    /// libraries was reached, which ends with the process.
+    /// later with the same file where the cause is outside of it: it described itself too late, a library that it needs is missing, or
+    /// the limit of loaded libraries was reached, which ends with the process.
     #[error("plugin `{path}` failed its {gate} check: {source}")]
     Refused {
         /// The artefact.

@@ -1,7 +1,7 @@
 //! A plugin file as bytes: its identity and code ranges, read without running any of its code.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use object::elf::{PF_W, PF_X};
 use object::{Architecture, Object, ObjectSegment, ObjectSymbol, SegmentFlags};
@@ -28,7 +28,6 @@ const OURS: Option<Architecture> = if cfg!(all(target_arch = "x86_64", target_po
 
 /// A plugin file that passed the checks that need no code to run.
 pub(crate) struct Artefact {
-    pub(crate) path: PathBuf,
     pub(crate) bytes: Vec<u8>,
     pub(crate) identity: PluginIdentity,
     /// Location of the descriptor once the file is mapped.
@@ -184,7 +183,6 @@ impl Artefact {
                 .map_err(|error| manifest_error(path, error))?;
         }
         Ok(Self {
-            path: path.to_path_buf(),
             bytes,
             identity,
             descriptor,

@@ -18,7 +18,7 @@ use sluicegate_abi::module::PluginModule_Ref;
 use crate::artefact::{Artefact, Extent};
 use crate::private_copy::PrivateCopy;
 
-/// Maximum number of libraries that a process loads in its lifetime; see the crate documentation.
+/// Maximum number of libraries that a process maps in its lifetime; see the crate documentation.
 pub const MAX_LOADS: u32 = 512;
 
 static LOADS: AtomicU32 = AtomicU32::new(0);
@@ -27,7 +27,7 @@ static LOADS: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     #[error(
-        "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are never \
+        "this process has loaded {MAX_LOADS} different native plugins, and the system's thread-local keys for them are never \
          freed; restart the service"
     )]
     TooManyLoads,
@@ -58,6 +58,17 @@ pub(crate) enum ImageError {
 }
 
 impl ImageError {
+    /// Whether the image is mapped and no attempt with it can succeed.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::TooManyLoads
+                | Self::System(_)
+                | Self::OtherImage(Difference::Unknown(_))
+                | Self::Describe(_)
+        )
+    }
+
     /// The failed check.
     pub(crate) fn gate(&self) -> &'static str {
         match self {
@@ -93,8 +104,12 @@ pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Im
     count_load(&LOADS)?;
     // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and installing a native
     // plugin means trusting it with the process; this kind offers no isolation from hostile code.
-    let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(ImageError::System)?;
+    let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| {
+        // Nothing is mapped and no initialiser has run. A library that it needs may be installed later.
+        LOADS.fetch_sub(1, Ordering::Relaxed);
+        ImageError::System(error)
+    })?;
     // Never unmapped, even if a later check fails: initialisers may have left pointers to it.
     let library = std::mem::ManuallyDrop::new(library);
     same_bytes(&library, artefact, copy)?;
@@ -232,7 +247,7 @@ mod tests {
         assert_eq!(error.gate(), "limit");
         let reason = error.to_string();
         assert!(
-            reason.contains("loaded 512 native plugins") && reason.contains("restart"),
+            reason.contains("loaded 512 different native plugins") && reason.contains("restart"),
             "{reason}"
         );
     }

@@ -12,6 +12,8 @@ use sluicegate_runtime::{
     RawOutcome, outcome_code, outcome_flag,
 };
 
+use crate::loaded::Living;
+
 const PANICKED_EARLIER: &str = "the instance panicked earlier";
 /// Maximum bytes of what a call emits, with what is needed to find them.
 const MAX_EMITTED: usize = 32 << 20;
@@ -29,10 +31,12 @@ pub(crate) struct NativeInstance {
     monitor: Arc<NativeMonitor>,
     serial: u64,
     poisoned: bool,
+    /// Dropped after the instance.
+    _living: Living,
 }
 
 impl NativeInstance {
-    pub(crate) fn new(instance: Instance, services: Arc<dyn HostServices>) -> Self {
+    pub(crate) fn new(instance: Instance, services: Arc<dyn HostServices>, living: Living) -> Self {
         let progress = Arc::new(SharedProgress::new(FIRST_CAPACITY));
         let monitor = Arc::new(NativeMonitor {
             progress: Mutex::new(Arc::clone(&progress)),
@@ -44,6 +48,7 @@ impl NativeInstance {
             monitor,
             serial: 0,
             poisoned: false,
+            _living: living,
         }
     }
 

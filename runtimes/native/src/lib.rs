@@ -9,17 +9,20 @@
 //!
 //! - No code of a file runs before its descriptor has been read from its bytes and checked; the bytes that run are the
 //!   bytes that were hashed (G11), and those that the service has accepted: they are compared before they are mapped.
-//! - The library is opened, described and shut down on a control thread per generation; instances live on the worker
-//!   threads that create them.
+//! - The library is opened, described and shut down on a control thread; instances live on the worker threads that create
+//!   them.
 //! - An image is never unmapped: threads that ran its code may still hold its thread-local destructors. Memory of
-//!   instances is freed. Each image can cost a thread-local key, of which a process has about 1,000, so the number of
-//!   loads is limited to [`MAX_LOADS`].
+//!   instances is freed. Each image can cost a thread-local key, of which a process has about 1,000, so their number is
+//!   limited to [`MAX_LOADS`]. Files with the same digest are one image, also one after another, and share its static
+//!   state.
 
 mod artefact;
 pub mod conformance;
 mod control;
+mod description;
 mod image;
 mod instance;
+mod loaded;
 mod manifest;
 mod plugin;
 mod private_copy;
@@ -57,10 +60,8 @@ impl HandlerRuntime for NativeRuntime {
         cache: &Path,
         generation: u64,
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
-        let artefact = artefact::Artefact::read_verified(artefact)?;
-        Ok(Arc::new(plugin::NativePlugin::load(
-            artefact, cache, generation,
-        )?))
+        let plugin = plugin::NativePlugin::load(artefact, cache, generation)?;
+        Ok(Arc::new(plugin))
     }
 }
 

@@ -1,162 +1,56 @@
-//! A loaded generation of a native plugin.
+//! A loaded plugin: one user of the code with its digest.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Deserialize;
-use sluicegate_abi::host::Module;
 use sluicegate_abi::plugin::{Create, Refusal};
 use sluicegate_runtime::{
     CreateError, CreateRequest, HandlerInfo, HandlerInstance, LoadError, LoadedPlugin,
-    PluginIdentity,
+    PluginIdentity, VerifiedArtefact,
 };
 
-use crate::artefact::Artefact;
-use crate::control::{ControlThread, NoAnswer};
-use crate::image::{self, ImageError};
 use crate::instance::{NativeInstance, ServicesSink};
-use crate::private_copy::PrivateCopy;
-use crate::{refused, unreadable};
-
-/// Timeout for opening a library and reading its description.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::loaded::{self, Living, SharedSlot, Use};
 
 pub(crate) struct NativePlugin {
-    identity: PluginIdentity,
-    handlers: Vec<HandlerInfo>,
-    module: Module,
-    control: ControlThread,
-    /// Kept so that a panic's backtrace finds the file.
-    _copy: Arc<PrivateCopy>,
+    used: Use,
+    slot: SharedSlot,
+    /// It does not count as a user any more.
+    left: AtomicBool,
 }
 
 impl NativePlugin {
     pub(crate) fn load(
-        artefact: Artefact,
+        artefact: &VerifiedArtefact,
         cache: &Path,
         generation: u64,
     ) -> Result<Self, LoadError> {
-        let path = artefact.path.clone();
-        let identity = artefact.identity.clone();
-        let copy = PrivateCopy::write(cache, &artefact.bytes, &identity.sha256, generation)?;
-        let copy = Arc::new(copy);
-        let name = format!("{}-{generation}", identity.name);
-        let control = ControlThread::start(&name)
-            .map_err(|error| unreadable(&path, format!("cannot start a thread: {error}")))?;
-        let opened = {
-            let copy = Arc::clone(&copy);
-            control.run(LOAD_TIMEOUT, move || {
-                let module = image::open(&artefact, &copy)?;
-                let text = module.describe().map_err(ImageError::Describe)?;
-                Ok((module, text))
-            })
-        };
-        let undescribed = |error: DescriptionError| refused(&path, "description", error);
-        let (module, text) = opened
-            .map_err(|no_answer| undescribed(no_answer.into()))?
-            .map_err(|error: ImageError| refused(&path, error.gate(), error))?;
-        let handlers = handlers(&text, &identity).map_err(undescribed)?;
+        Self::in_slot(loaded::slot(&artefact.sha256), artefact, cache, generation)
+    }
+
+    pub(crate) fn in_slot(
+        slot: SharedSlot,
+        artefact: &VerifiedArtefact,
+        cache: &Path,
+        generation: u64,
+    ) -> Result<Self, LoadError> {
+        let used = loaded::lock(&slot).join(artefact, cache, generation)?;
         Ok(Self {
-            identity,
-            handlers,
-            module,
-            control,
-            _copy: copy,
+            used,
+            slot,
+            left: AtomicBool::new(false),
         })
     }
-}
-
-/// Why the description check fails.
-#[derive(Debug, thiserror::Error)]
-enum DescriptionError {
-    #[error("it did not describe itself within {} s", LOAD_TIMEOUT.as_secs())]
-    Late,
-    #[error("its control thread exited while it was loaded")]
-    ThreadExited,
-    #[error("its description cannot be read ({0}); build it with the Sluicegate SDK")]
-    Unreadable(#[from] serde_json::Error),
-    #[error(
-        "it describes the handlers {described:?} but its descriptor lists {listed:?}; build it again"
-    )]
-    OtherHandlers {
-        described: Vec<String>,
-        listed: Vec<String>,
-    },
-    #[error("it exports `{0}` twice; give each handler a unique name")]
-    Duplicate(String),
-}
-
-impl From<NoAnswer> for DescriptionError {
-    fn from(no_answer: NoAnswer) -> Self {
-        match no_answer {
-            NoAnswer::Late => Self::Late,
-            NoAnswer::Gone => Self::ThreadExited,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct Description {
-    handlers: Vec<DescribedHandler>,
-}
-
-#[derive(Deserialize)]
-struct DescribedHandler {
-    name: String,
-    config_schema: serde_json::Value,
-    #[serde(default)]
-    keeps_key_state: bool,
-    #[serde(default)]
-    takes_batches: bool,
-    #[serde(default = "one")]
-    concurrency: u32,
-    #[serde(default)]
-    takes_config: bool,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, DescriptionError> {
-    let described: Description = serde_json::from_str(text)?;
-    let handlers: Vec<HandlerInfo> = described
-        .handlers
-        .into_iter()
-        .map(|handler| HandlerInfo {
-            name: handler.name,
-            config_schema: handler.config_schema.to_string(),
-            keeps_key_state: handler.keeps_key_state,
-            takes_batches: handler.takes_batches,
-            concurrency: handler.concurrency.max(1),
-            takes_config: handler.takes_config,
-        })
-        .collect();
-    let mut names: Vec<&str> = handlers
-        .iter()
-        .map(|handler| handler.name.as_str())
-        .collect();
-    if names != identity.handlers {
-        return Err(DescriptionError::OtherHandlers {
-            described: names.into_iter().map(str::to_owned).collect(),
-            listed: identity.handlers.clone(),
-        });
-    }
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(DescriptionError::Duplicate(twice[0].to_owned()));
-    }
-    Ok(handlers)
 }
 
 impl LoadedPlugin for NativePlugin {
     fn identity(&self) -> &PluginIdentity {
-        &self.identity
+        &self.used.code.identity
     }
 
     fn handlers(&self) -> &[HandlerInfo] {
-        &self.handlers
+        &self.used.code.handlers
     }
 
     fn create(&self, request: CreateRequest<'_>) -> Result<Box<dyn HandlerInstance>, CreateError> {
@@ -168,23 +62,35 @@ impl LoadedPlugin for NativePlugin {
             worker: request.worker,
             generation: request.generation,
         };
-        match self.module.create(sink, &create) {
-            Ok(instance) => Ok(Box::new(NativeInstance::new(instance, request.services))),
+        // Counted from before it is built: it may hang in there.
+        let living = Living::of(&self.used.code);
+        match self.used.code.module.create(sink, &create) {
+            Ok(instance) => Ok(Box::new(NativeInstance::new(
+                instance,
+                request.services,
+                living,
+            ))),
             Err(Refusal::Config(text)) => Err(CreateError::Config(text)),
             Err(Refusal::Failed(text)) => Err(CreateError::Failed(text)),
             Err(Refusal::Unknown) => Err(CreateError::Unknown {
                 name: request.handler.to_string(),
-                known: self.identity.handlers.join(", "),
+                known: self.identity().handlers.join(", "),
             }),
         }
     }
 
     fn shutdown(&self, deadline_ms: u64) {
-        let module = self.module;
-        let timeout = Duration::from_millis(deadline_ms).saturating_add(Duration::from_secs(1));
-        // A plugin that does not return keeps its thread; nothing else can be done here.
-        let _ = self
-            .control
-            .run(timeout, move || module.shutdown(deadline_ms));
+        let mut slot = loaded::lock(&self.slot);
+        if !self.left.swap(true, Ordering::SeqCst) {
+            slot.leave(&self.used.code, &self.used.control, deadline_ms);
+        }
+    }
+}
+
+impl Drop for NativePlugin {
+    fn drop(&mut self) {
+        if !self.left.swap(true, Ordering::SeqCst) {
+            loaded::leave(&self.used.code);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! waits for a condition with a deadline.
 
 mod changes;
+mod code;
 mod find;
 mod held;
 mod preparing;

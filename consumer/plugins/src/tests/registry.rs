@@ -22,7 +22,11 @@ use crate::{Applied, HandlerPlan, Registry, RegistrySettings};
 /// Files named `libNAME.so` that hold `NAME VERSION HANDLER…`; their bytes are their hash.
 pub(super) struct TextRuntime {
     pub(super) script: Arc<Script>,
-    loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
+    pub(super) loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
+    /// The plugin `slow` is not loaded while this is locked.
+    pub(super) slow: std::sync::Mutex<()>,
+    /// Number of loads of the plugin `slow` so far.
+    pub(super) slow_loads: AtomicU32,
     /// Number of loads that still panic.
     pub(super) panics: AtomicU32,
 }
@@ -72,6 +76,10 @@ impl HandlerRuntime for TextRuntime {
                 path: artefact.path.display().to_string(),
             });
         }
+        if identity.name == "slow" {
+            self.slow_loads.fetch_add(1, Ordering::SeqCst);
+            drop(relock(&self.slow));
+        }
         let mut plugin = Arc::into_inner(ScriptedPlugin::new(&self.script)).unwrap();
         let info = plugin.infos.remove(0);
         let named = |name: &String| sluicegate_runtime::HandlerInfo {
@@ -111,6 +119,8 @@ impl RegistryHarness {
         let runtime = Arc::new(TextRuntime {
             script: Script::new(steps),
             loaded: std::sync::Mutex::default(),
+            slow: std::sync::Mutex::default(),
+            slow_loads: AtomicU32::new(0),
             panics: AtomicU32::new(0),
         });
         let registry = Registry::new(RegistrySettings {

@@ -1,5 +1,6 @@
 //! Mutants of the plugins folder and of loading.
 
+use super::super::suites::LOADED;
 use super::{GENERATIONS, Mutant, PLUGINS};
 
 /// Of the plugins folder and of loading.
@@ -13,5 +14,25 @@ pub(super) const FOLDER: &[Mutant] = &[
         name: "digest-compared-after-loading",
         what: "the digest of a plugin file is compared once its code has run",
         suite: GENERATIONS,
+    },
+    Mutant {
+        name: "each-load-is-an-image",
+        what: "a build that is loaded already is mapped again for each generation",
+        suite: GENERATIONS,
+    },
+    Mutant {
+        name: "shutdown-under-other-users",
+        what: "a generation that ends shuts down the code that another one uses",
+        suite: LOADED,
+    },
+    Mutant {
+        name: "shutdown-under-an-abandoned-call",
+        what: "code gets its shutdown while an instance of it is on an abandoned thread",
+        suite: LOADED,
+    },
+    Mutant {
+        name: "quarantined-code-shut-down",
+        what: "a later generation shuts down code that still runs in a quarantined one",
+        suite: PLUGINS,
     },
 ];

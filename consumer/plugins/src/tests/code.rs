@@ -1,0 +1,97 @@
+//! Loaded code, shared by the generations of one build: when it is loaded and when it ends.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluicegate_config::{HandlerSpec, Snapshot};
+use sluicegate_engine::dispatch::PumpMessage;
+use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
+use sluicegate_pool::pool::relock;
+
+use super::registry::{RegistryHarness, spec};
+
+fn shut_down(harness: &RegistryHarness) -> u32 {
+    relock(&harness.runtime.loaded)[0]
+        .shut_down
+        .load(Ordering::SeqCst)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+#[test]
+fn code_that_hangs_in_a_quarantined_generation_is_never_shut_down() {
+    let steps = [(1, Step::Hang("long"))];
+    let mut harness = RegistryHarness::with(&[("liba.so", "copy 1.0.0 copy")], &steps, true);
+    let mut quick = spec("one", "*", "a");
+    quick.timeout = Duration::from_millis(50);
+    let applied = harness.apply(&[quick, spec("two", "*", "a")]);
+    let mut replies = Replies::new();
+    let pool = applied.plan.handlers[0].pool.clone().unwrap();
+    assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
+    replies.next("call timeout", |message| match message {
+        PumpMessage::CallTimedOut { .. } => Ok(()),
+        other => Err(other),
+    });
+    drop((pool, applied));
+    drop(harness.apply(&[spec("two", "*", "a")]));
+    until("its other instances are dropped", || {
+        harness.runtime.script.living() == 2
+    });
+    drop(harness.apply(&[]));
+    assert!(harness.registry.shutdown(soon()));
+    assert_eq!(shut_down(&harness), 0, "one of its calls is still running");
+    harness.runtime.script.open("long");
+    until("the call returns", || harness.runtime.script.living() == 0);
+    assert_eq!(shut_down(&harness), 0);
+}
+
+#[test]
+fn code_is_shut_down_once_the_last_generation_that_runs_it_is_released() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    drop(harness.apply(&[spec("one", "*", "a"), spec("two", "*", "a")]));
+    drop(harness.apply(&[spec("one", "*", "b"), spec("two", "*", "a")]));
+    until("the old instance is dropped", || {
+        harness.runtime.script.living() == 2
+    });
+    drop(harness.apply(&[spec("one", "*", "b")]));
+    until("another one is dropped", || {
+        harness.runtime.script.living() == 1
+    });
+    assert_eq!((shut_down(&harness), harness.loads()), (0, 1));
+    drop(harness.apply(&[]));
+    assert!(harness.registry.shutdown(soon()));
+    assert_eq!(shut_down(&harness), 1);
+}
+
+#[test]
+fn a_plugin_that_is_slow_to_load_delays_no_other() {
+    let files = [
+        ("liba.so", "slow 1.0.0 slow"),
+        ("libb.so", "copy 1.0.0 copy"),
+    ];
+    let harness = RegistryHarness::new(&files);
+    let slow = HandlerSpec {
+        plugin: "slow".to_owned(),
+        ..spec("a-slow", "*", "a")
+    };
+    let registry = &harness.registry;
+    let held = relock(&harness.runtime.slow);
+    std::thread::scope(|scope| {
+        let mut shared = spec("quick", "*", "a");
+        shared.pool = Some("small".to_owned());
+        registry.settle(&Snapshot::new(1, [slow, shared]));
+        let preparing = scope.spawn(|| registry.prepare_next());
+        until("the slow one is being loaded", || {
+            harness.runtime.slow_loads.load(Ordering::SeqCst) == 1
+        });
+        let quick = scope.spawn(|| registry.prepare_next());
+        until("the other one serves", || {
+            registry.current().plan.handler("quick").is_some()
+        });
+        drop(held);
+        assert!(quick.join().unwrap() && preparing.join().unwrap());
+    });
+    assert_eq!(registry.current().plan.handlers.len(), 2);
+}
