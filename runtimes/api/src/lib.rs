@@ -30,7 +30,7 @@ pub trait HandlerRuntime: Send + Sync {
     /// The kind's name in specs and listings, such as `native`.
     fn kind(&self) -> &'static str;
 
-    /// Whether the file at `path` appears to be an artefact of this kind, by name or first bytes. Runs no plugin code.
+    /// Whether the file at `path` has the name of an artefact of this kind. The file is not opened.
     fn recognises(&self, path: &Path) -> bool;
 
     /// Reads the artefact's identity without running any of its code.

@@ -15,6 +15,8 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::{refused, unreadable};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+/// Maximum size of a plugin file: it is read into memory.
+const MAX_BYTES: u64 = 512 << 20;
 
 /// The processor that this service was built for, where it is checked.
 const OURS: Option<Architecture> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64"))
@@ -39,6 +41,11 @@ pub(crate) struct Artefact {
 /// Why the descriptor check fails; only another file can pass it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DescriptorError {
+    #[error(
+        "it has {have} bytes, more than {} MiB; strip its debug information, as with `strip --strip-debug`",
+        MAX_BYTES >> 20
+    )]
+    TooLarge { have: u64 },
     #[error(
         "it is not a shared library (not an ELF file); name the lib*.so that the build produced"
     )]
@@ -98,14 +105,13 @@ pub(crate) struct Extent {
     pub(crate) len: usize,
 }
 
-/// Whether the file appears to be a library, by first bytes or by name.
+/// Whether the file has a library's name, `lib*.so` or `*.so`. Files that are not complete yet, or not meant to be used, have others:
+/// `.libx.so.AbC123` of rsync, `libx.so~` of editors, `libx.so.part`.
 pub(crate) fn is_native_library(path: &Path) -> bool {
-    let named = path.extension().is_some_and(|ext| ext == "so");
-    let mut first = [0u8; 4];
-    match open_regular(path).and_then(|mut file| file.read_exact(&mut first)) {
-        Ok(()) => named || first == ELF_MAGIC,
-        Err(_) => named,
-    }
+    let is_hidden = path
+        .file_name()
+        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    !is_hidden && path.extension().is_some_and(|ext| ext == "so")
 }
 
 /// Opens a regular file. Other file types are refused before opening, because opening a pipe would block.
@@ -205,11 +211,23 @@ fn manifest_error(path: &Path, error: ManifestError) -> LoadError {
 
 /// The bytes of the file.
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let file = open_regular(path).map_err(|error| unreadable(path, error))?;
+    let have = file.metadata().map_err(|error| unreadable(path, error))?;
     let mut bytes = Vec::new();
-    open_regular(path)
-        .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|error| unreadable(path, error))?;
-    Ok(bytes)
+    if have.len() <= MAX_BYTES {
+        // It may grow while it is read.
+        let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+        read.map_err(|error| unreadable(path, error))?;
+    }
+    let have = have.len().max(bytes.len() as u64);
+    match have <= MAX_BYTES {
+        true => Ok(bytes),
+        false => Err(refused(
+            path,
+            "descriptor",
+            DescriptorError::TooLarge { have },
+        )),
+    }
 }
 
 /// Locates ranges of the file.

@@ -228,7 +228,9 @@ fn mapped(cache: &Path) -> usize {
 }
 
 fn copies(cache: &Path) -> usize {
-    std::fs::read_dir(cache.join("native")).unwrap().count()
+    std::fs::read_dir(cache.join("sluicegate-native-copies"))
+        .unwrap()
+        .count()
 }
 
 fn resident_kib() -> u64 {

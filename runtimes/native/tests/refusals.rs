@@ -249,6 +249,47 @@ fn each_unusable_file_is_refused_with_its_reason_and_a_loaded_plugin_keeps_worki
     assert_eq!(status, CallStatus::Usable);
 }
 
+/// A file that would not fit into memory, as a core dump with a plugin's name.
+#[test]
+fn a_file_of_more_than_512_mib_is_refused_without_being_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("libcore.so");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(600 << 20).unwrap();
+    let started = std::time::Instant::now();
+    let refused = NativeRuntime.inspect(&path).unwrap_err();
+    assert!(!refused.is_retryable());
+    let reason = refused.to_string();
+    let words = "has 629145600 bytes, more than 512 MiB; strip its debug information";
+    assert!(reason.contains(words), "{reason}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(1));
+}
+
+#[test]
+fn only_a_library_by_name_is_a_plugin() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = std::fs::read(built("sluicegate-handler-relay")).unwrap();
+    for (name, expected) in [
+        ("librelay.so", true),
+        ("relay.so", true),
+        ("relay-1.2.so", true),
+        (".librelay.so.AbC123", false),
+        (".librelay.so", false),
+        (".so", false),
+        ("librelay.so~", false),
+        ("librelay.so.new", false),
+        ("librelay.so.swp", false),
+        ("librelay.so.part", false),
+        ("librelay.so.1", false),
+        ("librelay.dylib", false),
+        ("librelay", false),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, &good).unwrap();
+        assert_eq!(NativeRuntime.recognises(&path), expected, "{name}");
+    }
+}
+
 /// The pipe has no writer: opening it would block, and with it the scan of the folder.
 #[test]
 fn a_pipe_in_the_folder_is_refused_without_blocking() {

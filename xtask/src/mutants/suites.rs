@@ -52,8 +52,8 @@ pub(super) const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "host
 pub(super) const NATIVE_ABI: &[&str] = &["-p", "sluicegate-native", "--test", "abi"];
 /// Repeated loads of one plugin.
 pub(super) const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
-/// Loaded code and its users.
-pub(super) const LOADED: &[&str] = &["-p", "sluicegate-native", "--lib", "loaded::"];
+/// Loaded code and its users, and private copies.
+pub(super) const NATIVE: &[&str] = &["-p", "sluicegate-native", "--lib"];
 
 /// Bridges between two in-memory stores, with delays and crashes.
 pub(super) const BRIDGE: &[&str] = &["-p", "sluicegate-bridge", "--test", "bridge_simulation"];

@@ -1,6 +1,6 @@
 //! Mutants of the plugins folder and of loading.
 
-use super::super::suites::LOADED;
+use super::super::suites::NATIVE;
 use super::{GENERATIONS, Mutant, PLUGINS};
 
 /// Of the plugins folder and of loading.
@@ -23,12 +23,17 @@ pub(super) const FOLDER: &[Mutant] = &[
     Mutant {
         name: "shutdown-under-other-users",
         what: "a generation that ends shuts down the code that another one uses",
-        suite: LOADED,
+        suite: NATIVE,
     },
     Mutant {
         name: "shutdown-under-an-abandoned-call",
         what: "code gets its shutdown while an instance of it is on an abandoned thread",
-        suite: LOADED,
+        suite: NATIVE,
+    },
+    Mutant {
+        name: "foreign-files-cleaned-up",
+        what: "files of others in the folder of private copies are removed",
+        suite: NATIVE,
     },
     Mutant {
         name: "quarantined-code-shut-down",
