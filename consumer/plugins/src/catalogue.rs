@@ -24,14 +24,23 @@ pub struct Catalogue {
     folder: PathBuf,
     pub(super) allow_unsigned: bool,
     runtimes: Vec<Arc<dyn HandlerRuntime>>,
-    pub(super) files: Mutex<BTreeMap<PathBuf, File>>,
-    /// Unusable files as of the last scan; under its own lock, since a scan can take long.
+    /// As of the last scan that has ended: a scan can take long, and nothing waits for it to be read.
+    files: Mutex<Arc<Files>>,
+    /// Held by a scan.
+    scanning: Mutex<()>,
+    /// Unusable files as of the last scan.
     refused: Mutex<Vec<ServiceProblem>>,
     /// Why and since when the folder, or a package in it, cannot be read.
     pub(super) unreadable: Mutex<Option<Unreadable>>,
+    /// Folders that may be packages and of which nothing is known, because they cannot be read.
+    pub(super) unlisted: Mutex<Vec<(PathBuf, String)>>,
 }
 
+/// The files of a folder and of the packages in it.
+pub(super) type Files = BTreeMap<PathBuf, File>;
+
 /// A file and its last known contents.
+#[derive(Clone)]
 pub(super) struct File {
     stamp: FileFingerprint,
     pub(super) content: Result<Arc<Artefact>, Refused>,
@@ -44,6 +53,13 @@ pub(super) struct File {
 pub(super) struct Refused {
     pub(super) why: String,
     since_ms: i64,
+}
+
+impl File {
+    /// Whether it could not be read, and nothing is known of it from earlier.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unread.is_some() && self.content.is_err()
+    }
 }
 
 impl Refused {
@@ -111,7 +127,7 @@ enum ArtefactError {
 pub struct Scan {
     /// The artefacts differ from those of the previous scan.
     pub changed: bool,
-    /// A file is too new to be read; scan again soon.
+    /// A file is too new to be read, or could not be read and nothing is known of it; scan again soon.
     pub unsettled: bool,
 }
 
@@ -127,8 +143,10 @@ impl Catalogue {
             allow_unsigned,
             runtimes,
             files: Mutex::default(),
+            scanning: Mutex::default(),
             refused: Mutex::default(),
             unreadable: Mutex::default(),
+            unlisted: Mutex::default(),
         }
     }
 
@@ -138,19 +156,43 @@ impl Catalogue {
     }
 
     /// Rescans the folder; unchanged files are not opened. Whatever is currently unreadable (the folder, a package in it, a file)
-    /// keeps its last known contents: unreadable does not mean deleted.
+    /// keeps its last known contents: unreadable does not mean deleted. Until it ends, [`Self::find`] uses the previous list.
     pub fn scan(&self) -> Scan {
-        let now = SystemTime::now();
-        let mut found = Scan::default();
-        let mut files = relock(&self.files);
-        let mut before = std::mem::take(&mut *files);
+        let _alone = relock(&self.scanning);
+        let before = self.files();
         let had_files = !before.is_empty();
         let mut listing = Listing::of(&self.folder);
-        for (path, stamp) in listing.files {
+        let (files, found) = self.examine(&mut listing, BTreeMap::clone(&before));
+        let mut refused_before = relock(&self.refused);
+        let mut refused = refused(&files);
+        refused.extend(self.non_file_problems(&listing.not_files, &refused_before));
+        refused.extend(problems_of_builds(&files, &refused_before));
+        *refused_before = refused;
+        drop(refused_before);
+        *relock(&self.unlisted) = listing.unlisted(&files);
+        *relock(&self.files) = Arc::new(files);
+        self.record_unreadable(&listing.unreadable, had_files);
+        found
+    }
+
+    /// The files of the last scan.
+    pub(super) fn files(&self) -> Arc<Files> {
+        Arc::clone(&relock(&self.files))
+    }
+
+    /// Reads what has changed since the scan that found `before`.
+    fn examine(&self, listing: &mut Listing, mut before: Files) -> (Files, Scan) {
+        let now = SystemTime::now();
+        let (mut files, mut found) = (Files::new(), Scan::default());
+        for (path, stamp) in std::mem::take(&mut listing.files) {
             let known = before.remove(&path);
-            let Some(stamp) = stamp else {
-                files.extend(known.map(|file| (path, file)));
-                continue;
+            let stamp = match stamp {
+                Ok(stamp) => stamp,
+                Err(why) => {
+                    let file = known.or_else(|| self.unexamined(&path, why));
+                    files.extend(file.map(|file| (path, file)));
+                    continue;
+                }
             };
             let known = match known {
                 Some(file) if file.stamp == stamp && file.unread.is_none() => {
@@ -173,32 +215,11 @@ impl Catalogue {
             }
             let (file, changed) = self.read(&path, stamp, runtime, known);
             found.changed |= changed;
+            found.unsettled |= file.is_unknown();
             files.insert(path, file);
         }
-        let was_package = |at: &PathBuf| before.keys().any(|path| path.starts_with(at));
-        let unexamined = listing.unexamined.into_iter();
-        let packages = unexamined.filter(|(at, _)| was_package(at));
-        listing.unreadable.extend(packages);
-        for (path, file) in before {
-            match listing
-                .unreadable
-                .iter()
-                .any(|(at, _)| path.starts_with(at))
-            {
-                true => {
-                    files.insert(path, file);
-                }
-                false => found.changed = true,
-            }
-        }
-        let mut refused = refused(&files);
-        drop(files);
-        let mut before = relock(&self.refused);
-        refused.extend(self.non_file_problems(&listing.not_files, &before));
-        *before = refused;
-        drop(before);
-        self.record_unreadable(&listing.unreadable, had_files);
-        found
+        found.changed |= keep_unreadable(listing, before, &mut files);
+        (files, found)
     }
 
     /// Scans until no file is too new to be read, or until `enough` holds; for `limit` at most.
@@ -207,6 +228,13 @@ impl Catalogue {
         while self.scan().unsettled && !enough(self) && Instant::now() < deadline {
             std::thread::sleep(SCAN_INTERVAL);
         }
+    }
+
+    /// A file with a plugin's name whose metadata cannot be read, and of which nothing is known.
+    fn unexamined(&self, path: &Path, why: String) -> Option<File> {
+        let named = self.runtimes.iter().any(|r| r.recognises(path));
+        let why = format!("cannot read plugin `{}`: {why}", path.display());
+        named.then(|| Self::unread(FileFingerprint::UNKNOWN, None, Refused::since(None, why)).0)
     }
 
     /// Problems for entries with a plugin's name that are not files; `before`: the problems of the previous scan.
@@ -342,8 +370,75 @@ impl Catalogue {
     }
 }
 
+/// Keeps those of `before`, which the listing lacks, that are in a folder that cannot be read; returns whether others are gone.
+fn keep_unreadable(listing: &mut Listing, before: Files, files: &mut Files) -> bool {
+    let was_package = |at: &PathBuf| before.keys().any(|path| path.starts_with(at));
+    let unexamined = listing.unexamined.iter();
+    let packages = unexamined.filter(|(at, _)| was_package(at)).cloned();
+    let packages: Vec<_> = packages.collect();
+    listing.unreadable.extend(packages);
+    let mut gone = false;
+    for (path, file) in before {
+        match listing
+            .unreadable
+            .iter()
+            .any(|(at, _)| path.starts_with(at))
+        {
+            true => {
+                files.insert(path, file);
+            }
+            false => gone = true,
+        }
+    }
+    gone
+}
+
+/// Problems for versions of which there are several builds; `before`: the problems of the previous scan.
+fn problems_of_builds(files: &Files, before: &[ServiceProblem]) -> Vec<ServiceProblem> {
+    let mut versions: BTreeMap<(&str, &Version), Vec<&Artefact>> = BTreeMap::new();
+    for artefact in files.values().filter_map(|file| file.content.as_ref().ok()) {
+        let key = (artefact.identity.name.as_str(), &artefact.version);
+        versions.entry(key).or_default().push(artefact);
+    }
+    let problem = |((name, version), builds): ((&str, &Version), Vec<&Artefact>)| {
+        let cause = several_builds(&builds)?;
+        let what = format!("plugin `{name}` has several builds of version {version}");
+        let known = before
+            .iter()
+            .find(|problem| problem.what == what && problem.cause == cause);
+        Some(known.cloned().unwrap_or_else(|| {
+            tracing::warn!("{what}: {cause}");
+            ServiceProblem {
+                kind: ProblemKind::PluginRefused,
+                what,
+                since_ms: now_ms(),
+                count: 1,
+                cause,
+                remedy: "remove all but one of them; a handler that runs one of them continues to, and no new one is \
+                         started until then"
+                    .to_owned(),
+            }
+        }))
+    };
+    versions.into_iter().filter_map(problem).collect()
+}
+
+/// The files of several builds of one version with their digests; `None` if all have the same bytes.
+pub(super) fn several_builds(builds: &[&Artefact]) -> Option<String> {
+    let first = &builds.first()?.identity.sha256;
+    let differs = builds.iter().any(|one| one.identity.sha256 != *first);
+    let one = |one: &&Artefact| {
+        format!(
+            "`{}` has the SHA-256 {}",
+            one.path.display(),
+            one.identity.sha256
+        )
+    };
+    differs.then(|| builds.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
 /// Problems for unusable files.
-fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
+fn refused(files: &Files) -> Vec<ServiceProblem> {
     let refused = files.iter().filter_map(|(path, file)| {
         let path = path.display();
         let (refused, what, remedy) = match (&file.unread, &file.content) {

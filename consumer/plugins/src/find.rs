@@ -3,13 +3,14 @@
 //! A plugin named X is what `plugin: X` means. A handler X that other plugins export is named with its plugin, as
 //! `plugin: NAME/X`: otherwise any file in the folder could take over another one's handlers by exporting their names.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sluicegate_config::spec::{VersionRequirement, plugin_and_handler};
 use sluicegate_pool::pool::relock;
 use sluicegate_runtime::PluginIdentity;
 
-use super::catalogue::{Artefact, Catalogue, File};
+use super::catalogue::{Artefact, Catalogue, Files, several_builds};
 
 /// Why no artefact matches.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +42,7 @@ pub enum FindError {
         broken: String,
     },
     /// No version that the spec accepts is available.
-    #[error("plugin `{plugin}` has no version that matches `{wanted}`; available: {known}")]
+    #[error("plugin `{plugin}` has no version that matches `{wanted}`; available: {known}{broken}")]
     NoVersion {
         /// The name.
         plugin: String,
@@ -49,6 +50,8 @@ pub enum FindError {
         wanted: String,
         /// Available versions.
         known: String,
+        /// Unusable files, as a clause; empty if there are none.
+        broken: String,
     },
     /// The spec names a plugin that exports several handlers.
     #[error("plugin `{plugin}` {version} exports several handlers; write {candidates}")]
@@ -72,6 +75,33 @@ pub enum FindError {
         /// What to write for each of its handlers.
         candidates: String,
     },
+    /// The version that would be chosen has several builds.
+    #[error(
+        "plugin `{plugin}` has several builds of version {version}; remove all but one of them: {builds}"
+    )]
+    SeveralBuilds {
+        /// The name.
+        plugin: String,
+        /// The version.
+        version: String,
+        /// Their files and digests.
+        builds: String,
+    },
+    /// A file that may hold a newer version of the plugin could not be read yet.
+    #[error(
+        "`{path}` may have a newer version of plugin `{plugin}` than {version}, and could not be read yet: {why}; the handler waits \
+         for it: make it readable for the service, or remove it"
+    )]
+    Unread {
+        /// The name.
+        plugin: String,
+        /// The newest version that is known.
+        version: String,
+        /// The file, or the folder of a package.
+        path: String,
+        /// Why it could not be read.
+        why: String,
+    },
     /// The plugin is not signed.
     #[error(
         "plugin `{plugin}` at `{path}` is not signed; for development set `plugins.allow_unsigned: true`"
@@ -85,8 +115,7 @@ pub enum FindError {
 }
 
 impl Catalogue {
-    /// The newest artefact for `plugin` (`NAME` or `NAME/HANDLER`) in a version that `wanted` accepts, and the handler's name. Of two
-    /// files with the same version, the one modified later is chosen.
+    /// The newest artefact for `plugin` (`NAME` or `NAME/HANDLER`) in a version that `wanted` accepts, and the handler's name.
     ///
     /// # Errors
     /// [`FindError`] lists what is available instead.
@@ -96,7 +125,7 @@ impl Catalogue {
         wanted: &VersionRequirement,
     ) -> Result<(Arc<Artefact>, String), FindError> {
         let (name, handler) = plugin_and_handler(plugin);
-        let files = relock(&self.files);
+        let files = self.files();
         let usable: Vec<&Arc<Artefact>> = files
             .values()
             .filter_map(|file| file.content.as_ref().ok())
@@ -106,7 +135,7 @@ impl Catalogue {
             .filter(|artefact| artefact.identity.name == name)
             .collect();
         if named.is_empty() {
-            return Err(self.none_named(plugin, &usable, files.values()));
+            return Err(self.none_named(plugin, &usable, self.broken(&files)));
         }
         let fitting = named
             .iter()
@@ -117,8 +146,30 @@ impl Catalogue {
                 plugin: name.to_owned(),
                 wanted: wanted.to_string(),
                 known: list(named.iter().map(|artefact| artefact.version.to_string())),
+                broken: self.broken(&files),
             });
         };
+        let of_version: Vec<&Artefact> = named
+            .iter()
+            .filter(|artefact| artefact.version == newest.version)
+            .map(|artefact| &****artefact)
+            .collect();
+        if let Some(builds) = several_builds(&of_version) {
+            return Err(FindError::SeveralBuilds {
+                plugin: name.to_owned(),
+                version: newest.version.to_string(),
+                builds,
+            });
+        }
+        if let Some((path, why)) = self.unread_candidate(name, &files) {
+            // An older version must not take the place of one that is only unreadable for the moment.
+            return Err(FindError::Unread {
+                plugin: name.to_owned(),
+                version: newest.version.to_string(),
+                path: path.display().to_string(),
+                why,
+            });
+        }
         if !self.allow_unsigned {
             return Err(FindError::Unsigned {
                 plugin: name.to_owned(),
@@ -129,23 +180,40 @@ impl Catalogue {
         Ok((Arc::clone(newest), handler))
     }
 
-    /// Why no plugin has the name in `plugin`.
-    fn none_named<'f>(
-        &self,
-        plugin: &str,
-        usable: &[&Arc<Artefact>],
-        files: impl Iterator<Item = &'f File>,
-    ) -> FindError {
+    /// What could not be read, of which nothing is known, and which by its name may be the plugin, with the reason. Files are named
+    /// after the plugin and perhaps its version, or are in a package that is.
+    fn unread_candidate(&self, name: &str, files: &Files) -> Option<(PathBuf, String)> {
+        let in_package = |path: &Path| path.parent().is_some_and(|parent| parent != self.folder());
+        let unknown = files.iter().filter(|(_, file)| file.is_unknown());
+        let files = unknown.filter(|(path, _)| {
+            let package = path.parent().filter(|_| in_package(path));
+            may_be(path, name) || package.is_some_and(|package| may_be(package, name))
+        });
+        let files = files.filter_map(|(path, file)| {
+            let unread = file.unread.as_ref()?;
+            Some((path.clone(), unread.why.clone()))
+        });
+        let folders = relock(&self.unlisted).clone();
+        let folders = folders.into_iter().filter(|(at, _)| may_be(at, name));
+        files.chain(folders).next()
+    }
+
+    /// A clause with the files that are not usable; empty if there are none.
+    fn broken(&self, files: &Files) -> String {
         let unreadable = relock(&self.unreadable).clone().map(|it| it.why);
-        let refused = files.filter_map(|file| {
+        let refused = files.values().filter_map(|file| {
             let refused = file.unread.as_ref().or(file.content.as_ref().err())?;
             Some(refused.why.clone())
         });
         let broken: Vec<String> = unreadable.into_iter().chain(refused).collect();
-        let broken = match broken.is_empty() {
+        match broken.is_empty() {
             true => String::new(),
             false => format!("; not usable: {}", broken.join("; ")),
-        };
+        }
+    }
+
+    /// Why no plugin has the name in `plugin`.
+    fn none_named(&self, plugin: &str, usable: &[&Arc<Artefact>], broken: String) -> FindError {
         let folder = self.folder().display().to_string();
         let exporters: Vec<String> = usable
             .iter()
@@ -196,6 +264,25 @@ fn exported_handler(identity: &PluginIdentity, handler: Option<&str>) -> Result<
             candidates: candidates(),
         }),
     }
+}
+
+/// Whether a file or folder may belong to the plugin by its name: `NAME`, or `NAME-VERSION`, with `lib` before and `.so` after it.
+fn may_be(path: &Path, plugin: &str) -> bool {
+    let plain = |text: &str| text.to_lowercase().replace(['-', '.'], "_");
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".so").unwrap_or(&name);
+    let plugin = plain(plugin);
+    [name, name.strip_prefix("lib").unwrap_or(name)]
+        .iter()
+        .any(|name| {
+            let name = plain(name);
+            let Some(rest) = name.strip_prefix(&plugin) else {
+                return false;
+            };
+            let version = rest.trim_start_matches('_').trim_start_matches('v');
+            rest.is_empty()
+                || version.len() < rest.len() && version.starts_with(|c: char| c.is_ascii_digit())
+        })
 }
 
 /// What a spec has to say for a handler of a plugin.

@@ -1,5 +1,6 @@
 //! Listing of the plugins folder, and fingerprints that detect changed files.
 
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ const MANIFEST: &str = "plugin.yaml";
 /// Result of listing the folder.
 #[derive(Default)]
 pub(super) struct Listing {
-    /// Files with their fingerprints; `None` if the metadata could not be read.
-    pub(super) files: Vec<(PathBuf, Option<FileFingerprint>)>,
+    /// Files with their fingerprints, or why the metadata could not be read.
+    pub(super) files: Vec<(PathBuf, Result<FileFingerprint, String>)>,
     /// Entries that are neither a file nor a folder, with a description.
     pub(super) not_files: Vec<(PathBuf, &'static str)>,
     /// Folders that could not be read, and why.
@@ -42,6 +43,14 @@ impl Listing {
         listing
     }
 
+    /// The folders that may be packages, cannot be read, and have no file among the known ones.
+    pub(super) fn unlisted<T>(&self, known: &BTreeMap<PathBuf, T>) -> Vec<(PathBuf, String)> {
+        let folders = self.unreadable.iter().chain(&self.unexamined);
+        let is_unknown =
+            |(at, _): &&(PathBuf, String)| !known.keys().any(|path| path.starts_with(at));
+        folders.filter(is_unknown).cloned().collect()
+    }
+
     /// Adds the files of `folder` and returns its folders. Follows symbolic links, since plugins are often links into a build
     /// output.
     fn add(&mut self, folder: &Path) -> Vec<PathBuf> {
@@ -55,7 +64,8 @@ impl Listing {
                     manifest.map_or(stamp, |manifest| stamp.with(manifest))
                 };
                 let stamp = FileFingerprint::of(&metadata).map(with_manifest);
-                self.files.push((path, stamp));
+                let no_time = || "the file system gives no modification time".to_owned();
+                self.files.push((path, stamp.ok_or_else(no_time)));
             }
             Ok(_) => self.not_files.push((path, "not a regular file")),
             Err(error) => {
@@ -66,7 +76,7 @@ impl Listing {
                     }
                     std::io::ErrorKind::NotFound => {}
                     // Unknown contents: the catalogue keeps what it knows.
-                    _ => self.files.push((path, None)),
+                    _ => self.files.push((path, Err(error.to_string()))),
                 }
             }
         };
@@ -95,6 +105,14 @@ pub(super) struct FileFingerprint {
 }
 
 impl FileFingerprint {
+    /// That of a file whose metadata cannot be read: it differs from any other.
+    pub(super) const UNKNOWN: Self = Self {
+        bytes: 0,
+        modified: SystemTime::UNIX_EPOCH,
+        changed: (0, 0),
+        inode: 0,
+    };
+
     fn of(metadata: &Metadata) -> Option<Self> {
         Some(Self {
             bytes: metadata.len(),

@@ -5,6 +5,7 @@ mod changes;
 mod code;
 mod find;
 mod held;
+mod held_back;
 mod preparing;
 mod registry;
 mod restarting;

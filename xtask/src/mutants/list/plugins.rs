@@ -11,6 +11,16 @@ pub(super) const FOLDER: &[Mutant] = &[
         suite: PLUGINS,
     },
     Mutant {
+        name: "unread-file-passed-over",
+        what: "an older version is chosen while the newest file cannot be read",
+        suite: PLUGINS,
+    },
+    Mutant {
+        name: "builds-of-a-version-mixed",
+        what: "one of several builds of a version is chosen by its age",
+        suite: PLUGINS,
+    },
+    Mutant {
         name: "digest-compared-after-loading",
         what: "the digest of a plugin file is compared once its code has run",
         suite: GENERATIONS,
