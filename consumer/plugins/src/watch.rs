@@ -1,11 +1,12 @@
 //! Watches a folder for changes: by file system events, plus a periodic poll for events that never arrive.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use notify::{RecursiveMode, Watcher};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 /// A burst of events, such as one file copy, ends after this long without another event.
 const SETTLE_WINDOW: Duration = Duration::from_millis(400);
@@ -13,6 +14,9 @@ const SETTLE_WINDOW: Duration = Duration::from_millis(400);
 const MAX_BURST_DURATION: Duration = Duration::from_secs(5);
 /// Poll interval of a folder that cannot be watched.
 const FALLBACK_POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Interval at which the folder is compared with the one that is watched: a file system reports no event when another folder takes its place.
+const SWAP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Notice {
     Changed,
@@ -26,9 +30,9 @@ pub struct FolderWatch {
 }
 
 impl FolderWatch {
-    /// Calls `on_change` on its own thread after each burst of changes in `folder`, and at least every `at_least` (network file
-    /// systems send no events). A folder that cannot be watched, for example because it does not exist yet, is polled every
-    /// two seconds.
+    /// Calls `on_change` on its own thread after each burst of changes in `folder`, within seconds once another folder is in its place (by
+    /// renaming, by another target of a link, by a mount), and at least every `at_least` (network file systems send no events). A
+    /// folder that cannot be watched, for example because it does not exist yet, is polled every two seconds.
     ///
     /// # Errors
     /// The operating system's error if the thread cannot be started.
@@ -38,44 +42,11 @@ impl FolderWatch {
         mut on_change: impl FnMut() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (notices, inbox) = channel();
-        let event_sender = notices.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let reads_only = event.is_ok_and(|event| event.kind.is_access());
-            if !reads_only {
-                // Fails only while the watch is being dropped.
-                let _ = event_sender.send(Notice::Changed);
-            }
-        });
-        let watcher = watcher.and_then(|mut watcher| {
-            watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        });
-        let folder = folder.to_owned();
-        let every = match &watcher {
-            Ok(_) => at_least,
-            Err(error) => {
-                let shown = folder.display();
-                tracing::warn!(folder = %shown, %error, "cannot watch the folder for changes; polling it every {FALLBACK_POLL_INTERVAL:?}");
-                FALLBACK_POLL_INTERVAL.min(at_least)
-            }
-        };
+        let mut watched = Watched::new(folder, notices.clone());
         let thread = std::thread::Builder::new()
             .name("plugins/watch".to_owned())
             .spawn(move || {
-                let mut watcher = watcher;
-                loop {
-                    if let Ok(watcher) = &mut watcher {
-                        watch_packages(watcher, &folder);
-                    }
-                    match inbox.recv_timeout(every) {
-                        Ok(Notice::Changed) => {
-                            if !await_quiet(&inbox, SETTLE_WINDOW, MAX_BURST_DURATION) {
-                                return;
-                            }
-                        }
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                    }
+                while watched.wait(&inbox, at_least) {
                     on_change();
                 }
             })?;
@@ -84,6 +55,93 @@ impl FolderWatch {
             thread: Some(thread),
         })
     }
+}
+
+/// The folder that is watched.
+struct Watched {
+    folder: PathBuf,
+    notices: Sender<Notice>,
+    /// Which folder it is; `None` if there is none.
+    identity: Option<(u64, u64)>,
+    watcher: Option<RecommendedWatcher>,
+    /// It cannot be watched, and that was logged.
+    told: bool,
+}
+
+impl Watched {
+    fn new(folder: &Path, notices: Sender<Notice>) -> Self {
+        let mut watched = Self {
+            folder: folder.to_owned(),
+            notices,
+            identity: None,
+            watcher: None,
+            told: false,
+        };
+        watched.arm();
+        watched
+    }
+
+    /// Watches the folder that is there now.
+    fn arm(&mut self) {
+        // Before it is watched: what takes its place afterwards is noticed by the next check.
+        self.identity = identity(&self.folder);
+        let events = self.notices.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let reads_only = event.is_ok_and(|event| event.kind.is_access());
+            if !reads_only {
+                // Fails only while the watch is being dropped.
+                let _ = events.send(Notice::Changed);
+            }
+        });
+        let watcher = watcher.and_then(|mut watcher| {
+            watcher.watch(&self.folder, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        if let Err(error) = &watcher
+            && !self.told
+        {
+            let shown = self.folder.display();
+            tracing::warn!(folder = %shown, %error, "cannot watch the folder for changes; polling it every {FALLBACK_POLL_INTERVAL:?}");
+        }
+        self.told = watcher.is_err();
+        self.watcher = watcher.ok();
+    }
+
+    /// Waits until the folder has to be read: after changes, or after `at_least`. `false` if the watch must stop.
+    fn wait(&mut self, inbox: &Receiver<Notice>, at_least: Duration) -> bool {
+        if let Some(watcher) = &mut self.watcher {
+            watch_packages(watcher, &self.folder);
+        }
+        let every = match self.watcher {
+            Some(_) => at_least,
+            None => FALLBACK_POLL_INTERVAL.min(at_least),
+        };
+        let end = Instant::now() + every;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let notice = inbox.recv_timeout(left.min(SWAP_CHECK_INTERVAL));
+            match notice {
+                Ok(Notice::Changed) if !await_quiet(inbox, SETTLE_WINDOW, MAX_BURST_DURATION) => {
+                    return false;
+                }
+                Ok(Notice::Changed) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            let swapped = identity(&self.folder) != self.identity;
+            if swapped {
+                self.arm();
+            }
+            if swapped || notice.is_ok() || Instant::now() >= end {
+                return true;
+            }
+        }
+    }
+}
+
+/// Device and number of the folder, also behind a link.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(folder).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Waits for the end of a burst, for `longest` at most; `false` if the watch must stop.

@@ -10,3 +10,4 @@ mod preparing;
 mod registry;
 mod restarting;
 mod unread;
+mod watch;

@@ -1,12 +1,10 @@
-//! The plugins folder: unreadable files and folders, files that are not plugins, change notification.
-
-use std::time::Duration;
+//! The plugins folder: unreadable files and folders, files that are not plugins.
 
 use sluicegate_config::{HandlerSpec, Snapshot};
 use sluicegate_engine::status::ProblemKind;
 
 use super::registry::{RegistryHarness, age, put, spec};
-use crate::{Applied, FolderWatch};
+use crate::Applied;
 
 /// A temporarily unreadable folder (an unmounted volume, no file descriptor left) has not lost its plugins.
 #[test]
@@ -220,18 +218,4 @@ fn a_non_file_with_a_plugin_name_is_reported_until_it_is_a_file() {
     std::fs::remove_file(folder.join("libsocket.so")).unwrap();
     put(&folder, "not-there", "b 1.0.0 b");
     assert_eq!(shown(), []);
-}
-
-#[test]
-fn a_plugin_copied_into_the_folder_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let watch = FolderWatch::start(folder.path(), Duration::from_secs(3_600), move || {
-        // The test may be over.
-        let _ = sender.send(());
-    });
-    let watch = watch.unwrap();
-    put(folder.path(), "liba.so", "copy 1.0.0 copy");
-    assert!(receiver.recv_timeout(Duration::from_secs(20)).is_ok());
-    drop(watch);
 }

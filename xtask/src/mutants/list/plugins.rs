@@ -21,6 +21,11 @@ pub(super) const FOLDER: &[Mutant] = &[
         suite: PLUGINS,
     },
     Mutant {
+        name: "folder-swap-not-seen",
+        what: "a folder that another one has replaced stays the watched one",
+        suite: PLUGINS,
+    },
+    Mutant {
         name: "digest-compared-after-loading",
         what: "the digest of a plugin file is compared once its code has run",
         suite: GENERATIONS,
