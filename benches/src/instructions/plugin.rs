@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLine, MetricKind, RawOutcome, outcome_code, VerifiedArtefact,
+    CallOutput, CallRequest, CancelFlag, CreateRequest, HandlerRuntime, HostServices, LogLine,
+    MetricKind, RawOutcome, VerifiedArtefact, outcome_code,
 };
 
 use crate::{RECORDS, measured};

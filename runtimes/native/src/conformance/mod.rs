@@ -15,7 +15,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use sluicegate_runtime::{
-    CreateRequest, HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, LoadError, VerifiedArtefact,
+    CreateRequest, HandlerRuntime, HostServices, LoadError, LoadedPlugin, LogLine, MetricKind,
+    VerifiedArtefact,
 };
 
 use crate::NativeRuntime;

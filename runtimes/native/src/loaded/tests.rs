@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use sluicegate_abi::partition::PartitionEvent;
 use sluicegate_abi::plugin::{Call, CallEnd, Create, Host, Instance, Plugin, Refusal};
 use sluicegate_runtime::{CreateRequest, HandlerInstance, HostServices, LoadedPlugin};
-use sluicegate_runtime::{LogLevel, MetricKind};
+use sluicegate_runtime::{LogLine, MetricKind};
 
 use super::*;
 use crate::plugin::NativePlugin;
@@ -53,7 +53,7 @@ impl Instance for Probe {
 struct Silent;
 
 impl HostServices for Silent {
-    fn log(&self, _: LogLevel, _: &str) {}
+    fn log(&self, _: &LogLine<'_>) {}
     fn metric(&self, _: MetricKind, _: &str, _: f64) {}
 }
 

@@ -15,7 +15,8 @@ use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
     CallOutput, CallRequest, CallStatus, CancelFlag, CreateRequest, HandlerInstance,
-    HandlerRuntime, HostServices, LoadedPlugin, LogLine, MetricKind, RawOutcome, LoadError, VerifiedArtefact,
+    HandlerRuntime, HostServices, LoadError, LoadedPlugin, LogLine, MetricKind, RawOutcome,
+    VerifiedArtefact,
 };
 
 /// The library of a workspace package: from the folder `SLUICEGATE_PLUGINS_DIR`, or else built once per test process.
