@@ -222,10 +222,16 @@ impl Catalogue {
         (files, found)
     }
 
-    /// Scans until no file is too new to be read, or until `enough` holds; for `limit` at most.
-    pub fn scan_settled(&self, limit: Duration, enough: impl Fn(&Self) -> bool) {
+    /// Scans until no file is too new to be read, or until `enough` holds; for `limit` at most. Returns whether any scan found changes.
+    pub fn scan_settled(&self, limit: Duration, enough: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + limit;
-        while self.scan().unsettled && !enough(self) && Instant::now() < deadline {
+        let mut changed = false;
+        loop {
+            let scan = self.scan();
+            changed |= scan.changed;
+            if !scan.unsettled || enough(self) || Instant::now() >= deadline {
+                return changed;
+            }
             std::thread::sleep(SCAN_INTERVAL);
         }
     }

@@ -16,12 +16,14 @@
 //! once every pump has swapped its table: queued batches return and are submitted to the new generation, running calls
 //! finish first.
 
+mod applied;
 mod build;
 pub mod catalogue;
 mod changes;
 pub mod find;
 mod folder;
 pub mod generation;
+mod lookup;
 mod managed;
 mod outputs;
 mod reconcile;
@@ -38,12 +40,13 @@ pub mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use applied::{Applied, Refusal};
 pub use catalogue::Catalogue;
 pub use changes::Settled;
 pub use find::FindError;
 pub use generation::GenerationState;
 pub use reconcile::{Required, SpecChange, SpecEffect};
-pub use registry::{Applied, Refusal, Registry};
+pub use registry::Registry;
 pub use restarting::{RestartRefusal, RestartState};
 pub use settings::RegistrySettings;
 pub use table::{HandlerPlan, HandlerTable};

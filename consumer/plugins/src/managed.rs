@@ -31,6 +31,8 @@ pub(super) struct ManagedHandler {
 pub(super) enum PendingChange {
     #[default]
     Nothing,
+    /// Its plugin is missing, and the folder is to be scanned for it.
+    Sought,
     Wanted(DesiredSpec),
     /// The generation of that number is being prepared.
     Preparing(DesiredSpec, u64),
@@ -100,6 +102,7 @@ impl ManagedHandler {
             (PendingChange::Nothing, None) => SpecEffect::Applied(Required::Nothing),
             (PendingChange::Nothing, Some(refused)) if refused.unhealthy => SpecEffect::Held,
             (PendingChange::Nothing, Some(_)) => SpecEffect::Refused,
+            (PendingChange::Sought, _) => SpecEffect::Applied(Required::Generation),
             (PendingChange::Wanted(wanted) | PendingChange::Preparing(wanted, _), _) => {
                 let found = Some(wanted.artefact.identity.sha256.as_str());
                 // A restart builds a new generation, whatever the spec requires.
@@ -167,6 +170,12 @@ impl ManagedHandler {
             again_at: Instant::now() + wait,
             unhealthy: false,
         });
+    }
+
+    /// Whether this spec was rejected before there was anything to build.
+    pub(super) fn was_refused_unbuilt(&self, spec: &HandlerSpec) -> bool {
+        let refused = self.refused.as_ref();
+        refused.is_some_and(|old| old.is_of(spec, None))
     }
 
     pub(super) fn was_just_refused(&self, spec: &HandlerSpec, sha256: &str) -> bool {

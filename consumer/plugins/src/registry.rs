@@ -11,9 +11,9 @@
 //!               current: table ─► pumps swap ─► the old generation drains (`release`)
 //! ```
 //!
-//! Settling runs no plugin code, so that gate changes apply while another handler is slow to start; it waits only
-//! briefly for a plugin file that is still being written. Preparing runs on threads of its own, without the lock, at
-//! most once at a time per handler and per shared pool: instances would otherwise get configs in another order than
+//! Settling runs no plugin code and reads no file, so that gate changes apply while another handler is slow to start and while
+//! the folder is slow to read. Preparing runs on threads of its own, without the lock; it first scans the folder for plugins that
+//! specs lack (`lookup`), and then builds at most once at a time per handler and per shared pool: instances would otherwise get configs in another order than
 //! requested. What is ready is installed only if it is still wanted (`ManagedHandler::awaits`); if the spec has
 //! changed since, it is released unused.
 //!
@@ -26,74 +26,49 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
-use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
+use sluicegate_config::{HandlerSpec, Snapshot};
+use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::partition::trouble::panic_text;
 use sluicegate_pool::HandlerPool;
 use sluicegate_pool::pool::relock;
 
+use super::applied::{Applied, Refusal, plan, refusals};
 use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
 use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
+use super::lookup::Lookup;
 use super::managed::{DesiredSpec, ManagedHandler, PendingChange, reset_in_place};
 use super::outputs;
 use super::reconcile::{Required, SpecEffect};
 use super::release::Releaser;
 use super::settings::RegistrySettings;
-use super::table::{HandlerPlan, HandlerTable};
 
 /// How long the first scan of the plugins folder waits for files that are still being written.
 const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a new snapshot waits for a plugin file that was written just before it.
-const NEW_PLUGIN_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A rejected spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The handler.
-    pub handler: String,
-    /// Why, and the remedy.
-    pub reason: String,
-    /// What stays in effect.
-    pub effect: RejectionEffect,
-}
-
-/// Result of applying a snapshot.
-#[derive(Clone, Debug, Default)]
-pub struct Applied {
-    /// The handler table for the pumps.
-    pub plan: HandlerTable,
-    /// Handlers that are missing from the table, or not as declared.
-    pub refusals: Vec<Refusal>,
-    /// Names of the handlers whose generation changed.
-    pub changed: Vec<String>,
-    /// Revision of the snapshot that the table reflects, apart from pending preparations.
-    pub settled: u64,
-    /// Names of the handlers of which only the gate is applied so far.
-    pub preparing: Vec<String>,
-}
 
 /// The declared handlers and their generations.
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
-    catalogue: Catalogue,
+    pub(super) catalogue: Catalogue,
     builder: GenerationBuilder,
     pub(super) releaser: Releaser,
 }
 
 pub(super) struct Inner {
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     pub(super) live: BTreeMap<String, ManagedHandler>,
-    places: HashMap<String, HandlerIx>,
+    pub(super) places: HashMap<String, HandlerIx>,
     /// By handler and version; kept after a generation is released, so that counters never decrease.
     pub(super) counters: BTreeMap<(String, String), CountersEntry>,
     /// Handlers whose generation changed since the last call of [`Registry::current`].
     changed: BTreeSet<String>,
     /// The last revision that was applied completely.
-    applied_revision: u64,
+    pub(super) applied_revision: u64,
     /// Running preparations, each on its own thread.
     in_progress: Vec<Preparation>,
+    /// Whether the folder is scanned for plugins that specs lack.
+    pub(super) lookup: Lookup,
 }
 
 /// A running preparation. At most one per handler and per shared pool, so that the instances of a pool get configs in the
@@ -147,6 +122,7 @@ impl Registry {
                 changed: BTreeSet::new(),
                 applied_revision: 0,
                 in_progress: Vec::new(),
+                lookup: Lookup::default(),
             }),
             catalogue,
             builder,
@@ -167,30 +143,21 @@ impl Registry {
     }
 
     /// Applies what needs no new generation: gates, routes, removals. Says what changed, and whether generations are left to
-    /// prepare with [`Registry::prepare_next`]. Does not wait for plugins, except that a spec whose plugin is missing waits up to half a
-    /// second for files that are still being written, since one of them may be that plugin.
+    /// prepare with [`Registry::prepare_next`]. Waits for nothing: it neither reads the plugins folder nor runs plugin code.
     pub fn settle(&self, snapshot: &Snapshot) -> Settled {
-        self.catalogue
-            .scan_settled(NEW_PLUGIN_TIMEOUT, |catalogue| {
-                let is_found = |spec: &Arc<HandlerSpec>| {
-                    !spec.enabled || catalogue.find(&spec.plugin, &spec.version).is_ok()
-                };
-                snapshot.handlers.values().all(is_found)
-            });
         let mut inner = relock(&self.inner);
         let before = std::mem::replace(&mut inner.snapshot, snapshot.clone());
-        let prepares = self.converge(&mut inner);
+        let prepares = self.converge_seeking(&mut inner);
         Settled {
             changes: changes::between(&before, &inner.snapshot, |name| inner.effect_of(name)),
             prepares,
         }
     }
 
-    /// Rescans the plugins folder, for artefacts that serve the last snapshot better, and retries rejected specs that are due.
-    /// Returns whether anything may have changed; call [`Registry::prepare_next`] then. To be called on every notification of
-    /// [`super::FolderWatch`].
-    pub fn rescan(&self) -> bool {
-        let changed = self.catalogue.scan().changed;
+    /// Follows a scan of the plugins folder (`changed`: it found changes), for artefacts that serve the last snapshot better, and
+    /// retries rejected specs that are due. Returns whether anything may have changed; call [`Registry::prepare_next`] then. To be
+    /// called after every scan on a notification of [`super::FolderWatch`].
+    pub fn follow_scan(&self, changed: bool) -> bool {
         let mut inner = relock(&self.inner);
         let now = Instant::now();
         let due =
@@ -212,15 +179,20 @@ impl Registry {
         true
     }
 
-    /// Whether at least `count` generations are wanted and could be prepared now.
+    /// Whether at least `count` generations are wanted and could be prepared now; a scan for missing plugins counts as one.
     pub fn has_waiting(&self, count: usize) -> bool {
-        relock(&self.inner).wanted().take(count).count() == count
+        let inner = relock(&self.inner);
+        let scans = usize::from(inner.lookup == Lookup::Wanted);
+        scans + inner.wanted().take(count).count() >= count
     }
 
     /// Prepares one wanted generation and activates it if it is still wanted once it is ready. Blocks while its code is loaded
     /// and its instance is built and checked; other threads may prepare other generations concurrently. `false` if there is
-    /// none left to prepare.
+    /// none left to prepare. Before that, it scans the folder for the plugins of specs that lack theirs.
     pub fn prepare_next(&self) -> bool {
+        if self.seek_missing() {
+            return true;
+        }
         let Some((job, name)) = self.take_wanted() else {
             return false;
         };
@@ -341,6 +313,7 @@ impl Registry {
     /// Brings every handler as close to its spec as possible without a new generation; returns whether one is wanted.
     pub(super) fn converge(&self, inner: &mut Inner) -> bool {
         let specs = inner.snapshot.handlers.clone();
+        let seeks = inner.lookup != Lookup::Done;
         let stays = |name: &String| specs.contains_key(name);
         let (live, gone) = std::mem::take(&mut inner.live)
             .into_iter()
@@ -353,24 +326,33 @@ impl Registry {
         let mut wanted = false;
         for (name, spec) in specs {
             let live = inner.live.entry(name).or_default();
-            live.next = match (self.step(live, &spec), std::mem::take(&mut live.next)) {
+            live.next = match (
+                self.step(live, &spec, seeks),
+                std::mem::take(&mut live.next),
+            ) {
                 // Already being prepared.
-                (Some(new), PendingChange::Preparing(old, number)) if new.is_same(&old) => {
+                (PendingChange::Wanted(new), PendingChange::Preparing(old, number))
+                    if new.is_same(&old) =>
+                {
                     PendingChange::Preparing(old, number)
                 }
-                (Some(new), _) => PendingChange::Wanted(new),
-                (None, _) => PendingChange::Nothing,
+                (next, _) => next,
             };
-            wanted |= matches!(live.next, PendingChange::Wanted(_));
+            wanted |= matches!(live.next, PendingChange::Wanted(_) | PendingChange::Sought);
         }
         wanted
     }
 
-    /// Brings one handler to its spec, or returns the generation that this needs.
-    fn step(&self, live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) -> Option<DesiredSpec> {
+    /// Brings one handler to its spec, or returns what this needs. `seeks`: a scan for missing plugins is to come or running.
+    fn step(
+        &self,
+        live: &mut ManagedHandler,
+        spec: &Arc<HandlerSpec>,
+        seeks: bool,
+    ) -> PendingChange {
         if !spec.enabled && live.generation.is_none() {
             live.take_over(spec);
-            return None;
+            return PendingChange::Nothing;
         }
         let serving = live.generation.as_ref();
         let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
@@ -379,24 +361,29 @@ impl Registry {
             Err(_) if runs(serving, spec, None) => {
                 reset_in_place(live, spec);
                 take_over(live, spec);
-                return None;
+                return PendingChange::Nothing;
+            }
+            // Its file may have been written just before the spec. What was missing for this spec before is not waited for again.
+            Err(_) if seeks && spec.enabled && !live.was_refused_unbuilt(spec) => {
+                live.follow_gate(spec);
+                return PendingChange::Sought;
             }
             Err(error) => {
                 live.end_restart(Some(&error.to_string()));
                 live.refuse(spec, None, error.to_string());
-                return None;
+                return PendingChange::Nothing;
             }
         };
         let sha256 = &artefact.identity.sha256;
         if runs(serving, spec, Some(sha256)) && !live.restarting {
             take_over(live, spec);
-            return None;
+            return PendingChange::Nothing;
         }
         live.follow_gate(spec);
         if live.was_just_refused(spec, sha256) {
-            return None;
+            return PendingChange::Nothing;
         }
-        Some(DesiredSpec {
+        PendingChange::Wanted(DesiredSpec {
             spec: Arc::clone(spec),
             artefact,
             handler,
@@ -542,49 +529,4 @@ fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
         None => live.take_over_if_healthy(spec),
         Some(reason) => live.refuse(spec, None, reason),
     }
-}
-
-fn refusals(inner: &Inner) -> Vec<Refusal> {
-    let refusal = |(name, live): (&String, &ManagedHandler)| {
-        live.refused.as_ref().map(|refused| Refusal {
-            handler: name.clone(),
-            reason: refused.reason.clone(),
-            effect: match live.generation {
-                Some(_) => RejectionEffect::LastGoodSpec,
-                None => RejectionEffect::NotRunning,
-            },
-        })
-    };
-    inner.live.iter().filter_map(refusal).collect()
-}
-
-fn plan(inner: &mut Inner) -> HandlerTable {
-    let ready = |live: &ManagedHandler| matches!(live.next, PendingChange::Nothing);
-    if inner.live.values().all(ready) {
-        inner.applied_revision = inner.snapshot.revision;
-    }
-    let mut plan = HandlerTable {
-        revision: inner.applied_revision,
-        handlers: Vec::new(),
-    };
-    for (name, live) in &inner.live {
-        let Some(spec) = &live.applied else {
-            continue;
-        };
-        let next = HandlerIx(inner.places.len() as u32);
-        let ix = *inner.places.entry(name.clone()).or_insert(next);
-        let generation = live.generation.as_ref();
-        plan.handlers.push(HandlerPlan {
-            ix,
-            name: name.as_str().into(),
-            generation: generation.map_or(0, |g| g.number),
-            version: generation.map_or_else(|| "".into(), |g| Arc::clone(&g.version)),
-            spec: Arc::clone(spec),
-            pool: generation.map(|g| Arc::clone(&g.pool) as Arc<dyn WorkerPool>),
-            takes_batches: generation.is_some_and(|g| g.info.takes_batches),
-            concurrency: generation.map_or(1, |g| g.info.concurrency),
-            keeps_key_state: generation.is_some_and(|g| g.info.keeps_key_state),
-        });
-    }
-    plan
 }

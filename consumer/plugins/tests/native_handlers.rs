@@ -226,7 +226,8 @@ fn a_replaced_file_takes_over_and_the_old_code_runs_until_it_is_released() {
     let handle = std::fs::File::options().write(true).open(&next).unwrap();
     handle.set_modified(settled).unwrap();
     std::fs::rename(&next, &file).unwrap();
-    assert!(service.registry.rescan() && service.registry.prepare_next());
+    let changed = service.registry.catalogue().scan().changed;
+    assert!(service.registry.follow_scan(changed) && service.registry.prepare_next());
     let applied = service.registry.current();
     let new = &applied.plan.handlers[0];
     assert!(new.generation > old.generation);

@@ -12,8 +12,11 @@ pub(super) enum ControlCommand {
     Update(Update),
     /// Prepare a generation that no update requested, such as for a restart.
     Prepare,
-    /// The plugin folder may have changed.
-    Rescan,
+    /// The plugin folder was scanned.
+    Scanned {
+        /// It differs from the previous scan.
+        changed: bool,
+    },
     /// New generations are ready, or were rejected.
     Prepared,
     /// The topic watch has listed the cluster's topics.

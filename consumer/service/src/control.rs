@@ -37,6 +37,8 @@ use super::view::{HELD_REMEDY, ServiceStatus};
 
 /// Interval between two scans of the plugin folder without a change notification.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a scan waits for files that are still being written.
+const NEW_FILES_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum wait for a pump to apply a plan. The request stays queued, so a slow pump still applies it later.
 const PUMP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -331,13 +333,16 @@ impl Controller {
             let _ = ready.send(ControlCommand::Prepared);
         });
         self.view.set_control(commands.clone());
-        let changes = commands.clone();
+        let (changes, registry) = (commands.clone(), self.registry.clone());
         let plugins = FolderWatch::start(
             self.registry.catalogue().folder(),
             RESCAN_INTERVAL,
             move || {
+                // On the watch's thread: reading plugin files can take long, and commands wait for this one.
+                let catalogue = registry.catalogue();
+                let changed = catalogue.scan_settled(NEW_FILES_TIMEOUT, |_| false);
                 // The receiver is gone after the stop.
-                let _ = changes.send(ControlCommand::Rescan);
+                let _ = changes.send(ControlCommand::Scanned { changed });
             },
         )?;
         let thread = std::thread::Builder::new()
@@ -394,8 +399,8 @@ impl Controller {
     fn command(&mut self, command: ControlCommand, preparer: &Preparer) {
         match command {
             ControlCommand::Update(update) => self.update(update, preparer),
-            ControlCommand::Rescan => {
-                if self.registry.rescan() {
+            ControlCommand::Scanned { changed } => {
+                if self.registry.follow_scan(changed) {
                     preparer.wake();
                     self.activate_current(self.snapshot.clone());
                 }

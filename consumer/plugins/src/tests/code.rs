@@ -77,8 +77,8 @@ fn a_plugin_that_is_slow_to_load_delays_no_other() {
         ..spec("a-slow", "*", "a")
     };
     let registry = &harness.registry;
-    let held = relock(&harness.runtime.slow);
     std::thread::scope(|scope| {
+        let held = relock(&harness.runtime.slow);
         let mut shared = spec("quick", "*", "a");
         shared.pool = Some("small".to_owned());
         registry.settle(&Snapshot::new(1, [slow, shared]));

@@ -6,6 +6,7 @@ mod code;
 mod find;
 mod held;
 mod held_back;
+mod lookup;
 mod preparing;
 mod registry;
 mod restarting;

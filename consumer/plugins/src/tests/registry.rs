@@ -27,6 +27,8 @@ pub(super) struct TextRuntime {
     pub(super) slow: std::sync::Mutex<()>,
     /// Number of loads of the plugin `slow` so far.
     pub(super) slow_loads: AtomicU32,
+    /// Number of reads of the plugin `slow-read` so far, which wait for the same lock.
+    pub(super) slow_reads: AtomicU32,
     /// Number of loads that still panic.
     pub(super) panics: AtomicU32,
 }
@@ -45,6 +47,10 @@ impl HandlerRuntime for TextRuntime {
             path: path.display().to_string(),
             source: error.into(),
         })?;
+        if text.starts_with("slow-read") {
+            self.slow_reads.fetch_add(1, Ordering::SeqCst);
+            drop(relock(&self.slow));
+        }
         let mut words = text.split_whitespace();
         let refused = || LoadError::Refused {
             path: path.display().to_string(),
@@ -121,6 +127,7 @@ impl RegistryHarness {
             loaded: std::sync::Mutex::default(),
             slow: std::sync::Mutex::default(),
             slow_loads: AtomicU32::new(0),
+            slow_reads: AtomicU32::new(0),
             panics: AtomicU32::new(0),
         });
         let registry = Registry::new(RegistrySettings {
@@ -149,9 +156,15 @@ impl RegistryHarness {
             .apply(&Snapshot::new(self.revision, specs.iter().cloned()))
     }
 
-    /// Rescans as the control thread does after a change of the folder; `None` if nothing changed.
+    /// Scans the folder and follows; returns whether anything may have changed.
+    pub(super) fn follow_scan(&self) -> bool {
+        let changed = self.registry.catalogue().scan().changed;
+        self.registry.follow_scan(changed)
+    }
+
+    /// Rescans as the service does after a change of the folder; `None` if nothing changed.
     pub(super) fn rescan(&self) -> Option<Applied> {
-        self.registry.rescan().then(|| {
+        self.follow_scan().then(|| {
             while self.registry.prepare_next() {}
             self.registry.current()
         })

@@ -40,7 +40,7 @@ fn a_restart_gives_a_tripped_handler_a_new_generation_of_the_same_code() {
         RestartState::UnderWay
     );
     // A concurrent update and another request do not undo it.
-    harness.registry.rescan();
+    harness.follow_scan();
     assert_eq!(harness.registry.restart("one"), Ok(before));
     while harness.registry.prepare_next() {}
     let RestartState::Done(now) = harness.registry.restart_state("one", before) else {
@@ -97,7 +97,7 @@ fn a_refused_restart_reports_the_reason_and_can_be_requested_again() {
 fn a_tripped_handler_without_its_file_is_reset_in_place() {
     let harness = tripped(&[(7, Step::Panic)]);
     std::fs::remove_file(harness.folder.path().join("liba.so")).unwrap();
-    harness.registry.rescan();
+    harness.follow_scan();
     let before = harness.registry.restart("one").unwrap();
     assert_eq!(
         harness.registry.restart_state("one", before),

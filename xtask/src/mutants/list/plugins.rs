@@ -26,6 +26,11 @@ pub(super) const FOLDER: &[Mutant] = &[
         suite: PLUGINS,
     },
     Mutant {
+        name: "gates-wait-for-the-folder",
+        what: "a gate acts once the plugins folder has been read",
+        suite: PLUGINS,
+    },
+    Mutant {
         name: "digest-compared-after-loading",
         what: "the digest of a plugin file is compared once its code has run",
         suite: GENERATIONS,
