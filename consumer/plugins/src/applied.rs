@@ -72,6 +72,7 @@ pub(super) fn plan(inner: &mut Inner) -> HandlerTable {
             name: name.as_str().into(),
             generation: generation.map_or(0, |g| g.number),
             version: generation.map_or_else(|| "".into(), |g| Arc::clone(&g.version)),
+            origin: generation.map(|g| Arc::clone(&g.origin)),
             spec: Arc::clone(spec),
             pool: generation.map(|g| Arc::clone(&g.pool) as Arc<dyn WorkerPool>),
             takes_batches: generation.is_some_and(|g| g.info.takes_batches),

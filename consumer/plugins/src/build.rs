@@ -19,7 +19,7 @@ use sluicegate_runtime::{LoadError, VerifiedArtefact};
 
 use super::catalogue::Artefact;
 use super::generation::{
-    Code, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
+    Code, CodeOrigin, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
 };
 use super::outputs;
 use super::redaction::Redacted;
@@ -208,6 +208,7 @@ impl GenerationBuilder {
             spec: Arc::clone(spec),
             info,
             code,
+            origin: Arc::new(CodeOrigin::of(artefact)),
             pool,
             status: Arc::clone(status),
         };

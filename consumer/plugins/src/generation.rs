@@ -9,14 +9,17 @@
 //! generation unchanged (G9).
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use semver::Version;
 use sluicegate_config::HandlerSpec;
 use sluicegate_config::secret::{Redaction, Redactor};
 use sluicegate_pool::pool::relock;
 use sluicegate_pool::{HandlerPool, HandlerStats, ReleaseWatch};
 use sluicegate_runtime::{HandlerInfo, LoadedPlugin};
 
+use super::catalogue::Artefact;
 use super::reconcile::{Required, Serving, required};
 use super::services::UserMetrics;
 
@@ -116,6 +119,46 @@ pub struct Code {
     pub plugin: Arc<dyn LoadedPlugin>,
 }
 
+/// The plugin file whose code a generation runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CodeOrigin {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Its version.
+    pub version: Version,
+    /// The file; another one may be in its place by now.
+    pub path: PathBuf,
+    /// SHA-256 of the bytes that run.
+    pub sha256: String,
+}
+
+impl CodeOrigin {
+    pub(super) fn of(artefact: &Artefact) -> Self {
+        Self {
+            plugin: artefact.identity.name.clone(),
+            version: artefact.version.clone(),
+            path: artefact.path.clone(),
+            sha256: artefact.identity.sha256.clone(),
+        }
+    }
+}
+
+impl fmt::Display for CodeOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            plugin,
+            version,
+            path,
+            sha256,
+        } = self;
+        write!(
+            f,
+            "{plugin} {version} from {} (SHA-256 {sha256})",
+            path.display()
+        )
+    }
+}
+
 /// Counters of a handler and version, shared by all generations of that version.
 #[derive(Debug, Default)]
 pub struct VersionCounters {
@@ -153,6 +196,8 @@ pub struct Generation {
     pub info: HandlerInfo,
     /// Its code.
     pub code: Arc<Code>,
+    /// Where its code is from.
+    pub origin: Arc<CodeOrigin>,
     /// The pool that runs it.
     pub pool: Arc<HandlerPool>,
     /// Its state.

@@ -44,7 +44,7 @@ pub use applied::{Applied, Refusal};
 pub use catalogue::Catalogue;
 pub use changes::Settled;
 pub use find::FindError;
-pub use generation::GenerationState;
+pub use generation::{CodeOrigin, GenerationState};
 pub use reconcile::{Required, SpecChange, SpecEffect};
 pub use registry::Registry;
 pub use restarting::{RestartRefusal, RestartState};

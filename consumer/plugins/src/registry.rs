@@ -436,7 +436,7 @@ impl Registry {
             handler = name,
             generation = generation.number,
             version = &*generation.version,
-            plugin = %job.artefact.path.display(),
+            plugin = %generation.origin,
             "a new generation serves"
         );
         live.next = PendingChange::Nothing;

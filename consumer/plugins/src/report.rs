@@ -30,6 +30,8 @@ fn one(
         handler: handler.to_owned(),
         version: version.to_owned(),
         generation: entry.generation,
+        path: None,
+        sha256: None,
         state: HandlerState::Draining,
         workers: 0,
         busy: 0,
@@ -45,6 +47,8 @@ fn one(
     };
     let serving = live.and_then(|live| live.generation.as_ref());
     if let Some(generation) = serving.filter(|generation| &*generation.version == version) {
+        report.path = Some(generation.origin.path.display().to_string());
+        report.sha256 = Some(generation.origin.sha256.clone());
         report.workers = generation.pool.workers();
         report.busy = generation.pool.busy();
         report.state = HandlerState::Active;

@@ -11,6 +11,8 @@ use sluicegate_config::HandlerSpec;
 use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
 use sluicegate_engine::routing::{RouteError, RoutingIndex};
 
+use super::generation::CodeOrigin;
+
 /// The handlers of one applied revision.
 #[derive(Clone, Debug, Default)]
 pub struct HandlerTable {
@@ -56,6 +58,8 @@ pub struct HandlerPlan {
     pub generation: u64,
     /// The plugin's version; empty without a generation.
     pub version: Arc<str>,
+    /// Where its code is from; `None` without a generation.
+    pub origin: Option<Arc<CodeOrigin>>,
     /// The applied spec; after a rejection, the last accepted one. Its `enabled` is the gate.
     pub spec: Arc<HandlerSpec>,
     /// The pool that runs it; `None` only if the gate has been closed since the handler was declared.

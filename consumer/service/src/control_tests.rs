@@ -137,6 +137,7 @@ fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
             ix: HandlerIx(0),
             name: "h".into(),
             generation: 1,
+            origin: None,
             version: "1.0.0".into(),
             spec: Arc::new(spec.clone()),
             pool: None,
@@ -167,13 +168,8 @@ fn an_unconfirmed_plan_is_active_once_the_pump_answers() {
     let (snapshot, applied) = applied(&spec("t"));
     harness.controller.activate(snapshot, &applied);
     assert!(harness.controller.unanswered);
-    assert_eq!(
-        (
-            harness.controller.active.revision,
-            harness.controller.plan_log.0
-        ),
-        (0, None)
-    );
+    assert_eq!(harness.controller.active.revision, 0);
+    assert!(harness.controller.plan_log.0.is_none());
     harness.controller.recover();
     assert!(harness.controller.unanswered, "it does not answer yet");
     harness.release();
@@ -221,6 +217,28 @@ fn a_plan_is_logged_once_however_often_it_is_sent() {
     });
     let told = log.lines().filter(|line| line.contains("plan applied"));
     assert_eq!(told.count(), 1, "{log}");
+}
+
+#[test]
+fn the_line_about_a_plan_names_the_code_and_comes_again_when_it_changes() {
+    let mut harness = Harness::with_pumps(1);
+    harness.release();
+    let (snapshot, mut applied) = applied(&spec("t"));
+    for sha256 in ["9f86d081", "0b822cd1"] {
+        applied.plan.handlers[0].origin = Some(Arc::new(sluicegate_plugins::CodeOrigin {
+            plugin: "p".to_owned(),
+            version: "1.0.0".parse().expect("a version"),
+            path: "plugins/libp.so".into(),
+            sha256: sha256.to_owned(),
+        }));
+        let log = captured(|| {
+            for _ in 0..2 {
+                harness.controller.activate(Arc::clone(&snapshot), &applied);
+            }
+        });
+        let words = format!("p 1.0.0 from plugins/libp.so (SHA-256 {sha256})");
+        assert_eq!(log.matches(&words).count(), 1, "{log}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ fn wanted(handlers: &[(&str, &str)]) -> Wanted {
         HandlerPlan {
             ix: HandlerIx(number as u32),
             name: spec.name.as_str().into(),
+            origin: None,
             generation: 0,
             version: "".into(),
             spec: Arc::new(spec),

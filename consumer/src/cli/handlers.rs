@@ -169,11 +169,14 @@ fn list(handlers: &[HandlerReport]) -> String {
 }
 
 fn show(handler: &HandlerReport, now_ms: i64) -> String {
+    let none = || "none".to_owned();
     let mut lines = vec![
         ("name", handler.name.clone()),
         ("plugin", handler.plugin.clone()),
         ("version", handler.version.clone()),
         ("generation", handler.generation.to_string()),
+        ("file", handler.path.clone().unwrap_or_else(none)),
+        ("sha256", handler.sha256.clone().unwrap_or_else(none)),
         ("state", handler.state.to_string()),
         ("gate", gate_of(handler)),
         (
@@ -275,6 +278,8 @@ mod tests {
         let handler = HandlerReport {
             name: "relay".into(),
             version: "1.2.0".into(),
+            path: Some("plugins/librelay.so".into()),
+            sha256: Some("9f86d081".into()),
             state: HandlerState::Active,
             panics: 3,
             outcomes: OutcomeCounts {
@@ -311,6 +316,8 @@ mod tests {
             ]
         );
         let text = show(&handler, 9_500);
+        let code = "file           plugins/librelay.so\nsha256         9f86d081\n";
+        assert!(text.contains(code), "{text}");
         assert!(
             text.contains("outcomes       ack 41, retry 0, dead_letter 0, drop 0, skipped 2\n"),
             "{text}"

@@ -249,6 +249,8 @@ impl Handlers {
         handler.since_ms = pool.since_ms;
         handler.generation = pool.generation;
         handler.version = pool.version;
+        handler.path = pool.path;
+        handler.sha256 = pool.sha256;
         handler.workers = pool.workers;
         handler.busy = pool.busy;
         handler.metrics = pool.metrics;
@@ -361,6 +363,8 @@ mod tests {
             handler: "relay".into(),
             version: version.into(),
             generation,
+            sha256: Some(format!("digest {generation}")),
+            path: Some(format!("plugins/librelay-{generation}.so")),
             state: if generation == 2 {
                 HandlerState::Active
             } else {
@@ -389,6 +393,8 @@ mod tests {
         let relay = report.handler("relay").expect("it is declared");
         assert_eq!(relay.outcomes.ack, 14);
         assert_eq!((relay.generation, relay.version.as_str()), (2, "1.1.0"));
+        assert_eq!(relay.sha256.as_deref(), Some("digest 2"));
+        assert_eq!(relay.path.as_deref(), Some("plugins/librelay-2.so"));
         assert_eq!(
             (relay.state, relay.gate, relay.workers),
             (HandlerState::Active, Gate::Closed, 4)

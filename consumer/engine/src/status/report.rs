@@ -269,6 +269,12 @@ pub struct PoolReport {
     pub version: String,
     /// Generation.
     pub generation: u64,
+    /// The plugin file whose code the active generation runs.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// SHA-256 of that code.
+    #[serde(default)]
+    pub sha256: Option<String>,
     /// State of the generation.
     pub state: HandlerState,
     /// Threads.
@@ -416,6 +422,12 @@ pub struct HandlerReport {
     pub version: String,
     /// Active generation.
     pub generation: u64,
+    /// The plugin file whose code it runs; another one may be in its place by now.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// SHA-256 of the code that it runs.
+    #[serde(default)]
+    pub sha256: Option<String>,
     /// Its state.
     pub state: HandlerState,
     /// Its gate.

@@ -8,7 +8,7 @@ use sluicegate_engine::dispatch::PumpMessage;
 use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
 use sluicegate_pool::pool::relock;
 
-use super::registry::{RegistryHarness, spec};
+use super::registry::{RegistryHarness, put, spec};
 
 fn shut_down(harness: &RegistryHarness) -> u32 {
     relock(&harness.runtime.loaded)[0]
@@ -63,6 +63,33 @@ fn code_is_shut_down_once_the_last_generation_that_runs_it_is_released() {
     drop(harness.apply(&[]));
     assert!(harness.registry.shutdown(soon()));
     assert_eq!(shut_down(&harness), 1);
+}
+
+#[test]
+fn the_file_and_the_digest_of_the_code_that_runs_are_reported() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let applied = harness.apply(&[spec("one", "*", "a")]);
+    let reported = |at: usize| {
+        let report = harness.registry.report().remove(at);
+        (report.version, report.path, report.sha256)
+    };
+    let at = |file: &str| Some(harness.folder.path().join(file).display().to_string());
+    let digest = |text: &str| Some(text.to_owned());
+    let old = "copy 1.0.0 copy";
+    assert_eq!(reported(0), ("1.0.0".into(), at("liba.so"), digest(old)));
+    let origin = applied.plan.handlers[0].origin.clone().unwrap();
+    let shown = format!("copy 1.0.0 from {} (SHA-256 {old})", at("liba.so").unwrap());
+    assert_eq!(origin.to_string(), shown);
+    // What runs, not what is in the folder.
+    put(harness.folder.path(), "libb.so", "copy 2.0.0 other");
+    std::fs::remove_file(harness.folder.path().join("liba.so")).unwrap();
+    harness.registry.catalogue().scan();
+    assert_eq!(reported(0), ("1.0.0".into(), at("liba.so"), digest(old)));
+    put(harness.folder.path(), "libb.so", "copy 2.0.0 copy");
+    harness.rescan().unwrap();
+    assert_eq!(reported(0), ("1.0.0".into(), None, None));
+    let new = digest("copy 2.0.0 copy");
+    assert_eq!(reported(1), ("2.0.0".into(), at("libb.so"), new));
 }
 
 #[test]
