@@ -156,7 +156,7 @@ fn a_spec_that_no_plugin_serves_is_reported_if_there_is_a_plugins_folder() {
     let message = text(&out.stderr);
     assert!(
         message.starts_with(
-            "error: handlers.d/a.yaml:2:9: handler `a`: no plugin in `plugins` is named or exports `relay`; available: "
+            "error: handlers.d/a.yaml:2:9: handler `a`: no plugin in `plugins` is named `relay`; available: "
         ),
         "{message}"
     );
