@@ -24,6 +24,12 @@ use crate::outcome::{ErrorClass, HandlerError};
 ///
 /// The plugin is named after its first handler, unless the list begins with `plugin: "name",`. The macro generates the
 /// descriptor, the root module, and the guards that contain panics within the plugin.
+///
+/// A spec names the handler with the plugin's name, or the only one, by `plugin: NAME`, and each of them by `plugin: NAME/HANDLER`.
+///
+/// A build is loaded once per process: the statics of the crate are shared by all generations that run it, and outlive them, also
+/// after a restart of the handler. The state of a generation belongs into its handlers, or into what they share by
+/// `Setup::shared`.
 #[macro_export]
 macro_rules! export_handler {
     (plugin: $plugin:literal, $($list:tt)+) => {
