@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use semver::Version;
 use sluicegate_config::spec::{VersionRequirement, plugin_and_handler};
 use sluicegate_pool::pool::relock;
 use sluicegate_runtime::PluginIdentity;
@@ -161,7 +162,9 @@ impl Catalogue {
                 builds,
             });
         }
-        if let Some((path, why)) = self.unread_candidate(name, &files) {
+        // Of an exact version, there is nothing newer to wait for.
+        let is_pinned = Version::parse(wanted.as_str()).is_ok();
+        if let Some((path, why)) = self.unread_candidate(name, &files).filter(|_| !is_pinned) {
             // An older version must not take the place of one that is only unreadable for the moment.
             return Err(FindError::Unread {
                 plugin: name.to_owned(),

@@ -56,6 +56,9 @@ fn a_spec_waits_for_a_file_that_may_be_newer_and_cannot_be_read() {
             assert!(refusal.reason.contains(&words), "{at}: {}", refusal.reason);
             let served: Vec<_> = applied.plan.handlers.iter().map(|h| &*h.name).collect();
             assert_eq!(served, ["other"], "{at}");
+            let pinned = harness.registry.catalogue();
+            let pinned = pinned.find("copy", &"1.0.0".parse().unwrap());
+            assert!(pinned.is_ok(), "{at}: nothing newer is wanted");
 
             let path = folder.join(at);
             match path.is_dir() {
