@@ -24,7 +24,7 @@ use sluicegate_abi::plugin::{Call, CallEnd, Instance, Refusal};
 use tokio::runtime::Runtime;
 
 use crate::adapter::{BlockedLanes, panicked};
-use crate::context::{Clock, Context, Room};
+use crate::context::{Clock, Context, Room, Services};
 use crate::export::{read_config, refusal};
 use crate::handler::{Setup, TAKES_NONE};
 use crate::outcome::{HandlerError, Outcome, Result};
@@ -113,14 +113,19 @@ pub trait AsyncHandler: Sized + 'static {
 /// How often a call that waits checks whether it was cancelled.
 const CANCEL_CHECK: Duration = Duration::from_millis(50);
 
-/// The runtime of a generation. Its thread also drives what the handler has spawned, between calls too.
+/// Threads of a generation's runtime: one that a spawned task blocks does not stop the timers and the I/O of all instances.
+const RUNTIME_THREADS: usize = 2;
+
+/// The runtime of a generation. Its threads also drive what the handler has spawned, between calls too.
 struct SharedRuntime(Option<Runtime>);
 
 impl SharedRuntime {
-    fn start() -> Result<Self> {
+    fn start(services: &Services) -> Result<Self> {
+        let services = services.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(RUNTIME_THREADS)
             .thread_name("handler-async")
+            .on_thread_start(move || services.adopt_thread())
             .enable_all()
             .build();
         let runtime = runtime
@@ -162,7 +167,7 @@ impl<H> Drop for Overlapping<H> {
 
 impl<H: AsyncHandler> Overlapping<H> {
     pub(crate) fn create(config: H::Config, setup: &mut Setup) -> Result<Self> {
-        let runtime = setup.shared(SharedRuntime::start)?;
+        let runtime = setup.shared(|| SharedRuntime::start(setup.services()))?;
         let handler = runtime.get().block_on(H::new(config, setup))?;
         let concurrency = setup.concurrency.unwrap_or(H::CONCURRENCY).max(1);
         Ok(Self {

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use sluicegate_abi::plugin::{Call, EmitResult, Host};
+use sluicegate_abi::plugin::{Call, EmitResult, Host, current};
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 
 use crate::emit::Emit;
@@ -42,6 +42,15 @@ impl std::fmt::Debug for Services {
 impl Services {
     pub(crate) fn new(host: Host) -> Self {
         Self { host }
+    }
+
+    /// What is logged on this thread, one of the plugin's own, is the handler's.
+    #[cfg_attr(
+        not(feature = "async"),
+        allow(dead_code, reason = "for threads of a runtime")
+    )]
+    pub(crate) fn adopt_thread(&self) {
+        current::adopt(&self.host);
     }
 
     /// Writes a log line under the handler's name.
@@ -152,11 +161,13 @@ impl Room {
             }
             EmitResult::Full => Some(Refused::Never(TOO_MUCH)),
             EmitResult::Denied => Some(Refused::Never(DENIED)),
-            EmitResult::Cancelled => Some(Refused::NotNow),
+            EmitResult::Cancelled => Some(Refused::TooLate),
         }
     }
 }
 
+/// The service counts it as a failed attempt if the time was over, not if it stopped the call itself.
+const TOO_LATE: &str = "it emitted after its timeout, or after its call was stopped";
 const TOO_MUCH: &str = "it emits more than a call may";
 const DENIED: &str = "a record that it emits cannot be produced: it has no topic, or key, value or headers of 4 GiB or more";
 
@@ -165,6 +176,8 @@ const DENIED: &str = "a record that it emits cannot be produced: it has no topic
 enum Refused {
     /// In another call it may be.
     NotNow,
+    /// The call was stopped before.
+    TooLate,
     /// It never will be.
     Never(&'static str),
 }
@@ -312,6 +325,11 @@ impl<'a> Context<'a> {
                 self.call.settle(self.index, RawOutcome::default());
                 return false;
             }
+            Some(Refused::TooLate) => {
+                let again = Outcome::retry(TOO_LATE).to_raw(self.call, false);
+                self.call.settle(self.index, again);
+                return false;
+            }
             Some(Refused::Never(why)) => {
                 let letter = Outcome::dead_letter(why).to_raw(self.call, self.emitted);
                 self.call.settle(self.index, letter);
@@ -398,6 +416,9 @@ impl<'a> BatchContext<'a> {
         let emitted = emitting != Emitting::Nothing;
         let raw = match emitting {
             Emitting::Refused(Refused::NotNow) if !outcome.is_retry() => RawOutcome::default(),
+            Emitting::Refused(Refused::TooLate) if !outcome.is_retry() => {
+                Outcome::retry(TOO_LATE).to_raw(self.call, false)
+            }
             Emitting::Refused(Refused::Never(why)) if !outcome.is_retry() => {
                 Outcome::dead_letter(why).to_raw(self.call, emitted)
             }

@@ -2,7 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 
 use crate::outcome::Result;
 
@@ -23,7 +23,12 @@ pub(crate) fn get<T: Send + Sync + 'static>(
         // Values that no instance has any more; one that is being built has another reference to its cell.
         shared.retain(|_, cell| {
             Arc::strong_count(cell) > 1
-                || cell.try_lock().is_ok_and(|value| value.strong_count() > 0)
+                || match cell.try_lock() {
+                    Ok(value) => value.strong_count() > 0,
+                    // A `build` has panicked; a later one may have succeeded.
+                    Err(TryLockError::Poisoned(value)) => value.get_ref().strong_count() > 0,
+                    Err(TryLockError::WouldBlock) => true,
+                }
         });
         let key = (handler.to_owned(), generation, TypeId::of::<T>());
         let empty = || Arc::new(Mutex::new(Weak::<T>::new() as _));
@@ -75,6 +80,11 @@ mod tests {
             Some(&7),
             "another type"
         );
+        let panics = std::panic::catch_unwind(|| get::<i8>(("a", 1), || panic!("not now")));
+        assert!(panics.is_err());
+        let first = get(("a", 1), || Ok(1_i8)).ok().unwrap();
+        let second = get(("a", 1), || Ok(2_i8)).ok().unwrap();
+        assert!(Arc::ptr_eq(&first, &second), "after a panic too");
         let weak = Arc::downgrade(&users[0]);
         drop(users);
         assert_eq!(weak.strong_count(), 0);

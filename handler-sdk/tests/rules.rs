@@ -463,3 +463,70 @@ mod overlapping {
         );
     }
 }
+
+/// Emits once its call is cancelled.
+struct Late;
+
+impl Handler for Late {
+    type Config = ();
+
+    fn new((): (), _setup: &mut Setup) -> sluicegate_sdk::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> sluicegate_sdk::Result {
+        while !ctx.cancelled() {
+            std::thread::yield_now();
+        }
+        ctx.emit(Emit::copy_of(record, "out"));
+        Ok(Outcome::Ack)
+    }
+}
+
+#[test]
+fn a_record_that_emits_after_its_time_is_over_has_failed_an_attempt() {
+    let mut kit = Kit::of::<Late>(json!(null)).unwrap();
+    let canceller = kit.canceller();
+    let other = std::thread::spawn(move || canceller.cancel_running(Duration::from_secs(10)));
+    let run = kit.run([record("t").value("a")]);
+    assert!(other.join().unwrap());
+    assert!(
+        matches!(&run.outcomes[..], [Seen::Retry(None, why)] if why.contains("after its timeout")),
+        "{:?}",
+        run.outcomes
+    );
+    assert!(run.emits.is_empty());
+}
+
+/// Emits 2 MB for each record, in passes over all of them.
+struct Passes;
+
+impl BatchHandler for Passes {
+    type Config = ();
+
+    fn new((): (), _setup: &mut Setup) -> sluicegate_sdk::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        ctx: &mut BatchContext<'_>,
+    ) -> sluicegate_sdk::Result {
+        let large = vec![b'x'; 100_000];
+        for _ in 0..20 {
+            for (index, record) in batch.iter().enumerate() {
+                ctx.emit(index, Emit::copy_of(&record, "out").value(&large));
+            }
+        }
+        Ok(Outcome::Ack)
+    }
+}
+
+#[test]
+fn records_that_emit_more_together_than_a_call_may_are_settled_alone() {
+    let mut kit = Kit::of_batch::<Passes>(json!(null)).unwrap();
+    let run = kit.settle((0..40).map(|offset| record("t").at(0, offset)));
+    assert!(run.outcomes.iter().all(|outcome| *outcome == Seen::Ack));
+    assert_eq!(run.emits.len(), 40 * 20);
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sluicegate_abi::header_block::Headers;
 use sluicegate_abi::host::{CallSink, HostSink, LogLine};
 use sluicegate_abi::plugin::EmitResult;
+use sluicegate_abi::progress::CancelFlag;
 use sluicegate_abi::record::ProducerRecord;
 use sluicegate_abi::{RawOutcome, outcome_code};
 
@@ -70,13 +71,29 @@ fn is_metric_name(name: &str) -> bool {
     begins && name.len() <= 128 && name.chars().all(fits)
 }
 
-#[derive(Default)]
+/// As the service: what a call may emit, in bytes.
+const MAX_EMITTED: usize = 32 << 20;
+/// What an emitted record costs besides its bytes.
+const OF_EACH: usize = 64;
+
 pub(super) struct Collected {
+    cancel: CancelFlag,
+    bytes: usize,
     pub(super) emits: Vec<Emitted>,
     details: Vec<String>,
 }
 
 impl Collected {
+    /// Of a call that this flag ends.
+    pub(super) fn new(cancel: &CancelFlag) -> Self {
+        Self {
+            cancel: cancel.clone(),
+            bytes: 0,
+            emits: Vec::new(),
+            details: Vec::new(),
+        }
+    }
+
     pub(super) fn outcome(&self, raw: &RawOutcome) -> Outcome {
         let detail = (raw.detail as usize)
             .checked_sub(1)
@@ -101,6 +118,15 @@ impl CallSink for Collected {
         if emitted.topic.is_empty() {
             return EmitResult::Denied;
         }
+        if self.cancel.is_cancelled() {
+            return EmitResult::Cancelled;
+        }
+        let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let size = len(emitted.key) + len(emitted.value) + emitted.headers.len() + OF_EACH;
+        if self.bytes + size > MAX_EMITTED {
+            return EmitResult::Full;
+        }
+        self.bytes += size;
         self.emits.push(Emitted {
             record: record as usize,
             topic: emitted.topic.to_string(),

@@ -13,6 +13,9 @@ const NOW: i64 = i64::MIN;
 /// Number of recent topics among which that of a record is searched.
 const SEARCHED: usize = 8;
 
+/// Memory that cleared records keep, in bytes: few calls emit more, and many buffers may be spare.
+const MAX_KEPT: usize = 512 << 10;
+
 /// A record emitted by a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Emit<'a> {
@@ -242,10 +245,13 @@ impl Emits {
         self.bytes = bytes;
     }
 
-    /// Removes all records, and keeps the memory.
+    /// Removes all records, and keeps the memory unless it is large.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.bytes.clear();
+        if self.bytes.capacity() > MAX_KEPT {
+            (self.entries, self.bytes) = (Vec::new(), Vec::new());
+        }
         self.topics.clear();
         self.topic_bytes = 0;
     }

@@ -1,6 +1,6 @@
 //! Which instance's code runs on this thread: what a logging library, which knows nothing of calls, attributes its lines to.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,8 @@ thread_local! {
     static CALL: Cell<*const Call<'static>> = const { Cell::new(std::ptr::null()) };
     /// The host of the instance that runs on this thread.
     static HOST: Cell<*const Host> = const { Cell::new(std::ptr::null()) };
+    /// The host that a thread of the plugin's own works for.
+    static OWN: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
 /// The hosts of the living instances, for threads of the plugin's own.
@@ -70,6 +72,12 @@ fn living() -> MutexGuard<'static, Vec<Host>> {
     LIVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Says for which host this thread, one of the plugin's own, works as long as it lives.
+pub fn adopt(host: &Host) {
+    // The thread may be ending.
+    let _ending = OWN.try_with(|own| own.replace(Some(host.clone())));
+}
+
 /// Calls `work` with the service and the call that run on this thread: on a thread of the plugin's own, with the service as one of its
 /// instances sees it, if there is one.
 pub fn with(work: impl FnOnce(&Host, Option<&Call<'_>>)) {
@@ -79,8 +87,8 @@ pub fn with(work: impl FnOnce(&Host, Option<&Call<'_>>)) {
         Some(host) => work(host, call),
         None => {
             // A copy, so that `work` may come here again.
-            let last = living().last().cloned();
-            if let Some(host) = last {
+            let own = OWN.try_with(|own| own.borrow().clone()).ok().flatten();
+            if let Some(host) = own.or_else(|| living().last().cloned()) {
                 work(&host, None);
             }
         }
