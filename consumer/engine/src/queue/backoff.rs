@@ -39,6 +39,8 @@ impl HandlerQueue {
         if elapsed_us == 0 {
             return;
         }
+        // Together they may emit more than a call may, before one of them ends: until a call runs something, each is alone.
+        self.batch_limit = 1;
         let doublings = self.fruitless_calls.min(16);
         let backoff_ms = (INITIAL_BACKOFF_MS << doublings).min(MAX_BACKOFF_MS);
         self.fruitless_calls = self.fruitless_calls.saturating_add(1);

@@ -15,6 +15,8 @@ const SHORT_CALL_US: f64 = 2_000.0;
 const FIXED_COSTS: f64 = 10.0;
 /// Longest duration aimed at, in microseconds, unless the fixed cost is half of it already.
 const LONG_CALL_US: f64 = 200_000.0;
+/// Of so many slow calls of one record, one gets two.
+const CALLS_PER_TRIAL: u32 = 8;
 /// Weight of what was learned before, at each call.
 const MEMORY: f64 = 0.9;
 /// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
@@ -53,6 +55,8 @@ pub(crate) struct CallSize {
     xy: f64,
     /// Of the duration in microseconds.
     elapsed: f64,
+    /// Calls of one record since the last of several, while the costs are unknown.
+    alone: u32,
 }
 
 impl CallSize {
@@ -66,6 +70,7 @@ impl CallSize {
             xx: 0.0,
             xy: 0.0,
             elapsed: 0.0,
+            alone: 0,
         }
     }
 
@@ -79,11 +84,12 @@ impl CallSize {
         limit.min(declared.max_batch())
     }
 
-    /// A call of so many records took so long.
-    pub(crate) fn learn(&mut self, records: u32, elapsed_us: u64, declared: Declared) {
+    /// A call of so many records took so long. Returns whether calls get twice as many from now on.
+    pub(crate) fn learn(&mut self, records: u32, elapsed_us: u64, declared: Declared) -> bool {
         if records == 0 {
-            return;
+            return false;
         }
+        let before = self.limit;
         let (n, us) = (f64::from(records), elapsed_us as f64);
         let (x, y) = (1.0 / n, us / n);
         self.calls = self.calls * MEMORY + 1.0;
@@ -96,22 +102,34 @@ impl CallSize {
         // Growth is limited to doubling, so that one outlier does not send hundreds of slow records to one worker.
         let most = self.limit.saturating_mul(2).min(declared.max_batch());
         self.limit = (wanted as u32).clamp(1, most);
+        self.limit >= 2 * before
     }
 
-    fn wanted(&self, declared: Declared) -> f64 {
-        let longest = match declared.timeout_us {
+    fn wanted(&mut self, declared: Declared) -> f64 {
+        let timeout = match declared.timeout_us {
             0 => f64::INFINITY,
-            // A call that is a few times slower than usual must not be abandoned.
-            timeout_us => timeout_us as f64 / 4.0,
+            timeout_us => timeout_us as f64,
         };
+        // A call that is a few times slower than usual must not be abandoned.
+        let longest = timeout / 4.0;
         let Some((fixed, each)) = self.costs() else {
             let duration = self.elapsed / self.calls;
+            if self.limit == 1 && duration <= longest {
+                // Single records do not tell whether it is the call or the record that takes so long.
+                self.alone += 1;
+                if self.alone >= CALLS_PER_TRIAL {
+                    self.alone = 0;
+                    return 2.0;
+                }
+            }
             return match 2.0 * duration > LONG_CALL_US.min(longest) {
                 true => f64::from(self.limit) / 2.0,
                 // What larger calls cost is found out by one of them.
                 false => 2.0 * f64::from(self.limit),
             };
         };
+        // Of a call that takes so long anyway, a few records more hardly matter.
+        let longest = longest.max((fixed + timeout / 16.0).min(timeout / 2.0));
         let at_most = LONG_CALL_US.max(2.0 * fixed).min(longest);
         let duration = (FIXED_COSTS * fixed).max(SHORT_CALL_US).min(at_most);
         (duration - fixed).max(0.0) / each
@@ -174,6 +192,30 @@ mod tests {
                 "{fixed_us} {each_us}: {duration_us} µs"
             );
         }
+    }
+
+    #[test]
+    fn a_fixed_cost_of_any_size_is_found() {
+        for fixed_ms in [99_u64, 101, 120, 150, 300, 1_000, 1_200] {
+            let declared = Declared {
+                concurrency: 1,
+                timeout_us: 5_000_000,
+            };
+            let cost = |n: u32| fixed_ms * 1_000 + 1_000 * u64::from(n);
+            let (limit, rate) = run(declared, cost);
+            let half = 1e6 / 2_000.0;
+            let alone = 1e3 / (fixed_ms as f64 + 1.0);
+            let least = match fixed_ms {
+                // Limited by the timeout.
+                1_000.. => 100.0 * alone,
+                _ => half * 0.9,
+            };
+            assert!(rate > least, "{fixed_ms} ms: {limit}, {rate}");
+            assert!(cost(limit) <= 2_500_000, "{fixed_ms} ms: {limit}");
+        }
+        // Where there is none, hardly a call has more than one record.
+        let (_, rate) = run(PLAIN, |n| 2_000_000 * u64::from(n));
+        assert!((rate - 0.5).abs() < 0.01, "{rate}");
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub(crate) struct HandlerQueue {
     current: Arc<GenerationId>,
     /// Consecutive calls that ran none of their records.
     fruitless_calls: u32,
+    /// The call that finds out whether calls run something again, after those that did not.
+    trial: Option<BatchId>,
     /// Backing off: nothing is submitted before this time, on the flow's clock.
     backoff_until_ms: Option<u64>,
     /// It is in the list of handlers with something to submit.
@@ -141,6 +143,8 @@ pub(crate) struct HandlerQueue {
 /// Number of unanswered emits from which on a handler's records wait: a fraction of the producer's queue, which all handlers share
 /// (`queue.buffering.max.messages`, 100,000). The calls under way can exceed it.
 const MAX_UNANSWERED: u32 = 20_000;
+/// Limit from which on batches that are filled already are not filled again when it grows.
+const SMALL_BATCH: u32 = 64;
 /// Maximum number of bytes per call.
 const MAX_BATCH_BYTES: u64 = 4 << 20;
 
@@ -171,6 +175,7 @@ impl HandlerQueue {
             in_flight_records: 0,
             in_flight_bytes: 0,
             current: Arc::default(),
+            trial: None,
             fruitless_calls: 0,
             backoff_until_ms: None,
             dirty: false,
@@ -302,11 +307,10 @@ impl HandlerQueue {
     /// Learns from a call how many records the next one gets.
     fn learn_cost(&mut self, records: u32, elapsed_us: u64, ran_by: &GenerationId) {
         let declared = declared_by(ran_by);
-        self.call_size.learn(records, elapsed_us, declared);
-        let limit = self.call_size.limit(declared);
+        let grew = self.call_size.learn(records, elapsed_us, declared);
         // Batches are filled ahead of their submission: those of the first calls would keep their size.
-        self.small_batches |= self.ready.len() > 1 && limit >= 2 * self.batch_limit;
-        self.batch_limit = limit;
+        self.small_batches |= self.ready.len() > 1 && grew && self.batch_limit < SMALL_BATCH;
+        self.batch_limit = self.call_size.limit(declared);
     }
 
     /// Marks that it may have something to submit.

@@ -37,6 +37,11 @@ use crate::records::slab::RecordEntry;
 /// stall.
 const PREFETCH: usize = 8;
 
+/// Whether the emits that an outcome needs are stuck in a call that hangs.
+fn has_stuck_emits(outcome: &RawOutcome) -> bool {
+    outcome.flags & outcome_flag::EMITTED != 0 && ending_of(outcome.code).is_some()
+}
+
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
 
@@ -420,6 +425,8 @@ impl HandlerQueue {
         let mut back = Vec::new();
         // Lanes of which a record runs again that has run: those behind it follow it, whatever their outcome (G4).
         let mut again: HashSet<u64> = HashSet::new();
+        // Of a batch handler that hangs after the last outcome, in a commit for example, every record has.
+        let all_settled = (0..keys.len()).all(|i| published.outcome(i).is_some());
         for (i, &key) in keys.iter().enumerate() {
             let lane = lane_of_key(&ctx.records.slab, self.order, key);
             let known = self.deferred.get(key);
@@ -432,11 +439,12 @@ impl HandlerQueue {
             // A batch handler may replace an outcome until its call ends. Emits are stuck in the call, so their record is run again; a
             // detail text that is stuck there is dropped.
             let counts = |outcome: &RawOutcome| {
-                !ran_by.takes_batches
-                    && outcome.flags & outcome_flag::EMITTED == 0
-                    && !again.contains(&lane)
+                !ran_by.takes_batches && !has_stuck_emits(outcome) && !again.contains(&lane)
             };
-            let hangs = outcome.is_none() && (ran_by.takes_batches || i == published.current);
+            let hangs = match ran_by.takes_batches {
+                true => outcome.is_none() || all_settled,
+                false => outcome.is_none() && i == published.current,
+            };
             if let Some(outcome) = outcome.filter(counts) {
                 self.outcome(ctx, &returned, outcome, None, None);
             } else if hangs && !ctx.records.is_over(key) {

@@ -228,6 +228,12 @@ impl HandlerQueue {
         }
     }
 
+    /// Whether one call is to find out if calls run something again.
+    fn tries_one(&self) -> bool {
+        let is_live = |trial| self.batches.is_live(trial);
+        self.fruitless_calls > 0 && self.trial.is_some_and(is_live)
+    }
+
     /// Submits ready batches, those of a target until its pool refuses one. Returns whether it accepted any, and the lanes that are free.
     fn submit_ready<R: Record>(&mut self, ctx: &mut Context<R>) -> (bool, Vec<u64>) {
         let mut submitted = false;
@@ -244,6 +250,10 @@ impl HandlerQueue {
                 refused.push_back(id);
                 continue;
             };
+            if self.tries_one() {
+                refused.push_back(id);
+                continue;
+            }
             let Some(mut batch) = self.batches.submit(id, target, ctx.now_ms) else {
                 continue;
             };
@@ -255,7 +265,10 @@ impl HandlerQueue {
             }
             batch.shipment = ctx.outbox.reserve();
             match target.pool.submit(batch, &ctx.inbox) {
-                Ok(()) => submitted = true,
+                Ok(()) => {
+                    submitted = true;
+                    self.trial = (self.fruitless_calls > 0).then_some(id);
+                }
                 Err(batch) => {
                     self.batches.put_back(id, batch);
                     refused.push_back(id);

@@ -159,7 +159,7 @@ impl HandlerReport {
             }
             (HandlerState::Unhealthy, _) => {
                 let what = format!("handler `{name}` is unhealthy");
-                let remedy = "check its dependencies; it continues to receive records";
+                let remedy = "check its dependencies: an instance that is unhealthy still runs records, one that cannot be built is tried again by itself, at most every 30 s";
                 Some(problem(
                     ProblemKind::HandlerUnhealthy,
                     what,

@@ -113,3 +113,91 @@ fn a_hung_call_fails_only_the_record_it_hangs_on() {
     assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
     assert_eq!(bench.frontier(), 5, "its late outcomes change nothing");
 }
+
+#[test]
+fn a_batch_handler_that_hangs_after_its_last_outcome_has_failed_all_its_records() {
+    let mut bench = Bench::new(1);
+    bench.apply(|_, settings| {
+        generation_of(settings).takes_batches = true;
+        true
+    });
+    bench.deliver(0..3, |offset| Some(offset.to_string()));
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    let ack = RawOutcome {
+        code: ACK,
+        ..RawOutcome::default()
+    };
+    bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
+        batch: hung.id,
+        published: Published {
+            outcomes: vec![ack; 3],
+            current: 2,
+        },
+    });
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK), [0_i64; 0], "after a backoff");
+    assert_eq!(attempts_later(&mut bench), [(0, 2), (1, 2), (2, 2)]);
+}
+
+#[test]
+fn a_retry_counts_in_a_call_that_hangs_later_although_the_attempt_has_emitted() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..2, |offset| Some(offset.to_string()));
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    let retry = RawOutcome {
+        code: outcome_code::RETRY,
+        flags: sluicegate_runtime::outcome_flag::EMITTED,
+        ..RawOutcome::default()
+    };
+    bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
+        batch: hung.id,
+        published: Published::up_to(vec![retry]),
+    });
+    bench.flow.dispatch();
+    assert_eq!(attempts_later(&mut bench), [(0, 2), (1, 2)]);
+}
+
+/// Offsets and attempts of what is called 1 s later, in order.
+fn attempts_later(bench: &mut Bench) -> Vec<(i64, u32)> {
+    bench.flow.tick(1_000);
+    bench.flow.dispatch();
+    let taken = bench.pools[0].taken.lock().unwrap();
+    let records = taken.iter().flat_map(|batch| &batch.records);
+    let mut all: Vec<_> = records
+        .map(|record| (record.offset, record.attempt))
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn after_a_call_that_ran_nothing_each_record_is_called_alone() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..40, |offset| Some(offset.to_string()));
+    let sizes = |bench: &Bench| -> Vec<usize> {
+        let taken = bench.pools[0].taken.lock().unwrap();
+        taken.iter().map(|batch| batch.keys.len()).collect()
+    };
+    assert!(
+        sizes(&bench).iter().any(|size| *size > 1),
+        "{:?}",
+        sizes(&bench)
+    );
+    let taken = std::mem::take(&mut *bench.pools[0].taken.lock().unwrap());
+    for mut batch in taken {
+        batch.outcomes = vec![RawOutcome::default(); batch.keys.len()];
+        batch.elapsed_us = 1;
+        bench.flow.receive(PumpMessage::Finished(batch));
+    }
+    bench.flow.tick(60_000);
+    bench.flow.dispatch();
+    assert_eq!(sizes(&bench), [1], "one call finds out");
+    bench.finish(0, |_| ACK);
+    assert!(sizes(&bench).iter().sum::<usize>() > 1, "it continues");
+    for _ in 0..40 {
+        bench.finish(0, |_| ACK);
+    }
+    assert_eq!(bench.frontier(), 40);
+}
