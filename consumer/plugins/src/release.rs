@@ -129,7 +129,7 @@ impl Shared {
                 tracing::error!(
                     handler,
                     generation,
-                    "generation quarantined: some of its code hangs; its thread and memory stay until the process exits"
+                    "generation quarantined: some of its code hangs; its thread and memory stay until that returns"
                 );
                 // Its code is still running, so it is never shut down: also not with a later generation of the same file, of
                 // which this one remains an owner.
