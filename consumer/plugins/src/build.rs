@@ -266,6 +266,7 @@ impl GenerationBuilder {
         HandlerSetup {
             name: status.handler(),
             exported_as: job.handler.clone(),
+            generation: job.number,
             plugin: Arc::new(Redacted {
                 plugin: Arc::clone(&code.plugin),
                 redaction,

@@ -25,6 +25,8 @@ pub struct HandlerSetup {
     pub name: Arc<str>,
     /// The name under which the plugin exports it.
     pub exported_as: String,
+    /// Number of the handler's generation: what its instances share is told apart by it.
+    pub generation: u64,
     /// The loaded code.
     pub plugin: Arc<dyn LoadedPlugin>,
     /// The first config of its instances, as JSON text; [`reconfigure`](crate::HandlerPool::reconfigure) replaces it.
@@ -49,6 +51,12 @@ impl HandlerSetup {
         let handlers = self.plugin.handlers();
         let its = handlers.iter().find(|info| info.name == self.exported_as);
         its.is_some_and(|info| info.takes_batches)
+    }
+
+    fn runs_one_by_one(&self) -> bool {
+        let handlers = self.plugin.handlers();
+        let its = handlers.iter().find(|info| info.name == self.exported_as);
+        its.is_some_and(|info| !info.takes_batches && info.concurrency <= 1)
     }
 }
 
@@ -86,6 +94,8 @@ pub enum Release {
 pub(crate) struct PoolMember {
     pub(crate) id: MemberId,
     pub(crate) setup: HandlerSetup,
+    /// Its calls run one record after the other.
+    pub(crate) runs_one_by_one: bool,
     tripped: AtomicBool,
     failing: Mutex<Failing>,
     release: Mutex<Option<Release>>,
@@ -119,6 +129,7 @@ impl PoolMember {
     pub(crate) fn new(id: MemberId, setup: HandlerSetup) -> Self {
         Self {
             id,
+            runs_one_by_one: setup.runs_one_by_one(),
             setup,
             tripped: AtomicBool::new(false),
             failing: Mutex::default(),

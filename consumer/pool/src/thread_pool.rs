@@ -103,7 +103,7 @@ impl ThreadPool {
     }
 
     fn add_to(&self, roster: &mut Roster, setup: HandlerSetup) -> Arc<PoolMember> {
-        let tick = (setup.timeout.as_millis() as u64 / 10).clamp(10, 1_000);
+        let tick = (setup.timeout.as_millis() as u64 / 10).clamp(10, 250);
         self.tick_ms.fetch_min(tick, Ordering::Relaxed);
         roster.add(setup)
     }
@@ -271,6 +271,7 @@ fn publish(effect: Effect) {
     match effect {
         Effect::Wake(_) | Effect::Spawn(_) | Effect::ThreadEnded => {}
         Effect::Cancel(flag) => flag.set(),
+        Effect::Stop(flag) => flag.stop(),
         Effect::NotRun(item) => return_unprocessed(item),
         Effect::TimedOut(call) => report_timed_out(call),
         Effect::Room(inbox) => inbox.push(PumpMessage::PoolFree),

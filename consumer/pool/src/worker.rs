@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, OwnedPartition, PumpMessage};
 use sluicegate_runtime::{
@@ -125,6 +125,7 @@ impl Worker {
         member: &Arc<PoolMember>,
         config: &Config,
     ) -> Result<Arc<dyn CallMonitor>, ProbeError> {
+        let started = Instant::now();
         let setup = &member.setup;
         let create = || {
             let instance = setup.plugin.create(CreateRequest {
@@ -132,7 +133,7 @@ impl Worker {
                 name: &setup.name,
                 config_json: &config.json,
                 worker: self.id.slot as u32,
-                generation: self.threads.settings.generation,
+                generation: setup.generation,
                 services: Arc::clone(&setup.services),
             });
             instance.map(|instance| Built {
@@ -151,7 +152,12 @@ impl Worker {
             setup.stats.restarted();
         }
         self.built.insert(member.id, built);
-        match self.notify_partitions(member) {
+        let left = self
+            .threads
+            .settings
+            .create_timeout
+            .saturating_sub(started.elapsed());
+        match self.notify_partitions(member, left) {
             Ok(()) => Ok(monitor),
             Err(error) => {
                 if let Some(built) = self.built.remove(&member.id) {
@@ -164,14 +170,20 @@ impl Worker {
 
     /// Notifies the handler's instance, if there is one, of assigned, revoked and lost partitions.
     ///
+    /// All of it is to be done within `time`; each is told what is left.
+    ///
     /// # Errors
     /// It cannot follow one of them, and must not be used.
-    fn notify_partitions(&mut self, member: &Arc<PoolMember>) -> Result<(), InstanceError> {
+    fn notify_partitions(
+        &mut self,
+        member: &Arc<PoolMember>,
+        time: Duration,
+    ) -> Result<(), InstanceError> {
+        let started = Instant::now();
         let Some(built) = self.built.get_mut(&member.id) else {
             return Ok(());
         };
         let owned = self.threads.lock().roster.owned(member);
-        let deadline = self.threads.settings.drain_timeout;
         let Built {
             instance, notified, ..
         } = built;
@@ -192,7 +204,7 @@ impl Worker {
                     partition: at.partition,
                     epoch: at.epoch,
                     start_offset: (change == PartitionChange::Assigned).then_some(at.start),
-                    deadline: Some(deadline),
+                    deadline: Some(time.saturating_sub(started.elapsed())),
                 })
             })
         }));
@@ -204,7 +216,7 @@ impl Worker {
     /// Tells the handler's instance of changed partitions and a changed config. One that cannot follow is dropped, and rebuilt on
     /// the next batch.
     fn notify_change(&mut self, member: &Arc<PoolMember>) {
-        match self.notify_partitions(member) {
+        match self.notify_partitions(member, self.threads.settings.drain_timeout) {
             Ok(()) => self.apply_config(member),
             Err(error) => {
                 let why = ProbeError::Partition(error).to_string();

@@ -9,6 +9,7 @@ use super::suites::{
     SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, STARTS, STATUS, WATCHDOG,
 };
 
+mod calls;
 mod chains;
 mod config;
 mod plugins;
@@ -22,6 +23,7 @@ pub(super) static MUTANTS: LazyLock<Vec<Mutant>> = LazyLock::new(|| {
         queues::QUEUES,
         config::CONFIG,
         plugins::FOLDER,
+        calls::CALLS,
     ]
     .concat()
 });

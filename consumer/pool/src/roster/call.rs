@@ -12,6 +12,10 @@ use crate::roster::items::WorkItem;
 /// Upper bound of the grace period between cancelling a call and abandoning it.
 const MAX_CANCEL_GRACE: Duration = Duration::from_secs(1);
 
+/// A call of records that run one by one is asked to return after so long, with the others not run: how long they take was misjudged,
+/// and other workers may be idle.
+const LONG_CALL: Duration = Duration::from_millis(500);
+
 /// A running call. Its progress is read through the monitor, from memory that the plugin writes through atomics (ADR
 /// 0011).
 pub(crate) struct Call {
@@ -22,11 +26,14 @@ pub(crate) struct Call {
     records: u64,
     monitor: Arc<dyn CallMonitor>,
     cancel: CancelFlag,
+    started: Instant,
+    /// It was asked to return after the current record.
+    stopped: bool,
     /// When the current record was first seen; the timeout counts from here.
     since: Instant,
     /// Progress (call serial, record index) at the last check.
     seen: Option<(u64, u32)>,
-    /// When the call was asked to stop.
+    /// When the call was asked to abandon its current record.
     cancelled: Option<Instant>,
 }
 
@@ -45,8 +52,10 @@ pub(crate) struct TimedOutCall {
 /// Result of a check.
 pub(super) enum CallCheck {
     InTime,
-    /// It must be asked to stop.
+    /// It must be asked to abandon its current record.
     Cancel(CancelFlag),
+    /// It must be asked to return after its current record.
+    Stop(CancelFlag),
     /// It must be abandoned; this is what it has published.
     Abandon(Published),
 }
@@ -61,6 +70,8 @@ impl Call {
             records: item.batch.records.len() as u64,
             monitor,
             cancel: item.batch.cancel.clone(),
+            started: now,
+            stopped: false,
             since: now,
             seen: None,
             cancelled: None,
@@ -84,7 +95,7 @@ impl Call {
         }
         let timeout = self.member.setup.timeout;
         if now.saturating_duration_since(self.since) < timeout {
-            return CallCheck::InTime;
+            return self.check_length(now);
         }
         let Some(cancelled) = self.cancelled else {
             self.cancelled = Some(now);
@@ -96,6 +107,15 @@ impl Call {
         }
         self.completed()
             .map_or(CallCheck::InTime, CallCheck::Abandon)
+    }
+
+    fn check_length(&mut self, now: Instant) -> CallCheck {
+        let is_long = now.saturating_duration_since(self.started) >= LONG_CALL;
+        if !is_long || self.stopped || self.records < 2 || !self.member.runs_one_by_one {
+            return CallCheck::InTime;
+        }
+        self.stopped = true;
+        CallCheck::Stop(self.cancel.clone())
     }
 
     /// What the call has published. `None` if it has made progress or returned since the check: then no record is to blame, and its

@@ -30,8 +30,10 @@ pub(crate) enum Effect {
     Spawn(WorkerId),
     /// Wake the thread of a slot.
     Wake(usize),
-    /// Ask a call to stop.
+    /// Ask a call to abandon its current record.
     Cancel(CancelFlag),
+    /// Ask a call to return after its current record.
+    Stop(CancelFlag),
     /// Return a batch unprocessed.
     NotRun(WorkItem),
     /// Report a call as timed out, with the outcomes so far.

@@ -27,6 +27,8 @@ use crate::settings::HungThreads;
 
 /// Hung threads of one handler, per worker, at which it is tripped.
 const MAX_HUNG_PER_WORKER: usize = 4;
+/// As above, for a handler with many workers: it leaves threads of the process to others.
+const MAX_HUNG_PER_HANDLER: usize = 64;
 
 impl Roster {
     /// Checks every slot once.
@@ -37,6 +39,7 @@ impl Roster {
                 Phase::Calling(call) => match call.check(now) {
                     CallCheck::InTime => {}
                     CallCheck::Cancel(flag) => effects.push(Effect::Cancel(flag)),
+                    CallCheck::Stop(flag) => effects.push(Effect::Stop(flag)),
                     CallCheck::Abandon(published) => self.abandon(at, published, now, effects),
                 },
                 Phase::Creating { since, .. } => {
@@ -55,6 +58,7 @@ impl Roster {
                 }
             }
         }
+        self.untrip_returned(effects);
         if self.backoffs.expire(now) {
             self.notify_waiting(effects);
         }
@@ -150,7 +154,7 @@ impl Roster {
 
     /// Trips a member of which too many threads hang, or the first one if too many hang in the process.
     fn trip_if_hung(&mut self, member: &Arc<PoolMember>, effects: &mut Effects) {
-        let bound = MAX_HUNG_PER_WORKER * self.slots.len();
+        let bound = self.hung_bound();
         let (hung, in_process) = (self.hung(member.id), self.settings.hung.count());
         let is_tripped = |state: &MemberState| state.tripped.is_some();
         if self.members.get(&member.id).is_none_or(is_tripped)
@@ -160,7 +164,8 @@ impl Roster {
         }
         let why = format!(
             "too many hung threads: {hung} of this handler's and {in_process} in this process are stuck in calls, creations, health checks or \
-             other lifecycle calls of handlers; fix what they wait for, then run `sluicegate handlers restart {}`",
+             other lifecycle calls of handlers; fix what they wait for: it runs again by itself once half of its threads have returned, or after \
+             `sluicegate handlers restart {}`",
             member.setup.name
         );
         self.trip(member, TrippedBy::Hangs, why, effects);
@@ -172,23 +177,34 @@ impl Roster {
         hung.filter(|thread| thread.member == member).count()
     }
 
-    /// An abandoned thread has returned after all: its place is free again. A member that was tripped by its hung threads runs again
-    /// once most of them have returned.
-    pub(super) fn abandoned_ended(&mut self, worker: WorkerId, effects: &mut Effects) {
-        let Some(ended) = self.abandoned.remove(&worker) else {
+    /// Number of hung threads at which a member is tripped.
+    fn hung_bound(&self) -> usize {
+        (MAX_HUNG_PER_WORKER * self.slots.len()).min(MAX_HUNG_PER_HANDLER)
+    }
+
+    /// Members that were tripped by hung threads run again once most of theirs have returned and there is room in the process. Others'
+    /// threads, which may be those of other pools, count too: it is checked at each tick.
+    fn untrip_returned(&mut self, effects: &mut Effects) {
+        if self.settings.hung.count() >= HungThreads::MAX {
             return;
-        };
-        self.settings.hung.remove(1);
-        let bound = MAX_HUNG_PER_WORKER * self.slots.len();
-        let Some(state) = self.members.get(&ended.member) else {
-            return;
-        };
-        if state.tripped == Some(TrippedBy::Hangs)
-            && self.hung(ended.member) <= bound / 2
-            && self.settings.hung.count() < HungThreads::MAX
-        {
-            let member = Arc::clone(&state.member);
+        }
+        let bound = self.hung_bound();
+        let tripped = self.members.values();
+        let tripped = tripped.filter(|state| state.tripped == Some(TrippedBy::Hangs));
+        let returned: Vec<_> = tripped
+            .filter(|state| self.hung(state.member.id) <= bound / 2)
+            .map(|state| Arc::clone(&state.member))
+            .collect();
+        for member in returned {
             self.reset(&member, effects);
+        }
+    }
+
+    /// An abandoned thread has returned after all: its place is free again.
+    pub(super) fn abandoned_ended(&mut self, worker: WorkerId, effects: &mut Effects) {
+        if self.abandoned.remove(&worker).is_some() {
+            self.settings.hung.remove(1);
+            self.untrip_returned(effects);
         }
     }
 

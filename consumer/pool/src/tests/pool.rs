@@ -78,6 +78,7 @@ impl PoolHarness {
 
     pub(super) fn setup(&self, name: &str) -> HandlerSetup {
         HandlerSetup {
+            generation: 1,
             name: name.into(),
             exported_as: "scripted".to_owned(),
             plugin: ScriptedPlugin::new(&self.script),

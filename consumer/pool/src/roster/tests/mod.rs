@@ -45,6 +45,7 @@ fn settings(workers: u32) -> ThreadPoolSettings {
 
 fn setup(name: &str, max_restarts: u32) -> HandlerSetup {
     HandlerSetup {
+        generation: 1,
         name: name.into(),
         exported_as: "scripted".to_owned(),
         plugin: ScriptedPlugin::new(&Script::new(&[])),
@@ -272,6 +273,7 @@ fn words(effect: Effect) -> String {
         Effect::Spawn(worker) => format!("spawn {}/{}", worker.slot, worker.thread_epoch),
         Effect::Wake(slot) => format!("wake {slot}"),
         Effect::Cancel(_) => "cancel".to_owned(),
+        Effect::Stop(_) => "stop".to_owned(),
         Effect::NotRun(item) => format!("not run {}", item.batch.id.index),
         Effect::TimedOut(call) => {
             format!(

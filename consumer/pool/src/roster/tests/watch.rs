@@ -283,4 +283,12 @@ fn a_handler_whose_thread_hangs_is_tripped_at_once_if_too_many_hang_in_the_proce
     }
     hang_in(&mut table, &one, "creation", 1);
     assert!(table.tripped(&one));
+    let hung = thread(0, 1);
+    table.roster.settings.hung.add();
+    table.step(Event::AbandonedThreadEnded(hung));
+    table.tick(SECOND);
+    assert!(table.tripped(&one), "others still hang");
+    table.roster.settings.hung.remove(1);
+    table.tick(SECOND);
+    assert!(!table.tripped(&one), "the threads of others have returned");
 }

@@ -69,6 +69,7 @@ impl Model {
             Effect::Answer(reply, result) => drop(reply.try_send(result)),
             Effect::Abandoned(..)
             | Effect::Cancel(_)
+            | Effect::Stop(_)
             | Effect::Failed(..)
             | Effect::Untripped(_)
             | Effect::Health(..)
