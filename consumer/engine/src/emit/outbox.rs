@@ -11,7 +11,7 @@
 //! settled: until then they may have to be written again, behind a refused one (ADR 0037). What is refused, or
 //! waits behind others, moves to a shipment of its own, which keeps nothing else of its call alive, and counts against the pump's
 //! byte budget. Of other calls that wait for their last answers, the bytes that are not needed any more are freed every
-//! [`COMPACT_AFTER_MS`].
+//! `COMPACT_AFTER_MS`.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
