@@ -68,7 +68,7 @@ fn headers_are_set_and_dropped_and_provenance_is_added() {
             "c=",
             "b=new",
             "sluicegate.source=in/3/9",
-            concat!("sluicegate.handler=test-0@", env!("CARGO_PKG_VERSION")),
+            concat!("sluicegate.handler=test@", env!("CARGO_PKG_VERSION")),
             "sluicegate.epoch=4",
             "sluicegate.attempt=2"
         ]
