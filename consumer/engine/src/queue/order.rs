@@ -3,7 +3,8 @@
 //! ```text
 //!  plan with another order ─► unsubmitted and waiting records ─► backlog; nothing new is submitted
 //!                                 │ the calls under way end
-//!                                 └─► backlog sorted by offset, deferred shares move to their lanes of the new order
+//!                                 └─► backlog sorted by offset, deferred shares move to their lanes of the new order, and records
+//!                                     before a parked one of their lane take their turn there
 //! ```
 //!
 //! Lanes of two orders do not exclude each other: a record of the new order could overtake one of its key that a worker still
@@ -16,11 +17,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::HandlerQueue;
 use super::chains::Unlinked;
 use super::context::Context;
-use super::deferred::{Share, ShareState};
+use super::deferred::{Attempt, Share, ShareState};
 use super::lane::lane_of_key;
 use super::lanes::Lanes;
 use crate::dispatch::RecordId;
 use crate::record::Record;
+use crate::records::slab::RecordEntry;
 
 impl HandlerQueue {
     /// Whether calls under way have records of another order than the next ones.
@@ -45,6 +47,36 @@ impl HandlerQueue {
         self.backlog.make_contiguous().sort_by_key(place);
         self.defer_all_pending(ctx);
         self.move_deferred(ctx);
+        self.defer_overtaken(ctx);
+    }
+
+    /// Records that are parked run again before those that wait. Where lanes of two orders merge, a parked record can stand behind one that has
+    /// not run, or is to run again: that one takes its turn among the parked ones.
+    fn defer_overtaken<R: Record>(&mut self, ctx: &mut Context<R>) {
+        let slab = &ctx.records.slab;
+        let offset = |key| slab.get(key).map_or(0, RecordEntry::offset);
+        let mut last_parked: HashMap<u64, i64> = HashMap::new();
+        for (key, share) in self.deferred.iter() {
+            if share.lane != 0 && share.state.is_parked() {
+                let last = last_parked.entry(share.lane).or_insert(i64::MIN);
+                *last = offset(key).max(*last);
+            }
+        }
+        if last_parked.is_empty() {
+            return;
+        }
+        let mut overtaken = Vec::new();
+        self.backlog.retain(|&key| {
+            let lane = lane_of_key(slab, self.order, key);
+            let waits = last_parked
+                .get(&lane)
+                .is_none_or(|last| offset(key) > *last);
+            if !waits {
+                overtaken.push(Attempt::new(key, lane, 1, &self.current));
+            }
+            waits
+        });
+        self.park_in_turn(ctx, &overtaken);
     }
 
     /// Deferred shares hold their lanes of the new order. None is with a worker.

@@ -253,7 +253,7 @@ impl HandlerQueue {
     }
 
     /// Requeues records that run again one after the other, as the same attempt, with those of their lane that are parked.
-    fn park_in_turn<R: Record>(&mut self, ctx: &mut Context<R>, back: &[Attempt]) {
+    pub(super) fn park_in_turn<R: Record>(&mut self, ctx: &mut Context<R>, back: &[Attempt]) {
         for returned in back {
             if ctx.records.is_over(returned.key) {
                 ctx.records.free_if_done(returned.key);

@@ -155,6 +155,11 @@ pub(super) const QUEUES: &[Mutant] = &[
         suite: FLOW,
     },
     Mutant {
+        name: "overtaken-not-deferred",
+        what: "after a change of order a parked record runs before one of its lane that has not run",
+        suite: FLOW,
+    },
+    Mutant {
         name: "order-changes-at-once",
         what: "another order applies to new records while records of the order before are under way",
         suite: SIMULATION,

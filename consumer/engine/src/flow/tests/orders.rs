@@ -222,7 +222,7 @@ fn a_record_that_was_returned_unrun_waits_for_the_change_of_order() {
 }
 
 #[test]
-fn a_record_can_wait_for_a_later_one_that_was_started_without_order() {
+fn a_record_that_has_not_run_comes_before_a_parked_one_behind_it_in_another_order() {
     let mut bench = Bench::new(1);
     bench.apply(ordered(Order::Unordered));
     bench.deliver(0..1, |_| Some("a".to_owned()));
@@ -233,7 +233,14 @@ fn a_record_can_wait_for_a_later_one_that_was_started_without_order() {
     };
     assert_eq!(bench.finish(0, fails), [1]);
     bench.apply(ordered(Order::Key));
+    bench.flow.tick(10_000);
+    bench.flow.dispatch();
     assert_eq!(bench.finish(0, |_| outcome_code::NOT_RUN), [0; 0]);
-    assert_eq!(bench.waits_for(Some(0)), WaitsFor::Lane { behind: 1 });
-    assert_eq!(finish_all(&mut bench), [1, 0]);
+    assert_eq!(bench.waits_for(Some(1)), WaitsFor::Lane { behind: 0 });
+    assert_eq!(
+        finish_all(&mut bench),
+        [0, 1],
+        "also after a call that did not run it"
+    );
+    assert_eq!(bench.frontier(), 2);
 }
