@@ -193,7 +193,7 @@ mod tests {
 
         fn health(&mut self) -> Result<(), InstanceError> {
             let why = self.config.clone();
-            Err(match why.contains("spend") {
+            Err(match why.contains("poison") {
                 true => InstanceError::Poisoned(why),
                 false => InstanceError::Failed(why),
             })
@@ -201,7 +201,7 @@ mod tests {
 
         fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
             self.config = config_json.to_owned();
-            match config_json.contains("spend") {
+            match config_json.contains("poison") {
                 true => Err(NotTaken::Poisoned(config_json.to_owned())),
                 false => Err(NotTaken::Refused(config_json.to_owned())),
             }
@@ -264,7 +264,7 @@ mod tests {
             let is_poisoned = matches!(error, InstanceError::Poisoned(_));
             assert_eq!(
                 is_poisoned,
-                error.to_string().contains("spend"),
+                error.to_string().contains("poison"),
                 "{error:?}"
             );
             let event = PartitionEvent {
@@ -282,10 +282,10 @@ mod tests {
         texts.extend(ask(&mut instance));
         // A later config adds a secret; the old one is still reported.
         redaction.add(&Redactor::new(&[NEWER]));
-        for config in [NEWER.to_owned(), format!("spend {NEWER} {SECRET}")] {
+        for config in [NEWER.to_owned(), format!("poison {NEWER} {SECRET}")] {
             let refused = instance.reconfigure(&config).expect_err("it refuses");
             let is_poisoned = matches!(refused, NotTaken::Poisoned(_));
-            assert_eq!(is_poisoned, config.contains("spend"), "{refused:?}");
+            assert_eq!(is_poisoned, config.contains("poison"), "{refused:?}");
             texts.push(refused.to_string());
             texts.extend(ask(&mut instance));
         }

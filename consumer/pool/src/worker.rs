@@ -246,7 +246,7 @@ impl Worker {
                 .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
         };
         if !self.threads.report(self.id, report, ended) {
-            // The pump has taken these records back and only waits to free their memory. The emits of this call are
+            // The pump has recalled these records and only waits to free their memory. The emits of this call are
             // discarded, so none of its outcomes may count.
             batch.not_run();
             reply_to.push(PumpMessage::Finished(batch));

@@ -109,7 +109,7 @@ impl Script {
 
 /// A plugin that follows a script. Its config controls creation: `refuse`, `hang-create` (at gate `create`), `unhealthy`;
 /// anything else is healthy. The same words apply to a new config, and also `first-only` (only the first instance takes it),
-/// `spend` (the instance is unusable afterwards) and `hang-take` (at gate `take`).
+/// `poison` (the instance is unusable afterwards) and `hang-take` (at gate `take`).
 pub struct ScriptedPlugin {
     /// The script of all its instances.
     pub script: Arc<Script>,
@@ -346,7 +346,7 @@ impl HandlerInstance for Instance {
         }
         let mut configs = relock(&self.monitor.script.configs);
         let taken = format!("took {config_json}");
-        if config_json.contains("spend") {
+        if config_json.contains("poison") {
             return Err(NotTaken::Poisoned("scripted panic".to_owned()));
         }
         if config_json.contains("refuse") {

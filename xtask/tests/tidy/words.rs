@@ -65,10 +65,15 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"\bFlightKey\b|\bNO_FLIGHT\b", "BatchId"),
     (r"\bEntryKey\b", "RecordId"),
     (
-        r"(?i)\b(give[ns]?|gave|giving|take[ns]?|took|taking)( them| it)? back\b|\b(give[ns]?|gave|giving|taken)[ _-]up(\b|_)|(?-i)[0-9] ?(ns|µs|ms|bytes|KiB|MiB) a (record|partition|call|key|lane)\b",
+        r"(?i)\b(give[ns]?|gave|giving|take[ns]?|took|taking)( \w+){0,3} back\b|\b(give[ns]?|gave|giving|taken)[ _-]up(\b|_)|(?-i)[0-9] ?(ns|µs|ms|bytes|KiB|MiB) a (record|partition|call|key|lane)\b",
         "abandoned, returned, reverted",
     ),
     (r"(?i)\bbeside\b", "next to"),
+    (r"(?i)\b(spend|spent)(\b|_)|_spent\b", "poisoned"),
+    (
+        r"(?i)\b(seats?|crew|errands?)(\b|_)",
+        "slot, thread pool, command",
+    ),
     (
         r"(?i)\b(heard|strays?|rehearsed|doubt(ed|ful|s)?)\b",
         "received, suspect, dry run",

@@ -9,11 +9,11 @@ use sluicegate_runtime::{Emit, Emits, RawOutcome};
 
 use super::workers::failure;
 
-/// A pool with a fixed number of seats.
+/// A pool with a fixed number of workers.
 #[derive(Debug)]
 pub struct SimPool {
     state: Mutex<SimPoolState>,
-    seats: usize,
+    worker_count: usize,
 }
 
 #[derive(Debug)]
@@ -29,26 +29,26 @@ struct SimPoolState {
 
 impl SimPool {
     /// The number of its workers.
-    pub fn seats(&self) -> usize {
-        self.seats
+    pub fn worker_count(&self) -> usize {
+        self.worker_count
     }
 
-    /// A pool of `seats` workers.
-    pub fn new(seats: usize) -> Self {
+    /// A pool of `worker_count` workers.
+    pub fn new(worker_count: usize) -> Self {
         Self {
             state: Mutex::new(SimPoolState {
-                busy: vec![false; seats],
+                busy: vec![false; worker_count],
                 failed: false,
                 owes_notice: false,
                 recalled: false,
                 taken: Vec::new(),
                 published: Vec::new(),
             }),
-            seats,
+            worker_count,
         }
     }
 
-    /// Batches submitted since the last call, with their seats.
+    /// Batches submitted since the last call, with their workers.
     pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
         std::mem::take(&mut self.lock().taken)
     }
@@ -68,10 +68,10 @@ impl SimPool {
         std::mem::take(&mut self.lock().recalled)
     }
 
-    /// Frees a seat. `true`: the pump must be notified.
-    pub fn free(&self, seat: usize) -> bool {
+    /// Frees a worker. `true`: the pump must be notified.
+    pub fn free(&self, worker: usize) -> bool {
         let mut state = self.lock();
-        state.busy[seat] = false;
+        state.busy[worker] = false;
         !state.failed && std::mem::take(&mut state.owes_notice)
     }
 
@@ -90,14 +90,16 @@ impl SimPool {
 impl WorkerPool for SimPool {
     fn submit(&self, batch: Box<Batch>, _reply_to: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         let mut state = self.lock();
-        let seat = match batch.worker {
-            Some(worker) => Some(worker as usize % self.seats).filter(|&seat| !state.busy[seat]),
+        let worker = match batch.worker {
+            Some(worker) => {
+                Some(worker as usize % self.worker_count).filter(|&worker| !state.busy[worker])
+            }
             None => state.busy.iter().position(|busy| !busy),
         };
-        match seat {
-            Some(seat) if !state.failed => {
-                state.busy[seat] = true;
-                state.taken.push((seat, batch));
+        match worker {
+            Some(worker) if !state.failed => {
+                state.busy[worker] = true;
+                state.taken.push((worker, batch));
                 Ok(())
             }
             _ => {
@@ -119,7 +121,7 @@ impl WorkerPool for SimPool {
     }
 
     fn workers(&self) -> u32 {
-        self.seats as u32
+        self.worker_count as u32
     }
 
     fn state(&self) -> PoolState {

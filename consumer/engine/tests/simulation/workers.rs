@@ -182,14 +182,14 @@ impl World {
             message,
             share: None,
         });
-        // A new thread takes the seat.
-        let (pool, seat) = (run.pool.clone(), run.seat);
-        self.free_seat(&pool, seat);
+        // A new thread takes its place.
+        let (pool, worker) = (run.pool.clone(), run.worker);
+        self.free_worker(&pool, worker);
         Ok(())
     }
 
-    fn free_seat(&mut self, pool: &Arc<SimPool>, seat: usize) {
-        if pool.free(seat) {
+    fn free_worker(&mut self, pool: &Arc<SimPool>, worker: usize) {
+        if pool.free(worker) {
             self.messages.push_back(Message {
                 message: PumpMessage::PoolFree,
                 share: None,
@@ -252,7 +252,7 @@ impl World {
     pub fn send_back(&mut self, at: usize) {
         let Running {
             pool,
-            seat,
+            worker,
             mut batch,
             ..
         } = self.running.swap_remove(at);
@@ -262,7 +262,7 @@ impl World {
             message: PumpMessage::Finished(batch),
             share: None,
         });
-        self.free_seat(&pool, seat);
+        self.free_worker(&pool, worker);
     }
 
     fn return_batch(&mut self, at: usize) -> Check {
@@ -270,7 +270,7 @@ impl World {
         self.emit(&mut run)?;
         let Running {
             pool,
-            seat,
+            worker,
             mut batch,
             outcomes,
             ..
@@ -281,7 +281,7 @@ impl World {
             message: PumpMessage::Finished(batch),
             share: None,
         });
-        self.free_seat(&pool, seat);
+        self.free_worker(&pool, worker);
         Ok(())
     }
 

@@ -35,7 +35,7 @@ pub struct ShareKey {
 /// A batch at a worker.
 pub struct Running {
     pub pool: Arc<SimPool>,
-    pub seat: usize,
+    pub worker: usize,
     pub batch: Box<Batch>,
     pub outcomes: Vec<RawOutcome>,
     pub blocked: Vec<u64>,
@@ -315,14 +315,14 @@ impl World {
 
     /// A handler gets another generation.
     fn renew(&mut self, target: usize) {
-        let seats = self.random.between(1, 3);
+        let worker_count = self.random.between(1, 3);
         let takes_batches = self.random.chance(20);
         let handler = &mut self.handlers[target];
         self.model.coverage.other_workers +=
-            u64::from(handler.keeps_key_state && seats != handler.pool.seats());
+            u64::from(handler.keeps_key_state && worker_count != handler.pool.worker_count());
         handler.generation = self.revision + 1;
         handler.takes_batches = takes_batches;
-        handler.pool = Arc::new(SimPool::new(seats));
+        handler.pool = Arc::new(SimPool::new(worker_count));
         self.pools
             .push((handler.ix, takes_batches, handler.pool.clone()));
     }
@@ -504,7 +504,7 @@ impl World {
 
     fn see_submissions(&mut self) -> Check {
         for (ix, takes_batches, pool) in &self.pools {
-            for (seat, batch) in pool.taken() {
+            for (worker, batch) in pool.taken() {
                 if batch.records.is_empty() || batch.records.len() != batch.keys.len() {
                     return Err(format!("h{} was given a malformed batch", ix.0));
                 }
@@ -548,7 +548,7 @@ impl World {
                 }
                 self.running.push(Running {
                     pool: pool.clone(),
-                    seat,
+                    worker,
                     batch,
                     outcomes: Vec::new(),
                     blocked: Vec::new(),

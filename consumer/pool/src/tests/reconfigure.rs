@@ -72,7 +72,7 @@ fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_
     let (pool, mut replies) = (harness.pool(1), Replies::new());
     pool.probe(true, TIMEOUT).unwrap();
     for (number, (config, why)) in [
-        ("spend", "scripted panic"),
+        ("poison", "scripted panic"),
         ("unhealthy", "health check failed"),
     ]
     .into_iter()
