@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// The call is abandoned; this is what it has published.
+fn time_out(bench: &mut Bench, hung: &Batch, published: Published) {
+    bench.flow.receive(PumpMessage::CallTimedOut {
+        handler: HandlerIx(0),
+        batch: hung.id,
+        published,
+    });
+    bench.flow.dispatch();
+}
+
 #[test]
 fn records_that_an_overlapping_call_has_finished_count_wherever_it_hangs() {
     let mut bench = Bench::new(1);
@@ -18,29 +28,21 @@ fn records_that_an_overlapping_call_has_finished_count_wherever_it_hangs() {
         code,
         ..RawOutcome::default()
     });
-    bench.flow.receive(PumpMessage::CallTimedOut {
-        handler: HandlerIx(0),
-        batch: hung.id,
-        published: Published {
+    time_out(
+        &mut bench,
+        &hung,
+        Published {
             outcomes: outcomes.into(),
             current: 2,
         },
-    });
-    bench.flow.dispatch();
+    );
     assert_eq!(bench.frontier(), 1);
     assert_eq!(
         bench.finish(0, |_| ACK),
         vec![1, 4],
         "without an attempt counted"
     );
-    bench.flow.tick(100);
-    bench.flow.dispatch();
-    let parked = bench.pools[0].taken.lock().unwrap();
-    let again = parked.iter().flat_map(|batch| &batch.records);
-    let again: Vec<_> = again
-        .map(|record| (record.offset, record.attempt))
-        .collect();
-    assert_eq!(again, [(2, 2)], "the one to blame");
+    assert_eq!(attempts_later(&mut bench), [(2, 2)], "the one to blame");
 }
 
 #[test]
@@ -53,15 +55,14 @@ fn a_hang_of_a_batch_handler_fails_all_its_records_which_then_run_alone() {
     bench.deliver(0..4, |offset| Some(offset.to_string()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     assert_eq!(hung.keys.len(), 4);
-    bench.flow.receive(PumpMessage::CallTimedOut {
-        handler: HandlerIx(0),
-        batch: hung.id,
-        published: Published {
+    time_out(
+        &mut bench,
+        &hung,
+        Published {
             outcomes: vec![RawOutcome::default(); 4],
             current: 3,
         },
-    });
-    bench.flow.dispatch();
+    );
     assert_eq!(bench.finish(0, |_| ACK), [0_i64; 0], "after a backoff");
     bench.flow.tick(1_000);
     bench.flow.dispatch();
@@ -93,12 +94,7 @@ fn a_hung_call_fails_only_the_record_it_hangs_on() {
         };
         2
     ];
-    bench.flow.receive(PumpMessage::CallTimedOut {
-        handler: HandlerIx(0),
-        batch: hung.id,
-        published: Published::up_to(completed),
-    });
-    bench.flow.dispatch();
+    time_out(&mut bench, &hung, Published::up_to(completed));
     assert_eq!(bench.frontier(), 2);
     assert_eq!(bench.finish(0, |_| ACK), vec![3, 4]);
     bench.flow.tick(100);
@@ -127,15 +123,14 @@ fn a_batch_handler_that_hangs_after_its_last_outcome_has_failed_all_its_records(
         code: ACK,
         ..RawOutcome::default()
     };
-    bench.flow.receive(PumpMessage::CallTimedOut {
-        handler: HandlerIx(0),
-        batch: hung.id,
-        published: Published {
+    time_out(
+        &mut bench,
+        &hung,
+        Published {
             outcomes: vec![ack; 3],
             current: 2,
         },
-    });
-    bench.flow.dispatch();
+    );
     assert_eq!(bench.finish(0, |_| ACK), [0_i64; 0], "after a backoff");
     assert_eq!(attempts_later(&mut bench), [(0, 2), (1, 2), (2, 2)]);
 }
@@ -150,12 +145,7 @@ fn a_retry_counts_in_a_call_that_hangs_later_although_the_attempt_has_emitted() 
         flags: sluicegate_runtime::outcome_flag::EMITTED,
         ..RawOutcome::default()
     };
-    bench.flow.receive(PumpMessage::CallTimedOut {
-        handler: HandlerIx(0),
-        batch: hung.id,
-        published: Published::up_to(vec![retry]),
-    });
-    bench.flow.dispatch();
+    time_out(&mut bench, &hung, Published::up_to(vec![retry]));
     assert_eq!(attempts_later(&mut bench), [(0, 2), (1, 2)]);
 }
 
