@@ -70,11 +70,12 @@ impl<H: Handler> PerRecord<H> {
         let room = Room::default();
         let mut blocked = BlockedLanes::default();
         for index in 0..call.len() {
-            let record = Record::new(call.record(index));
+            let view = call.record(index);
+            let record = Record::new(view);
             if blocked.holds(record.lane()) {
                 continue;
             }
-            if !call.may_start(index) {
+            if !call.may_start(&view) {
                 if call.stopped() {
                     break;
                 }
@@ -140,7 +141,7 @@ pub(crate) struct Batches<H>(pub(crate) H);
 impl<H: BatchHandler> Instance for Batches<H> {
     fn handle(&mut self, call: &Call<'_>) -> CallEnd {
         // A batch is handled as a whole: if some of it may not be, the others are given again without it.
-        if call.is_empty() || !(0..call.len()).all(|index| call.may_start(index)) {
+        if call.is_empty() || !(0..call.len()).all(|index| call.may_start(&call.record(index))) {
             return CallEnd::Usable;
         }
         let batch = Batch::new(call);

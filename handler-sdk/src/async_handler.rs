@@ -1,6 +1,6 @@
 //! Async handlers: several records concurrently, on a runtime owned by the plugin.
 //!
-//! The instances of a generation share a runtime, whose one thread drives timers, connections and spawned tasks; the futures of
+//! The instances of a generation share a runtime, whose two threads drive timers, connections and spawned tasks; the futures of
 //! records run on the thread of their worker. Records of one lane are still handled one at a time, under the same lane rule as
 //! the per-record loop. Shortly before its deadline (after 95 % of the timeout), a record's future is dropped and the record
 //! retried, so that an endless wait costs an attempt but not the worker.
@@ -217,8 +217,9 @@ impl Waiting {
     fn next(&mut self, call: &Call<'_>) -> Option<usize> {
         loop {
             let index = self.ready.pop_front()?;
-            let lane = call.record(index).raw().lane;
-            if self.blocked.holds(lane) || !call.may_start(index) {
+            let record = call.record(index);
+            let lane = record.raw().lane;
+            if self.blocked.holds(lane) || !call.may_start(&record) {
                 continue;
             }
             if lane == 0 {
@@ -262,7 +263,7 @@ impl<'c, H: AsyncHandler> Running<'c, H> {
         let call = self.call;
         let record = Record::new(call.record(index));
         let clock = self.clock.record(index);
-        let deadline = (call.timeout().or(call.record_timeout())).and_then(|_| clock.deadline());
+        let deadline = clock.deadline();
         let mut ctx = Context::new(call, index, clock, (&self.room, self.sums));
         let ended = {
             let work = async {

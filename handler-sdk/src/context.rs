@@ -182,6 +182,16 @@ enum Refused {
     Never(&'static str),
 }
 
+impl Refused {
+    fn outcome(self, call: &Call<'_>) -> RawOutcome {
+        match self {
+            Self::NotNow => RawOutcome::default(),
+            Self::TooLate => Outcome::retry(TOO_LATE).to_raw(call, false),
+            Self::Never(why) => Outcome::dead_letter(why).to_raw(call, true),
+        }
+    }
+}
+
 /// Identifies a record and the assignment under which it is handled; use it to fence effects outside Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FencingToken<'a> {
@@ -318,27 +328,22 @@ impl<'a> Context<'a> {
 
     #[inline(never)]
     fn settle_other(&self, outcome: &Outcome) -> bool {
-        let refused = self.refused.filter(|_| !outcome.is_retry());
-        match refused {
-            None => {}
-            Some(Refused::NotNow) => {
-                self.call.settle(self.index, RawOutcome::default());
-                return false;
-            }
-            Some(Refused::TooLate) => {
-                let again = Outcome::retry(TOO_LATE).to_raw(self.call, false);
-                self.call.settle(self.index, again);
-                return false;
-            }
-            Some(Refused::Never(why)) => {
-                let letter = Outcome::dead_letter(why).to_raw(self.call, self.emitted);
-                self.call.settle(self.index, letter);
-                return false;
-            }
-        }
-        self.call
-            .settle(self.index, outcome.to_raw(self.call, self.emitted));
-        outcome.frees_lane()
+        let raw = settled(self.call, outcome, self.emitted, self.refused);
+        self.call.settle(self.index, raw);
+        outcome.frees_lane() && self.refused.is_none()
+    }
+}
+
+/// What becomes of an outcome if some of what the record has emitted was not taken.
+fn settled(
+    call: &Call<'_>,
+    outcome: &Outcome,
+    emitted: bool,
+    refused: Option<Refused>,
+) -> RawOutcome {
+    match refused.filter(|_| !outcome.is_retry()) {
+        Some(refused) => refused.outcome(call),
+        None => outcome.to_raw(call, emitted),
     }
 }
 
@@ -397,11 +402,9 @@ enum Emitting {
 
 impl<'a> BatchContext<'a> {
     pub(crate) fn new(call: &'a Call<'a>) -> Self {
-        let asked = Cell::new(false);
-        let deadline = Clock::start(call, &asked).record(0).deadline();
         Self {
             call,
-            deadline,
+            deadline: call.timeout().map(|timeout| Instant::now() + timeout),
             room: Room::default(),
             emitting: Vec::new(),
         }
@@ -413,17 +416,12 @@ impl<'a> BatchContext<'a> {
     /// When `index` is out of range.
     pub fn settle(&mut self, index: usize, outcome: &Outcome) {
         let emitting = self.emitting.get(index).copied().unwrap_or_default();
-        let emitted = emitting != Emitting::Nothing;
-        let raw = match emitting {
-            Emitting::Refused(Refused::NotNow) if !outcome.is_retry() => RawOutcome::default(),
-            Emitting::Refused(Refused::TooLate) if !outcome.is_retry() => {
-                Outcome::retry(TOO_LATE).to_raw(self.call, false)
-            }
-            Emitting::Refused(Refused::Never(why)) if !outcome.is_retry() => {
-                Outcome::dead_letter(why).to_raw(self.call, emitted)
-            }
-            _ => outcome.to_raw(self.call, emitted),
+        let refused = match emitting {
+            Emitting::Refused(refused) => Some(refused),
+            Emitting::Nothing | Emitting::Taken => None,
         };
+        let emitted = emitting != Emitting::Nothing;
+        let raw = settled(self.call, outcome, emitted, refused);
         self.call.settle(index, raw);
     }
 
@@ -441,15 +439,11 @@ impl<'a> BatchContext<'a> {
             (None, _) => self.emitting[index] = Emitting::Taken,
             (Some(refused), _) => self.emitting[index] = Emitting::Refused(refused),
         }
-        let mut settled = self.call.outcome(index);
-        if settled.code != outcome_code::NOT_RUN {
-            settled.flags |= outcome_flag::EMITTED;
-            self.call.settle(index, settled);
-            if let Some(Refused::Never(why)) = refused {
-                self.settle(index, &Outcome::dead_letter(why));
-            } else if refused.is_some() {
-                self.call.settle(index, RawOutcome::default());
-            }
+        let mut known = self.call.outcome(index);
+        if known.code != outcome_code::NOT_RUN && known.code != outcome_code::RETRY {
+            known.flags |= outcome_flag::EMITTED;
+            let outcome = refused.map_or(known, |refused| refused.outcome(self.call));
+            self.call.settle(index, outcome);
         }
     }
 

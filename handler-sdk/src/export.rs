@@ -235,6 +235,6 @@ impl<E: Exports> Plugin for Exported<E> {
     }
 
     fn shutdown(_deadline: Duration) {
-        // Runtimes belong to instances, which have all been dropped.
+        // Runtimes belong to generations, whose instances have all been dropped.
     }
 }

@@ -1,8 +1,8 @@
 //! What the instances of a generation share.
 
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::outcome::Result;
 
@@ -10,7 +10,7 @@ use crate::outcome::Result;
 type Key = (String, u64, TypeId);
 type Cell = Mutex<Weak<dyn Any + Send + Sync>>;
 
-static SHARED: Mutex<Option<HashMap<Key, Arc<Cell>>>> = Mutex::new(None);
+static SHARED: Mutex<BTreeMap<Key, Arc<Cell>>> = Mutex::new(BTreeMap::new());
 
 /// The value of a handler's generation, built if there is none.
 pub(crate) fn get<T: Send + Sync + 'static>(
@@ -19,16 +19,13 @@ pub(crate) fn get<T: Send + Sync + 'static>(
 ) -> Result<Arc<T>> {
     let cell = {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = shared.get_or_insert_default();
         // Values that no instance has any more; one that is being built has another reference to its cell.
         shared.retain(|_, cell| {
-            Arc::strong_count(cell) > 1
-                || match cell.try_lock() {
-                    Ok(value) => value.strong_count() > 0,
-                    // A `build` has panicked; a later one may have succeeded.
-                    Err(TryLockError::Poisoned(value)) => value.get_ref().strong_count() > 0,
-                    Err(TryLockError::WouldBlock) => true,
-                }
+            // No other one has it while the map is locked. A `build` that has panicked does not end the sharing.
+            Arc::get_mut(cell).is_none_or(|cell| {
+                let value = cell.get_mut().unwrap_or_else(PoisonError::into_inner);
+                value.strong_count() > 0
+            })
         });
         let key = (handler.to_owned(), generation, TypeId::of::<T>());
         let empty = || Arc::new(Mutex::new(Weak::<T>::new() as _));
@@ -90,10 +87,7 @@ mod tests {
         assert_eq!(weak.strong_count(), 0);
         assert_eq!(get(("a", 1), build).ok().unwrap().0, 3);
         let shared = SHARED.lock().unwrap();
-        let kept = shared
-            .iter()
-            .flatten()
-            .filter(|((handler, ..), _)| handler == "b");
+        let kept = shared.iter().filter(|((handler, ..), _)| handler == "b");
         assert_eq!(kept.count(), 0, "what has no user is not kept");
     }
 }

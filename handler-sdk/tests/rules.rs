@@ -450,6 +450,19 @@ mod overlapping {
     }
 
     #[test]
+    fn a_cancelled_wait_ends_long_before_it_would_be_over() {
+        let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
+        kit.set_timeout(Duration::ZERO);
+        let canceller = kit.canceller();
+        let other = std::thread::spawn(move || canceller.cancel_running(Duration::from_secs(10)));
+        let begun = Instant::now();
+        let run = kit.run([record("t").value("60000")]);
+        assert!(other.join().unwrap());
+        assert_ne!(run.outcomes, [Seen::Ack]);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
     fn a_wait_beyond_the_timeout_is_retried() {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         kit.set_timeout(Duration::from_millis(100));
@@ -529,4 +542,53 @@ fn records_that_emit_more_together_than_a_call_may_are_settled_alone() {
     let run = kit.settle((0..40).map(|offset| record("t").at(0, offset)));
     assert!(run.outcomes.iter().all(|outcome| *outcome == Seen::Ack));
     assert_eq!(run.emits.len(), 40 * 20);
+}
+
+/// Settles each record, then emits for it once the call is cancelled.
+struct EmitsAfterwards;
+
+impl BatchHandler for EmitsAfterwards {
+    type Config = ();
+
+    fn new((): (), _setup: &mut Setup) -> sluicegate_sdk::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        ctx: &mut BatchContext<'_>,
+    ) -> sluicegate_sdk::Result {
+        ctx.settle(0, &Outcome::Ack);
+        ctx.settle(1, &Outcome::retry("on purpose"));
+        ctx.settle(2, &Outcome::Ack);
+        ctx.emit(2, Emit::copy_of(&batch.record(2), ""));
+        while !ctx.cancelled() {
+            std::thread::yield_now();
+        }
+        ctx.emit(0, Emit::copy_of(&batch.record(0), "out"));
+        ctx.emit(1, Emit::copy_of(&batch.record(1), "out"));
+        Ok(Outcome::Ack)
+    }
+}
+
+#[test]
+fn what_a_batch_emits_for_a_settled_record_changes_its_outcome_unless_it_is_a_retry() {
+    let mut kit = Kit::of_batch::<EmitsAfterwards>(json!(null)).unwrap();
+    kit.set_timeout(Duration::ZERO);
+    let canceller = kit.canceller();
+    let other = std::thread::spawn(move || canceller.cancel_running(Duration::from_secs(10)));
+    let run = kit.run((0..3).map(|offset| record("t").at(0, offset)));
+    assert!(other.join().unwrap());
+    let [
+        Seen::Retry(None, late),
+        Seen::Retry(None, own),
+        Seen::DeadLetter(denied),
+    ] = &run.outcomes[..]
+    else {
+        panic!("{:?}", run.outcomes);
+    };
+    assert!(late.contains("after its timeout"), "{late}");
+    assert_eq!(own, "on purpose");
+    assert!(denied.contains("cannot be produced"), "{denied}");
 }

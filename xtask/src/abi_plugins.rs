@@ -9,8 +9,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use e2e::artefacts::workspace;
+use e2e::launcher::copy_folder;
 
-/// A plugin that acknowledges and copies its records, and uses all that the first minor has.
+/// A plugin that acknowledges and copies its records, and uses what the first minor has, except `extension`, to which nothing answers yet.
 const PLUGIN: &str = include_str!("abi_plugins/plugin.rs.in");
 
 /// Where the binaries are kept.
@@ -112,7 +113,7 @@ fn build(folder: &Path, name: &str, changes: &[Change]) -> Result<PathBuf> {
     let root = folder.join(name);
     let abi = root.join("abi");
     let _ = std::fs::remove_dir_all(&root);
-    copy(&workspace().join("handler-sdk/abi/src"), &abi.join("src"))?;
+    copy_folder(&workspace().join("handler-sdk/abi/src"), &abi.join("src"))?;
     std::fs::copy(
         workspace().join("handler-sdk/abi/build.rs"),
         abi.join("build.rs"),
@@ -164,19 +165,6 @@ fn changed(text: &str, from: &str, to: &str) -> Result<String> {
         1 => Ok(text.replace(from, to)),
         times => bail!("the text to change occurs {times} times: {from:?}"),
     }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &to)?,
-            false => drop(std::fs::copy(entry.path(), &to)?),
-        }
-    }
-    Ok(())
 }
 
 const ABI_MANIFEST: &str = r#"[package]

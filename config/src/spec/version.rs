@@ -46,6 +46,11 @@ impl VersionRequirementError {
 }
 
 impl VersionRequirement {
+    /// Whether it names one version.
+    pub fn is_exact(&self) -> bool {
+        matches!(self.rule, Rule::Exact(_))
+    }
+
     /// Accepts every version, including pre-releases.
     pub fn any() -> Self {
         Self {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use semver::Version;
 use sluicegate_config::HandlerSpec;
+use sluicegate_config::secret::Redaction;
 use sluicegate_engine::emit::Emitter;
 use sluicegate_pool::pool::relock;
 use sluicegate_pool::{
@@ -36,6 +37,8 @@ pub(super) struct GenerationBuilder {
     hung: HungThreads,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
+    /// Of all handlers, also of those that are gone.
+    secrets: Arc<Redaction>,
     provenance: bool,
     watchdog: CallWatchdog,
     numbers: AtomicU64,
@@ -144,6 +147,7 @@ impl GenerationBuilder {
             hung: HungThreads::default(),
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
+            secrets: Arc::default(),
             provenance: settings.provenance,
             watchdog: CallWatchdog::start()?,
             numbers: AtomicU64::new(1),
@@ -254,6 +258,7 @@ impl GenerationBuilder {
         let secrets = job.spec.config.redactor();
         job.counters.hide(secrets);
         self.emitter.hide(secrets);
+        self.secrets.add(secrets);
     }
 
     fn setup(&self, job: &PrepareJob, code: &Code, status: &GenerationStatus) -> HandlerSetup {
@@ -261,7 +266,12 @@ impl GenerationBuilder {
         self.hide(job);
         let redaction = Arc::clone(&counters.redaction);
         let metrics = Arc::clone(&counters.metrics);
-        let services = HandlerServices::new(status.handler(), metrics, Arc::clone(&redaction));
+        let services = HandlerServices::new(
+            status.handler(),
+            metrics,
+            Arc::clone(&redaction),
+            Arc::clone(&self.secrets),
+        );
         let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
             name: status.handler(),

@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use semver::Version;
 use sluicegate_config::spec::{VersionRequirement, plugin_and_handler};
 use sluicegate_pool::pool::relock;
 use sluicegate_runtime::PluginIdentity;
@@ -163,7 +162,7 @@ impl Catalogue {
             });
         }
         // Of an exact version, there is nothing newer to wait for.
-        let is_pinned = Version::parse(wanted.as_str()).is_ok();
+        let is_pinned = wanted.is_exact();
         if let Some((path, why)) = self.unread_candidate(name, &files).filter(|_| !is_pinned) {
             // An older version must not take the place of one that is only unreadable for the moment.
             return Err(FindError::Unread {

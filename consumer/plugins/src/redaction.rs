@@ -235,8 +235,12 @@ mod tests {
             redaction: Arc::clone(&redaction),
         };
         let metrics = Arc::new(UserMetrics::default());
-        let services =
-            HandlerServices::new("a".into(), Arc::clone(&metrics), Arc::clone(&redaction));
+        let services = HandlerServices::new(
+            "a".into(),
+            Arc::clone(&metrics),
+            Arc::clone(&redaction),
+            Arc::clone(&redaction),
+        );
         let services: Arc<dyn HostServices> = Arc::new(services);
         let create = |name: &str| {
             plugin.create(CreateRequest::new(name, "a", SECRET, Arc::clone(&services)))

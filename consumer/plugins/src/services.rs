@@ -1,7 +1,7 @@
 //! Host services for a handler: rate-limited log lines, and the handler's own metrics.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::secret::{Redaction, Redactor};
@@ -25,42 +25,32 @@ const BOUNDS: [f64; 15] = [
     10_000.0,
 ];
 
-/// Of the handlers that live in this process. A plugin that several handlers use cannot tell for which of them a thread of its own logs: a line
-/// must not contain the secrets of any.
-static REDACTIONS: Mutex<Vec<Weak<Redaction>>> = Mutex::new(Vec::new());
-
-fn living_redactions() -> Vec<Arc<Redaction>> {
-    let mut all = relock(&REDACTIONS);
-    all.retain(|one| one.strong_count() > 0);
-    let living = all.iter().filter_map(Weak::upgrade);
-    living.filter(|one| one.current().is_some()).collect()
-}
-
-/// Adds one, once.
-fn register(redaction: &Arc<Redaction>) {
-    let mut all = relock(&REDACTIONS);
-    if !all.iter().any(|one| one.as_ptr() == Arc::as_ptr(redaction)) {
-        all.push(Arc::downgrade(redaction));
-    }
-}
-
 /// The services of one handler.
 pub struct HandlerServices {
     handler: Arc<str>,
     lines: Mutex<LineBudget>,
     metrics: Arc<UserMetrics>,
     redaction: Arc<Redaction>,
+    /// The secrets of all handlers. A plugin that several use cannot tell for which of them a thread of its own logs: a line must not
+    /// contain the secrets of any.
+    of_all: Arc<Redaction>,
 }
 
 impl HandlerServices {
-    /// Services under the handler's name. Metrics go to `metrics`; log lines and metric names are redacted.
-    pub fn new(handler: Arc<str>, metrics: Arc<UserMetrics>, redaction: Arc<Redaction>) -> Self {
-        register(&redaction);
+    /// Services under the handler's name. Metrics go to `metrics`; their names are redacted with the handler's secrets, log lines with
+    /// those `of_all` handlers.
+    pub fn new(
+        handler: Arc<str>,
+        metrics: Arc<UserMetrics>,
+        redaction: Arc<Redaction>,
+        of_all: Arc<Redaction>,
+    ) -> Self {
         Self {
             handler,
             lines: Mutex::new(LineBudget::new(Instant::now())),
             metrics,
             redaction,
+            of_all,
         }
     }
 }
@@ -72,11 +62,9 @@ impl HostServices for HandlerServices {
         }
         let budget = relock(&self.lines).take(Instant::now());
         let redacted = admit(budget, || {
-            let redactions = living_redactions();
             [line.message, line.target, line.fields].map(|text| {
-                let cut = text[..text.floor_char_boundary(MAX_LINE_BYTES)].to_owned();
-                let all = redactions.iter();
-                all.fold(cut, |text, one| one.redact(&text).into_owned())
+                let cut = &text[..text.floor_char_boundary(MAX_LINE_BYTES)];
+                self.of_all.redact(cut).into_owned()
             })
         });
         let Some((suppressed, [message, target, fields])) = redacted else {
@@ -311,21 +299,23 @@ mod tests {
     }
 
     #[test]
-    fn a_line_contains_the_secrets_of_no_handler_that_lives() {
-        let redaction = |secret: &str| Arc::new(Redaction::new(Redactor::new(&[secret])));
-        let services = |name: &str, redaction: &Arc<Redaction>| {
-            HandlerServices::new(name.into(), Arc::default(), Arc::clone(redaction))
-        };
-        let (first, second) = (
-            redaction("of-the-first-one"),
-            redaction("of-the-second-one"),
-        );
-        let (first, _second) = (services("a", &first), services("b", &second));
-        let log = sluicegate_kit::log_capture::captured(|| {
-            let text = "connects with of-the-second-one and of-the-first-one";
-            first.log(&LogLine::new(LogLevel::Error, text));
+    fn a_line_contains_the_secrets_of_no_handler() {
+        let of_all = Arc::new(Redaction::default());
+        // One begins as the other does: what is left of the longer one must not be shown.
+        let mut services = ["hunter2-one", "hunter2-one-database"].map(|secret| {
+            let redactor = Redactor::new(&[secret]);
+            of_all.add(&redactor);
+            let own = Arc::new(Redaction::new(redactor));
+            HandlerServices::new("a".into(), Arc::default(), own, Arc::clone(&of_all))
         });
-        assert!(log.contains("connects with *** and ***"), "{log}");
+        services.reverse();
+        for services in services {
+            let log = sluicegate_kit::log_capture::captured(|| {
+                let text = "connects with hunter2-one-database and hunter2-one";
+                services.log(&LogLine::new(LogLevel::Error, text));
+            });
+            assert!(log.contains("connects with *** and ***"), "{log}");
+        }
     }
 
     #[test]

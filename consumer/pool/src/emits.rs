@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, Inbox};
 use sluicegate_engine::emit::{EmitCounts, EmitToken, Emitter, Sent, Way, answer_unsent};
-use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
+use sluicegate_runtime::{Emit, RawOutcome};
 
 /// Delay before the first retry while the producer's queue is full; doubled from there on.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_micros(200);
@@ -25,7 +25,11 @@ pub(super) fn send(
 ) {
     let outcomes = &batch.outcomes;
     let emits = &mut batch.output.emits;
-    emits.retain(|record| outcomes.get(record as usize).is_some_and(is_final));
+    emits.retain(|record| {
+        outcomes
+            .get(record as usize)
+            .is_some_and(RawOutcome::is_final)
+    });
     // A batch handler may emit in any order; within a record, the order of emitting stays.
     emits.sort_by_record();
     if emits.is_empty() {
@@ -45,14 +49,6 @@ pub(super) fn send(
             batch.unsent.push(place as u32);
         }
     }
-}
-
-/// Whether the outcome is final (no automatic retry follows), so that the attempt's emits are sent.
-fn is_final(outcome: &RawOutcome) -> bool {
-    matches!(
-        outcome.code,
-        outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
-    )
 }
 
 /// The emits of a call while they are being sent.

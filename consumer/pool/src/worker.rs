@@ -148,9 +148,6 @@ impl Worker {
         let built =
             catch_unwind(AssertUnwindSafe(create)).map_err(|_| ProbeError::RuntimePanicked)??;
         let monitor = Arc::clone(&built.monitor);
-        if self.to_rebuild.remove(&member.id) {
-            setup.stats.restarted();
-        }
         self.built.insert(member.id, built);
         let left = self
             .threads
@@ -158,7 +155,12 @@ impl Worker {
             .create_timeout
             .saturating_sub(started.elapsed());
         match self.notify_partitions(member, left) {
-            Ok(()) => Ok(monitor),
+            Ok(()) => {
+                if self.to_rebuild.remove(&member.id) {
+                    setup.stats.restarted();
+                }
+                Ok(monitor)
+            }
             Err(error) => {
                 if let Some(built) = self.built.remove(&member.id) {
                     drop_guarded(built);
@@ -196,7 +198,7 @@ impl Worker {
         });
         let new = owned.difference(notified);
         let mut changes = gone.chain(new.map(|new| (PartitionChange::Assigned, new)));
-        let told = catch_unwind(AssertUnwindSafe(|| {
+        contained(|| {
             changes.try_for_each(|(change, at)| {
                 instance.partition(&PartitionEvent {
                     change,
@@ -207,8 +209,7 @@ impl Worker {
                     deadline: Some(time.saturating_sub(started.elapsed())),
                 })
             })
-        }));
-        told.unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())))?;
+        })?;
         built.notified = owned;
         Ok(())
     }
@@ -343,7 +344,7 @@ impl Worker {
         let Some(built) = self.built.get_mut(&member.id) else {
             return true;
         };
-        let health = checked_health(&mut *built.instance);
+        let health = contained(|| built.instance.health());
         let why = health.as_ref().err().map(ToString::to_string);
         if !self.report(Report::HealthChecked(member, why)) {
             return false;
@@ -403,7 +404,7 @@ impl Worker {
         let Some(Built { instance, .. }) = self.built.get_mut(&member.id) else {
             return Err(ProbeError::Gone);
         };
-        Ok(checked_health(&mut **instance)?)
+        Ok(contained(|| instance.health())?)
     }
 
     /// Applies a config to the instance here, or builds one with it. After an error the instance keeps the previous config or
@@ -454,9 +455,7 @@ impl Worker {
     fn leave(&mut self, member: &Arc<PoolMember>) -> bool {
         if let Some(mut built) = self.built.remove(&member.id) {
             let deadline_ms = self.threads.settings.drain_timeout.as_millis() as u64;
-            let drained = catch_unwind(AssertUnwindSafe(|| built.instance.drain(deadline_ms)));
-            let drained = drained
-                .unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())));
+            let drained = contained(|| built.instance.drain(deadline_ms));
             if let Err(error) = drained {
                 tracing::warn!(handler = %member.setup.name, %error, "instance was not drained");
             }
@@ -467,9 +466,9 @@ impl Worker {
     }
 }
 
-/// Runs a health check. Runtimes contain plugin panics; one that escapes counts as a failure.
-fn checked_health(instance: &mut dyn HandlerInstance) -> Result<(), InstanceError> {
-    catch_unwind(AssertUnwindSafe(|| instance.health()))
+/// Runs a lifecycle call. Runtimes contain plugin panics; one that escapes has poisoned the instance.
+fn contained(work: impl FnOnce() -> Result<(), InstanceError>) -> Result<(), InstanceError> {
+    catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())))
 }
 

@@ -268,6 +268,17 @@ pub struct RawOutcome {
     pub arg: u64,
 }
 
+impl RawOutcome {
+    /// Whether no other attempt follows, so that what this one has emitted is produced.
+    #[inline]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self.code,
+            outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+        )
+    }
+}
+
 /// Values of [`RawOutcome::code`].
 pub mod outcome_code {
     /// The record was not handled: it follows a panic or a cancellation, or an earlier record of its lane is to be retried or

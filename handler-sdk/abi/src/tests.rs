@@ -415,7 +415,7 @@ impl Instance for Fenced {
             code: outcome_code::ACK,
             ..Default::default()
         };
-        for index in (0..call.len()).filter(|&index| call.may_start(index)) {
+        for index in (0..call.len()).filter(|&index| call.may_start(&call.record(index))) {
             call.settle(index, ack);
             match call.record(index).value() {
                 Some(b"lost") => FENCE.close(7),

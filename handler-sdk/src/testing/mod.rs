@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sluicegate_abi::RawOutcome;
 use sluicegate_abi::host::{CallEnd, CallLimits, HostSink, Instance, Module, NotTaken};
 use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
 use sluicegate_abi::plugin::{Create, Refusal};
 use sluicegate_abi::progress::{CancelFlag, SharedProgress};
 use sluicegate_abi::view::RecordParts;
-use sluicegate_abi::{RawOutcome, outcome_code};
 
 use crate::export::{self, Entry, Exported, Exports};
 use crate::{BatchHandler, Handler, Level};
@@ -207,13 +207,7 @@ impl Kit {
                 .expect("a handler that started once with this config starts again");
         }
         // As the service does: what an attempt emits counts only if no other one follows.
-        let is_final = |emit: &Emitted| {
-            matches!(
-                raw[emit.record].code,
-                outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
-            )
-        };
-        collected.emits.retain(is_final);
+        collected.emits.retain(|emit| raw[emit.record].is_final());
         let outcomes = raw.iter().map(|raw| collected.outcome(raw)).collect();
         Run {
             outcomes,
@@ -359,7 +353,7 @@ impl Kit {
     /// Drains the handler.
     ///
     /// # Errors
-    /// Its panic.
+    /// What it could not finish, or its panic.
     pub fn drain(&mut self, deadline: Duration) -> Result<(), String> {
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let called = self.instance.drain(deadline_ms);

@@ -39,7 +39,8 @@ pub trait HandlerRuntime: Send + Sync {
     /// [`LoadError`] names the failed check and the reason.
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError>;
 
-    /// Loads the artefact as a new generation from a private copy under `cache` (G11). Nothing of the file is copied, mapped or run
+    /// Loads the artefact for a new generation: code with this digest that is loaded is used again, other code is loaded from a private copy
+    /// under `cache` (G11). Nothing of the file is copied, mapped or run
     /// before the digest of exactly those bytes has been compared with that of `artefact`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use sluicegate_abi::record::ProducerRecord;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CancelFlag, Emit,
     HandlerInstance, HostServices, InstanceError, LogLevel, MetricKind, NotTaken, PartitionEvent,
-    RawOutcome, outcome_code, outcome_flag,
+    RawOutcome, outcome_flag,
 };
 
 use crate::loaded::Living;
@@ -173,19 +173,15 @@ impl Drop for NativeInstance {
 
 /// Discards the emits of records that ended in a retry, a panic or an unknown code.
 fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutput) {
-    let keeps_emits = |outcome: &RawOutcome| {
-        matches!(
-            outcome.code,
-            outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
-        )
-    };
-    if output.emits.is_empty() || outcomes.iter().all(keeps_emits) {
+    if output.emits.is_empty() || outcomes.iter().all(RawOutcome::is_final) {
         return;
     }
-    output
-        .emits
-        .retain(|record| outcomes.get(record as usize).is_some_and(keeps_emits));
-    for outcome in outcomes.iter_mut().filter(|outcome| !keeps_emits(outcome)) {
+    output.emits.retain(|record| {
+        outcomes
+            .get(record as usize)
+            .is_some_and(RawOutcome::is_final)
+    });
+    for outcome in outcomes.iter_mut().filter(|outcome| !outcome.is_final()) {
         outcome.flags &= !outcome_flag::EMITTED;
     }
 }

@@ -1,7 +1,7 @@
 //! The file that is actually loaded: a private copy under a name that this process has never used.
 //!
 //! The system's loader returns the already loaded library for a known path, even if the file was replaced, and
-//! overwriting a mapped file corrupts running code. Each generation therefore gets its own copy in a folder that only
+//! overwriting a mapped file corrupts running code. Each time code is loaded, it therefore gets its own copy in a folder that only
 //! this user can enter, named by hash, generation and a random number. Its owner holds a lock on it: an unlocked copy is
 //! left over from a dead process and is removed. Only files with such a name, in a folder that is named for nothing else, are
 //! ever removed.

@@ -180,7 +180,7 @@ impl Host {
         unsafe { (self.raw.functions.metric())(self.raw.context, Ptr::of(&raw)) };
     }
 
-    /// Whether both are of the same instance, or of instances of the same handler.
+    /// Whether both are of the same instance.
     fn is_same(&self, other: &Self) -> bool {
         self.raw.context == other.raw.context
     }
@@ -240,12 +240,9 @@ impl<'a> Call<'a> {
     }
 
     /// Whether a record may be started: the call was not stopped, and its partition was not revoked since it was delivered.
-    ///
-    /// # Panics
-    /// When `index` is out of range.
     #[inline]
-    pub fn may_start(&self, index: usize) -> bool {
-        !self.stopped() && self.raw_record(index).is_admitted()
+    pub fn may_start(&self, record: &RecordView<'_>) -> bool {
+        !self.stopped() && record.raw().is_admitted()
     }
 
     /// Publishes a record's outcome; the service can read it immediately.

@@ -275,6 +275,30 @@ fn threads_are_bounded_whatever_they_hang_in_and_their_places_come_back() {
 }
 
 #[test]
+fn a_handler_with_many_workers_is_tripped_before_it_takes_the_threads_of_others() {
+    let mut table = Table::new(40);
+    let one = table.add("one");
+    let mut running = Vec::new();
+    for number in 0..40 {
+        running.push(table.running(&one, number));
+    }
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    assert!(!table.tripped(&one), "40 of at most 64");
+    for number in 40..64 {
+        table.effects();
+        assert!(table.submit(&one, number));
+        let slot = number as usize - 40;
+        let worker = thread(slot, table.roster.slots[slot].thread_epoch);
+        assert!(table.next(worker).starts_with("create"));
+        assert_eq!(table.created(worker, &one), "call");
+    }
+    table.tick(TIMEOUT);
+    table.tick(SECOND);
+    assert!(table.tripped(&one));
+}
+
+#[test]
 fn a_handler_whose_thread_hangs_is_tripped_at_once_if_too_many_hang_in_the_process() {
     let mut table = Table::new(1);
     let one = table.add("one");
