@@ -31,6 +31,8 @@ pub(crate) struct Declared {
     pub(crate) concurrency: u32,
     /// Timeout of a whole call in microseconds; 0 means none.
     pub(crate) timeout_us: u64,
+    /// Records that one call may have of those that its handler may have in flight, so that they suffice for every worker.
+    pub(crate) share: u32,
 }
 
 impl Declared {
@@ -81,7 +83,11 @@ impl CallSize {
             // While the last records of a call are waited for, others could be started.
             several => self.limit.max(several.saturating_mul(2)),
         };
-        limit.min(declared.max_batch())
+        // Calls that are over at once keep no worker waiting.
+        match self.elapsed > SHORT_CALL_US * self.calls {
+            true => limit.min(declared.share.max(1)),
+            false => limit.min(declared.max_batch()),
+        }
     }
 
     /// A call of so many records took so long. Returns whether calls get twice as many from now on.
@@ -158,6 +164,7 @@ mod tests {
     const PLAIN: Declared = Declared {
         concurrency: 1,
         timeout_us: 0,
+        share: u32::MAX,
     };
 
     /// Runs full calls, of which each takes `cost`; the last limit, and the records of all calls per second and worker.
@@ -198,8 +205,8 @@ mod tests {
     fn a_fixed_cost_of_any_size_is_found() {
         for fixed_ms in [99_u64, 101, 120, 150, 300, 1_000, 1_200] {
             let declared = Declared {
-                concurrency: 1,
                 timeout_us: 5_000_000,
+                ..PLAIN
             };
             let cost = |n: u32| fixed_ms * 1_000 + 1_000 * u64::from(n);
             let (limit, rate) = run(declared, cost);
@@ -255,7 +262,7 @@ mod tests {
         for (concurrency, wait_us) in [(64, 20_000_u64), (256, 1_000), (4_096, 1_000), (8, 100)] {
             let declared = Declared {
                 concurrency,
-                timeout_us: 0,
+                ..PLAIN
             };
             // As many as the concurrency wait at a time, and all are started again as they end.
             let cost = |n: u32| wait_us * u64::from(n.div_ceil(concurrency));
@@ -270,10 +277,23 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_takes_time_gets_no_more_than_its_share() {
+        let declared = Declared {
+            share: 100,
+            ..PLAIN
+        };
+        let (limit, _) = run(declared, |n| 5_000 + 20 * u64::from(n));
+        assert_eq!(limit, 100);
+        // One that is over before another worker has begun gets more.
+        let (limit, _) = run(declared, |n| 5 + u64::from(n) / 10);
+        assert_eq!(limit, MAX_BATCH);
+    }
+
+    #[test]
     fn a_call_stays_well_within_its_timeout() {
         let declared = Declared {
-            concurrency: 1,
             timeout_us: 400_000,
+            ..PLAIN
         };
         let cost = |n: u32| 60_000 + 50 * u64::from(n);
         let (limit, _) = run(declared, cost);

@@ -249,7 +249,7 @@ impl HandlerQueue {
     fn follow_targets(&mut self) {
         if let Some(first) = self.settings.targets.first() {
             self.current = first.generation.clone();
-            self.batch_limit = self.call_size.limit(declared_by(&self.current));
+            self.batch_limit = self.call_size.limit(self.declared(&self.current));
         }
         let others = self.settings.targets.iter().skip(1);
         let others = others.map(|target| &target.generation.version);
@@ -306,11 +306,26 @@ impl HandlerQueue {
 
     /// Learns from a call how many records the next one gets.
     fn learn_cost(&mut self, records: u32, elapsed_us: u64, ran_by: &GenerationId) {
-        let declared = declared_by(ran_by);
+        let declared = self.declared(ran_by);
         let grew = self.call_size.learn(records, elapsed_us, declared);
         // Batches are filled ahead of their submission: those of the first calls would keep their size.
         self.small_batches |= self.ready.len() > 1 && grew && self.batch_limit < SMALL_BATCH;
         self.batch_limit = self.call_size.limit(declared);
+    }
+
+    /// What is known about calls of a generation.
+    fn declared(&self, generation: &GenerationId) -> Declared {
+        let workers = self.settings.targets.iter();
+        let workers = workers.map(|target| target.pool.workers()).sum::<u32>();
+        let in_flight = self.settings.max_in_flight_records;
+        let overlapping = generation.concurrency.saturating_mul(2);
+        Declared {
+            concurrency: generation.concurrency,
+            timeout_us: generation.call_timeout_ms.saturating_mul(1_000),
+            // One more than there are workers, so that a call waits for the worker that ends first.
+            share: (in_flight / workers.saturating_add(1))
+                .max(overlapping.min(in_flight / workers.max(1))),
+        }
     }
 
     /// Marks that it may have something to submit.
@@ -539,13 +554,5 @@ impl HandlerQueue {
     pub(crate) fn submitted(&self) -> impl Iterator<Item = RecordId> {
         let submitted = self.batches.iter().filter(|batch| batch.is_submitted());
         submitted.flat_map(|batch| batch.keys.iter().copied())
-    }
-}
-
-/// What a generation says about its calls.
-fn declared_by(generation: &GenerationId) -> Declared {
-    Declared {
-        concurrency: generation.concurrency,
-        timeout_us: generation.call_timeout_ms.saturating_mul(1_000),
     }
 }
