@@ -95,6 +95,7 @@ pub struct Entry {
     takes_config: bool,
     takes_batches: bool,
     concurrency: usize,
+    max_batch: u32,
     create: Build,
 }
 
@@ -107,6 +108,7 @@ pub fn per_record<H: Handler>(name: &'static str) -> Entry {
         takes_config: H::TAKES_CONFIG,
         takes_batches: false,
         concurrency: 1,
+        max_batch: u32::MAX,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
             Ok(Box::new(PerRecord::new(handler)))
@@ -123,6 +125,7 @@ pub fn batch<H: BatchHandler>(name: &'static str) -> Entry {
         takes_config: H::TAKES_CONFIG,
         takes_batches: true,
         concurrency: 1,
+        max_batch: H::MAX_RECORDS.max(1),
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
             Ok(Box::new(Batches(handler)))
@@ -140,6 +143,7 @@ pub fn overlapping<H: crate::AsyncHandler>(name: &'static str) -> Entry {
         takes_config: H::TAKES_CONFIG,
         takes_batches: false,
         concurrency: H::CONCURRENCY,
+        max_batch: u32::MAX,
         create: |config, setup| {
             let instance =
                 crate::async_handler::Overlapping::<H>::create(read_config(config)?, setup);
@@ -217,6 +221,7 @@ impl<E: Exports> Plugin for Exported<E> {
                     "takes_config": entry.takes_config,
                     "takes_batches": entry.takes_batches,
                     "concurrency": entry.concurrency,
+                    "max_batch": entry.max_batch,
                 })
             })
             .collect();

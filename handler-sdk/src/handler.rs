@@ -137,6 +137,9 @@ pub trait BatchHandler: Sized + 'static {
     /// As [`Handler::TAKES_CONFIG`].
     const TAKES_CONFIG: bool = false;
 
+    /// Maximum number of records per call; the service chooses a number up to it by what calls cost.
+    const MAX_RECORDS: u32 = u32::MAX;
+
     /// As [`Handler::new`].
     ///
     /// # Errors

@@ -68,7 +68,10 @@ pub(crate) fn abi_call() {
             record_timeout_ms: 0,
             cancel: &cancel,
         };
-        measured(|| instance.handle(&call, &mut outcomes, &mut output));
+        let called = measured(|| {
+            sluicegate_runtime::call(&mut *instance, &call, &mut outcomes, &mut output)
+        });
+        assert!(called.is_ok(), "the runtime panicked");
         assert!(outcomes.iter().all(|one| one.code == outcome_code::ACK));
     }
     drop(instance);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use sluicegate_config::RejectionEffect;
-use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
+use sluicegate_engine::dispatch::HandlerIx;
 
+use super::generation::Generation;
 use super::managed::{ManagedHandler, PendingChange};
 use super::registry::Inner;
 use super::table::{HandlerPlan, HandlerTable};
@@ -66,18 +67,12 @@ pub(super) fn plan(inner: &mut Inner) -> HandlerTable {
         };
         let next = HandlerIx(inner.places.len() as u32);
         let ix = *inner.places.entry(name.clone()).or_insert(next);
-        let generation = live.generation.as_ref();
+        let targets = live.generation.iter().map(Generation::target);
         plan.handlers.push(HandlerPlan {
             ix,
             name: name.as_str().into(),
-            generation: generation.map_or(0, |g| g.number),
-            version: generation.map_or_else(|| "".into(), |g| Arc::clone(&g.version)),
-            origin: generation.map(|g| Arc::clone(&g.origin)),
             spec: Arc::clone(spec),
-            pool: generation.map(|g| Arc::clone(&g.pool) as Arc<dyn WorkerPool>),
-            takes_batches: generation.is_some_and(|g| g.info.takes_batches),
-            concurrency: generation.map_or(1, |g| g.info.concurrency),
-            keeps_key_state: generation.is_some_and(|g| g.info.keeps_key_state),
+            targets: targets.collect(),
         });
     }
     plan

@@ -16,7 +16,7 @@ use sluicegate_pool::{
     CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, HungThreads, ProbeError,
     RestartPolicy, ThreadPool, ThreadPoolSettings,
 };
-use sluicegate_runtime::{LoadError, VerifiedArtefact};
+use sluicegate_runtime::{HandlerInfo, LoadError, VerifiedArtefact};
 
 use super::catalogue::Artefact;
 use super::generation::{
@@ -202,7 +202,7 @@ impl GenerationBuilder {
             return Err(PrepareError::EmitLoop { user, reason }.into());
         }
         status.advance(GenerationState::Compatible);
-        let pool = self.join(job, &code, self.setup(job, &code, status));
+        let pool = self.join(job, &code, self.setup(job, &info, &code, status));
         // A shared pool may serve a thousand handlers: their instances are built on first use.
         let keep = spec.pool.is_none();
         let timeout = self.create_timeout + Duration::from_secs(1);
@@ -261,7 +261,13 @@ impl GenerationBuilder {
         self.secrets.add(secrets);
     }
 
-    fn setup(&self, job: &PrepareJob, code: &Code, status: &GenerationStatus) -> HandlerSetup {
+    fn setup(
+        &self,
+        job: &PrepareJob,
+        info: &HandlerInfo,
+        code: &Code,
+        status: &GenerationStatus,
+    ) -> HandlerSetup {
         let (spec, counters) = (&job.spec, &job.counters);
         self.hide(job);
         let redaction = Arc::clone(&counters.redaction);
@@ -275,7 +281,7 @@ impl GenerationBuilder {
         let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
             name: status.handler(),
-            exported_as: job.handler.clone(),
+            info: info.clone(),
             generation: job.number,
             plugin: Arc::new(Redacted {
                 plugin: Arc::clone(&code.plugin),

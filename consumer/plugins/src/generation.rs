@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use semver::Version;
 use sluicegate_config::HandlerSpec;
 use sluicegate_config::secret::{Redaction, Redactor};
+use sluicegate_engine::queue::BUCKETS;
 use sluicegate_pool::pool::relock;
 use sluicegate_pool::{HandlerPool, HandlerStats, ReleaseWatch};
 use sluicegate_runtime::{HandlerInfo, LoadedPlugin};
@@ -22,6 +23,7 @@ use sluicegate_runtime::{HandlerInfo, LoadedPlugin};
 use super::catalogue::Artefact;
 use super::reconcile::{Required, Serving, required};
 use super::services::UserMetrics;
+use super::table::HandlerTarget;
 
 /// State of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,6 +226,18 @@ impl Generation {
             takes_config,
         };
         required(Some(serving), spec, found)
+    }
+
+    /// It as the target of all keys of its handler.
+    pub fn target(&self) -> HandlerTarget {
+        HandlerTarget {
+            generation: self.number,
+            version: Arc::clone(&self.version),
+            origin: Arc::clone(&self.origin),
+            info: self.info.clone(),
+            pool: Arc::clone(&self.pool) as _,
+            buckets: BUCKETS,
+        }
     }
 
     /// Retires it: its instances are dropped once their last batch has been returned.

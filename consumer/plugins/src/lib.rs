@@ -49,5 +49,5 @@ pub use reconcile::{Required, SpecChange, SpecEffect};
 pub use registry::Registry;
 pub use restarting::{RestartRefusal, RestartState};
 pub use settings::RegistrySettings;
-pub use table::{HandlerPlan, HandlerTable};
+pub use table::{HandlerPlan, HandlerTable, HandlerTarget};
 pub use watch::FolderWatch;

@@ -107,14 +107,7 @@ mod tests {
     use super::*;
 
     fn info(schema: &Value) -> HandlerInfo {
-        HandlerInfo {
-            name: "h".into(),
-            config_schema: schema.to_string(),
-            keeps_key_state: false,
-            takes_config: false,
-            takes_batches: false,
-            concurrency: 1,
-        }
+        HandlerInfo::new("h", &schema.to_string())
     }
 
     fn refused(topics: &str, schema: &Value, config: &Value) -> Option<String> {

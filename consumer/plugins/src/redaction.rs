@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use sluicegate_config::secret::Redaction;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, CreateRequest, HandlerInfo,
+    CallHost, CallMonitor, CallRequest, CallStatus, CreateError, CreateRequest, HandlerInfo,
     HandlerInstance, InstanceError, LoadedPlugin, NotTaken, PartitionEvent, PluginIdentity,
     RawOutcome,
 };
@@ -61,16 +61,15 @@ struct RedactedInstance {
 impl HandlerInstance for RedactedInstance {
     fn handle(
         &mut self,
-        call: &CallRequest<'_>,
+        request: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
-        output: &mut CallOutput,
+        host: &mut CallHost<'_>,
     ) -> CallStatus {
-        let before = output.details.len();
-        let status = self.instance.handle(call, outcomes, output);
-        if output.details.len() > before
+        let status = self.instance.handle(request, outcomes, host);
+        if !host.details_mut().is_empty()
             && let Some(redactor) = self.redaction.current()
         {
-            for detail in output.details.iter_mut().skip(before) {
+            for detail in host.details_mut() {
                 if let Cow::Owned(redacted) = redactor.redact(detail) {
                     *detail = redacted;
                 }
@@ -125,7 +124,8 @@ mod tests {
     use sluicegate_config::secret::Redactor;
     use sluicegate_kit::log_capture::captured;
     use sluicegate_runtime::{
-        HostServices, LogLevel, LogLine, MetricKind, PartitionChange, RawRecord, outcome_code,
+        CallSink, HostServices, LogLevel, LogLine, MetricKind, PartitionChange, RawRecord,
+        outcome_code,
     };
 
     use super::*;
@@ -174,9 +174,9 @@ mod tests {
             &mut self,
             _call: &CallRequest<'_>,
             _outcomes: &mut [RawOutcome],
-            output: &mut CallOutput,
+            host: &mut CallHost<'_>,
         ) -> CallStatus {
-            output.details.push(format!("cannot use {}", self.config));
+            host.detail(&format!("cannot use {}", self.config));
             let line = LogLine {
                 target: &self.config,
                 fields: &self.config,
@@ -249,7 +249,7 @@ mod tests {
             .map(|name| create(name).err().expect("it refuses").to_string())
             .to_vec();
         let mut instance = create("runs").expect("an instance");
-        let mut output = CallOutput::default();
+        let mut output = sluicegate_runtime::CallOutput::default();
         let records: [RawRecord; 0] = [];
         let cancel = sluicegate_runtime::CancelFlag::default();
         let call = CallRequest {
@@ -263,7 +263,8 @@ mod tests {
             ..RawOutcome::default()
         }];
         let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
-            instance.handle(&call, &mut outcomes, &mut output);
+            let mut host = CallHost::new(&call, &mut output);
+            instance.handle(&call, &mut outcomes, &mut host);
             let error = instance.health().expect_err("it is unhealthy");
             let is_poisoned = matches!(error, InstanceError::Poisoned(_));
             assert_eq!(

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sluicegate_config::HandlerSpec;
 use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
 use sluicegate_engine::routing::{RouteError, RoutingIndex};
+use sluicegate_runtime::HandlerInfo;
 
 use super::generation::CodeOrigin;
 
@@ -54,22 +55,36 @@ pub struct HandlerPlan {
     pub ix: HandlerIx,
     /// Its name in the spec.
     pub name: Arc<str>,
-    /// Number of its active generation, unique within the process; 0 if there is none.
-    pub generation: u64,
-    /// The plugin's version; empty without a generation.
-    pub version: Arc<str>,
-    /// Where its code is from; `None` without a generation.
-    pub origin: Option<Arc<CodeOrigin>>,
     /// The applied spec; after a rejection, the last accepted one. Its `enabled` is the gate.
     pub spec: Arc<HandlerSpec>,
-    /// The pool that runs it; `None` only if the gate has been closed since the handler was declared.
-    pub pool: Option<Arc<dyn WorkerPool>>,
-    /// See [`sluicegate_runtime::HandlerInfo::takes_batches`].
-    pub takes_batches: bool,
-    /// See [`sluicegate_runtime::HandlerInfo::concurrency`].
-    pub concurrency: u32,
-    /// See [`sluicegate_runtime::HandlerInfo::keeps_key_state`].
-    pub keeps_key_state: bool,
+    /// What runs its records, and which share of the keys each gets; none only if the gate has been closed since the handler was
+    /// declared.
+    pub targets: Vec<HandlerTarget>,
+}
+
+impl HandlerPlan {
+    /// Number of its present generation; 0 if there is none.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.targets.first().map_or(0, |target| target.generation)
+    }
+}
+
+/// A generation that runs some of a handler's records.
+#[derive(Clone)]
+pub struct HandlerTarget {
+    /// Its number, unique within the process.
+    pub generation: u64,
+    /// The plugin's version.
+    pub version: Arc<str>,
+    /// Where its code is from.
+    pub origin: Arc<CodeOrigin>,
+    /// What the plugin says about the handler.
+    pub info: HandlerInfo,
+    /// Its pool.
+    pub pool: Arc<dyn WorkerPool>,
+    /// Number of key buckets that it gets ([`sluicegate_engine::queue::Target::buckets`]).
+    pub buckets: u16,
 }
 
 impl fmt::Debug for HandlerPlan {
@@ -77,8 +92,7 @@ impl fmt::Debug for HandlerPlan {
         f.debug_struct("HandlerPlan")
             .field("ix", &self.ix)
             .field("name", &self.name)
-            .field("generation", &self.generation)
-            .field("version", &self.version)
+            .field("generation", &self.generation())
             .field("enabled", &self.spec.enabled)
             .finish_non_exhaustive()
     }

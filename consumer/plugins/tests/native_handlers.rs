@@ -124,7 +124,7 @@ fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
 
 /// Submits the batch as soon as the pool accepts it.
 fn give(replies: &Replies, plan: &HandlerPlan, batch: Box<Batch>) {
-    let pool = plan.pool.as_ref().unwrap();
+    let pool = &plan.targets[0].pool;
     let mut left = Some(batch);
     wait_until(
         DEADLINE,
@@ -196,7 +196,8 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
 fn instances_that_panic_when_dropped_or_built_are_contained() {
     let mut service = Service::new();
     let plan = service.serve(spec("misbehave/misbehave-drop", json!({})));
-    assert!(plan.keeps_key_state && !plan.takes_batches);
+    let info = &plan.targets[0].info;
+    assert!(info.keeps_key_state && !info.takes_batches);
     let mut replies = Replies::new();
     give(&replies, &plan, batch(0, &[0]));
     assert_eq!(codes(&replies.finished()), [ACK]);
@@ -204,7 +205,7 @@ fn instances_that_panic_when_dropped_or_built_are_contained() {
     let refused = service.registry.apply(&refused);
     let reason = &refused.refusals[0].reason;
     assert!(reason.contains("create on purpose"), "{reason}");
-    assert_eq!(refused.plan.handlers[0].generation, plan.generation);
+    assert_eq!(refused.plan.handlers[0].generation(), plan.generation());
     let wrong = Snapshot::new(3, [spec("misbehave", json!({ "rulez": [] }))]);
     let reason = service.registry.apply(&wrong).refusals[0].reason.clone();
     assert!(reason.contains("rulez"), "{reason}");
@@ -230,7 +231,7 @@ fn a_replaced_file_takes_over_and_the_old_code_runs_until_it_is_released() {
     assert!(service.registry.follow_scan(changed) && service.registry.prepare_next());
     let applied = service.registry.current();
     let new = &applied.plan.handlers[0];
-    assert!(new.generation > old.generation);
+    assert!(new.generation() > old.generation());
     let mut replies = Replies::new();
     for (flight, plan) in [&old, new].into_iter().enumerate() {
         give(&replies, plan, batch(flight as u32, &[0]));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::emit::Emitter;
-use sluicegate_runtime::{HostServices, LoadedPlugin};
+use sluicegate_runtime::{HandlerInfo, HostServices, LoadedPlugin};
 
 use crate::clock::now_ms;
 use crate::lock::relock;
@@ -23,8 +23,8 @@ pub(crate) type MemberId = u64;
 pub struct HandlerSetup {
     /// The handler's name in its spec.
     pub name: Arc<str>,
-    /// The name under which the plugin exports it.
-    pub exported_as: String,
+    /// What the plugin says about it, and the name under which it exports it.
+    pub info: HandlerInfo,
     /// Number of the handler's generation: what its instances share is told apart by it.
     pub generation: u64,
     /// The loaded code.
@@ -46,17 +46,9 @@ pub struct HandlerSetup {
 }
 
 impl HandlerSetup {
-    /// Whether the handler is called once per batch.
-    pub(crate) fn takes_batches(&self) -> bool {
-        let handlers = self.plugin.handlers();
-        let its = handlers.iter().find(|info| info.name == self.exported_as);
-        its.is_some_and(|info| info.takes_batches)
-    }
-
-    fn runs_one_by_one(&self) -> bool {
-        let handlers = self.plugin.handlers();
-        let its = handlers.iter().find(|info| info.name == self.exported_as);
-        its.is_some_and(|info| !info.takes_batches && info.concurrency <= 1)
+    /// Whether its instances handle one record after the other.
+    pub(crate) fn runs_one_by_one(&self) -> bool {
+        !self.info.takes_batches && self.info.concurrency <= 1
     }
 }
 
@@ -94,8 +86,6 @@ pub enum Release {
 pub(crate) struct PoolMember {
     pub(crate) id: MemberId,
     pub(crate) setup: HandlerSetup,
-    /// Its calls run one record after the other.
-    pub(crate) runs_one_by_one: bool,
     tripped: AtomicBool,
     failing: Mutex<Failing>,
     release: Mutex<Option<Release>>,
@@ -129,7 +119,6 @@ impl PoolMember {
     pub(crate) fn new(id: MemberId, setup: HandlerSetup) -> Self {
         Self {
             id,
-            runs_one_by_one: setup.runs_one_by_one(),
             setup,
             tripped: AtomicBool::new(false),
             failing: Mutex::default(),

@@ -60,8 +60,6 @@ struct Built {
     notified: BTreeSet<OwnedPartition>,
     /// Serial number of its config.
     config: u64,
-    /// Its timeout is that of a call, not of each record.
-    takes_batches: bool,
 }
 
 struct Worker {
@@ -129,7 +127,7 @@ impl Worker {
         let setup = &member.setup;
         let create = || {
             let instance = setup.plugin.create(CreateRequest {
-                handler: &setup.exported_as,
+                handler: &setup.info.name,
                 name: &setup.name,
                 config_json: &config.json,
                 worker: self.id.slot as u32,
@@ -142,7 +140,6 @@ impl Worker {
                 instance,
                 notified: BTreeSet::new(),
                 config: config.serial,
-                takes_batches: setup.takes_batches(),
             })
         };
         let built =
@@ -291,22 +288,23 @@ impl Worker {
             return (Some(why), Instant::now());
         };
         let timeout = u64::try_from(member.setup.timeout.as_millis()).unwrap_or(u64::MAX);
-        let (timeout_ms, record_timeout_ms) = match built.takes_batches {
+        let (timeout_ms, record_timeout_ms) = match member.setup.info.takes_batches {
             true => (timeout, 0),
             false => (0, timeout),
         };
         let start = Instant::now();
-        let call = CallRequest {
+        let request = CallRequest {
             records: &batch.records,
             timeout_ms,
             record_timeout_ms,
             cancel: &batch.cancel,
         };
-        let status = catch_unwind(AssertUnwindSafe(|| {
-            built
-                .instance
-                .handle(&call, &mut batch.outcomes, &mut batch.output)
-        }));
+        let status = sluicegate_runtime::call(
+            &mut *built.instance,
+            &request,
+            &mut batch.outcomes,
+            &mut batch.output,
+        );
         let elapsed = start.elapsed();
         // Never 0, which marks a batch returned without a call.
         batch.elapsed_us = (elapsed.as_micros() as u64).max(1);

@@ -9,13 +9,15 @@ use sluicegate_config::service::read_service_config;
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::engine::EngineSettings;
+use sluicegate_engine::queue::BUCKETS;
 use sluicegate_engine::source::{Source, SourceError, StartAt};
 use sluicegate_engine::status::ProblemKind;
 use sluicegate_kafka::RecordBuf;
-use sluicegate_kit::engine_doubles::{NoEmitter, flow_settings};
+use sluicegate_kit::engine_doubles::{HeldPool, NoEmitter, flow_settings};
 use sluicegate_kit::log_capture::captured;
 use sluicegate_kit::memory_source::MemoryKafka;
-use sluicegate_plugins::{HandlerPlan, HandlerTable, RegistrySettings};
+use sluicegate_plugins::{CodeOrigin, HandlerPlan, HandlerTable, HandlerTarget, RegistrySettings};
+use sluicegate_runtime::HandlerInfo;
 use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
 use super::*;
@@ -129,6 +131,23 @@ fn spec(topics: &str) -> HandlerSpec {
     read_spec(&text, None, &Environment::default()).expect("a good spec")
 }
 
+/// A generation whose code has this digest.
+fn target(sha256: &str) -> HandlerTarget {
+    HandlerTarget {
+        generation: 1,
+        version: "1.0.0".into(),
+        origin: Arc::new(CodeOrigin {
+            plugin: "p".to_owned(),
+            version: "1.0.0".parse().expect("a version"),
+            path: "plugins/libp.so".into(),
+            sha256: sha256.to_owned(),
+        }),
+        info: HandlerInfo::new("p", "{}"),
+        pool: Arc::new(HeldPool::default()),
+        buckets: BUCKETS,
+    }
+}
+
 /// Revision 7 with one handler.
 fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
     let plan = HandlerTable {
@@ -136,14 +155,8 @@ fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
         handlers: vec![HandlerPlan {
             ix: HandlerIx(0),
             name: "h".into(),
-            generation: 1,
-            origin: None,
-            version: "1.0.0".into(),
             spec: Arc::new(spec.clone()),
-            pool: None,
-            takes_batches: false,
-            concurrency: 1,
-            keeps_key_state: false,
+            targets: Vec::new(),
         }],
     };
     let applied = Applied {
@@ -225,12 +238,7 @@ fn the_line_about_a_plan_names_the_code_and_comes_again_when_it_changes() {
     harness.release();
     let (snapshot, mut applied) = applied(&spec("t"));
     for sha256 in ["9f86d081", "0b822cd1"] {
-        applied.plan.handlers[0].origin = Some(Arc::new(sluicegate_plugins::CodeOrigin {
-            plugin: "p".to_owned(),
-            version: "1.0.0".parse().expect("a version"),
-            path: "plugins/libp.so".into(),
-            sha256: sha256.to_owned(),
-        }));
+        applied.plan.handlers[0].targets = vec![target(sha256)];
         let log = captured(|| {
             for _ in 0..2 {
                 harness.controller.activate(Arc::clone(&snapshot), &applied);

@@ -13,7 +13,7 @@ use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, 
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;
-use sluicegate_plugins::{HandlerPlan, RegistrySettings};
+use sluicegate_plugins::{HandlerPlan, HandlerTarget, RegistrySettings};
 
 use crate::pump::{JoinGate, Probe, PumpSettings};
 
@@ -87,7 +87,11 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
     let spec = &plan.spec;
     HandlerSettings {
         name: plan.name.clone(),
-        targets: target_of(plan).into_iter().collect(),
+        targets: plan
+            .targets
+            .iter()
+            .map(|one| target_of(one, plan))
+            .collect(),
         gate_open: spec.enabled,
         order: match spec.order {
             SpecOrder::Key => Order::Key,
@@ -112,23 +116,27 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
     }
 }
 
-/// What runs the handler's records: its generation.
-fn target_of(plan: &HandlerPlan) -> Option<Target> {
+/// A generation that runs records of the handler.
+fn target_of(target: &HandlerTarget, plan: &HandlerPlan) -> Target {
+    let info = &target.info;
     let generation = GenerationId {
-        version: plan.version.clone(),
-        number: plan.generation,
+        version: target.version.clone(),
+        number: target.generation,
         config_digest: digest(plan.spec.config.expose().to_string().as_bytes()),
-        takes_batches: plan.takes_batches,
-        concurrency: plan.concurrency,
-        call_timeout_ms: match plan.takes_batches {
+        takes_batches: info.takes_batches,
+        concurrency: info.concurrency,
+        max_batch: info.max_batch,
+        call_timeout_ms: match info.takes_batches {
             true => u64::try_from(plan.spec.timeout.as_millis()).unwrap_or(u64::MAX),
             false => 0,
         },
     };
-    Some(Target {
-        keeps_key_state: plan.keeps_key_state,
-        ..Target::only(generation, plan.pool.clone()?)
-    })
+    Target {
+        generation: Arc::new(generation),
+        pool: Arc::clone(&target.pool),
+        buckets: target.buckets,
+        keeps_key_state: info.keeps_key_state,
+    }
 }
 
 /// A hash of `bytes`; equal bytes have equal hashes within one process.

@@ -19,8 +19,8 @@ impl PlanLog {
     pub(super) fn log(&mut self, snapshot: &Snapshot, applied: &Applied) {
         let (revision, handlers) = (applied.plan.revision, applied.plan.handlers.len());
         let refused = snapshot.rejections.len() + applied.refusals.len();
-        let origins = applied.plan.handlers.iter();
-        let code: BTreeSet<_> = origins.filter_map(|one| one.origin.clone()).collect();
+        let targets = applied.plan.handlers.iter().flat_map(|one| &one.targets);
+        let code: BTreeSet<_> = targets.map(|target| target.origin.clone()).collect();
         let shown: Vec<String> = code.iter().map(ToString::to_string).collect();
         let now = Some((revision, handlers, refused, code));
         if self.0 != now {

@@ -18,14 +18,8 @@ fn wanted(handlers: &[(&str, &str)]) -> Wanted {
         HandlerPlan {
             ix: HandlerIx(number as u32),
             name: spec.name.as_str().into(),
-            origin: None,
-            generation: 0,
-            version: "".into(),
             spec: Arc::new(spec),
-            pool: None,
-            takes_batches: false,
-            concurrency: 1,
-            keeps_key_state: false,
+            targets: Vec::new(),
         }
     };
     let plan = HandlerTable {

@@ -20,6 +20,7 @@ pub mod guard;
 pub mod header_block;
 pub mod host;
 pub mod lend;
+pub mod limits;
 pub mod module;
 pub mod partition;
 pub mod plugin;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sluicegate_abi::header_block::Headers;
 use sluicegate_abi::host::{CallSink, HostSink, LogLine};
+use sluicegate_abi::limits::{MAX_DETAIL, MAX_EMITTED};
 use sluicegate_abi::plugin::EmitResult;
 use sluicegate_abi::progress::CancelFlag;
 use sluicegate_abi::record::ProducerRecord;
@@ -71,8 +72,6 @@ fn is_metric_name(name: &str) -> bool {
     begins && name.len() <= 128 && name.chars().all(fits)
 }
 
-/// As the service: what a call may emit, in bytes.
-const MAX_EMITTED: usize = 32 << 20;
 /// What an emitted record costs besides its bytes.
 const OF_EACH: usize = 64;
 
@@ -147,6 +146,7 @@ impl CallSink for Collected {
     }
 
     fn detail(&mut self, text: &str) -> u32 {
+        let text = &text[..text.floor_char_boundary(MAX_DETAIL)];
         self.details.push(text.to_string());
         self.details.len() as u32
     }

@@ -28,6 +28,8 @@ const NAME: &str = "handler";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// As in a spec without `retry`.
 const MAX_ATTEMPTS: u32 = 5;
+/// Maximum number of records per call.
+const MOST: u64 = 4_096;
 
 /// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +102,8 @@ pub struct Kit {
     serial: u64,
     limits: CallLimits,
     takes_batches: bool,
+    /// Maximum number of records per call.
+    most: usize,
 }
 
 impl Kit {
@@ -151,8 +155,9 @@ impl Kit {
         let config = config.to_string();
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         let instance = create(&module, &host, &config, generation)?;
-        let takes_batches = describe(&module)["takes_batches"] == true;
-        let progress = Arc::new(SharedProgress::new(4096));
+        let described = describe(&module);
+        let most = described["max_batch"].as_u64().unwrap_or(u64::MAX);
+        let progress = Arc::new(SharedProgress::new(MOST as usize));
         let mut kit = Self {
             module,
             config,
@@ -163,7 +168,8 @@ impl Kit {
             instance,
             serial: 0,
             limits: CallLimits::default(),
-            takes_batches,
+            takes_batches: described["takes_batches"] == true,
+            most: most.min(MOST) as usize,
         };
         kit.set_timeout(DEFAULT_TIMEOUT);
         Ok(kit)
@@ -178,15 +184,16 @@ impl Kit {
         }
     }
 
-    /// Calls the handler with up to 4,096 records.
+    /// Calls the handler with up to 4,096 records, or as many as it wishes for at most ([`BatchHandler::MAX_RECORDS`]).
     ///
     /// # Panics
     /// With more records, or if the instance cannot be rebuilt after a panic.
     pub fn run(&mut self, records: impl IntoIterator<Item = TestRecord>) -> Run {
         let records: Vec<RecordParts> = records.into_iter().map(TestRecord::finish).collect();
         assert!(
-            records.len() <= self.progress.capacity(),
-            "the kit supports up to 4,096 records per call"
+            records.len() <= self.most,
+            "a call has at most {} records",
+            self.most
         );
         self.serial += 1;
         self.cancel.clear();
@@ -229,7 +236,7 @@ impl Kit {
             emits: Vec::new(),
             poisoned: false,
         };
-        let mut at_once = usize::MAX;
+        let mut at_once = self.most;
         while !open.is_empty() {
             let given = open.iter().take(at_once);
             let run = self.run(given.map(|(_, record)| record.clone()));
@@ -261,7 +268,7 @@ impl Kit {
             // Together they may emit more than a call may.
             let ran = before != (open.len(), attempts(&open));
             assert!(ran || at_once > 1, "no record is run");
-            at_once = if ran { usize::MAX } else { 1 };
+            at_once = if ran { self.most } else { 1 };
         }
         all
     }

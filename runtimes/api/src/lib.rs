@@ -12,15 +12,20 @@
 //! 3. The outcomes that a running call has written can be read from another thread ([`CallMonitor`]), so that a hanging
 //!    call costs only the record it hangs on.
 
+mod call;
 mod emits;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use call::{CallHost, CallOutput, CallRequest, CallStatus, call};
 pub use emits::{Emit, Emits};
+pub use sluicegate_abi::host::CallSink;
 pub use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
+pub use sluicegate_abi::plugin::EmitResult;
 pub use sluicegate_abi::progress::CancelFlag;
+pub use sluicegate_abi::record::ProducerRecord;
 pub use sluicegate_abi::{
     RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag,
 };
@@ -92,6 +97,7 @@ impl VerifiedArtefact {
 
 /// A handler exported by a loaded plugin, as described by the plugin.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct HandlerInfo {
     /// Handler name.
     pub name: String,
@@ -106,6 +112,23 @@ pub struct HandlerInfo {
     pub takes_batches: bool,
     /// Records that an instance handles at a time; 1 means one after the other.
     pub concurrency: u32,
+    /// Maximum number of records per call that it wishes for; `u32::MAX` leaves that to the service.
+    pub max_batch: u32,
+}
+
+impl HandlerInfo {
+    /// A handler that takes record by record, one after the other, and keeps no state per key.
+    pub fn new(name: &str, config_schema: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            config_schema: config_schema.to_owned(),
+            keeps_key_state: false,
+            takes_config: false,
+            takes_batches: false,
+            concurrency: 1,
+            max_batch: u32::MAX,
+        }
+    }
 }
 
 /// Loaded and checked code, in use by one generation or several.
@@ -172,14 +195,15 @@ pub trait HandlerInstance {
     /// Calls the handler for the call's records, in order, and writes `outcomes[i]` for `records[i]`.
     ///
     /// `outcomes` has the length of the records and is initialized to `NOT_RUN`. Emitted records and the texts behind
-    /// `RawOutcome::detail` are appended to `output`; emits of a record that ends in a retry, a panic or an unknown code
-    /// are discarded and its `EMITTED` flag is cleared. Once [`CallRequest::cancel`] is set, which may be before the call,
+    /// `RawOutcome::detail` are given to `host`. Once [`CallRequest::cancel`] is set, which may be before the call,
     /// no further record is started: the remaining ones stay `NOT_RUN` (G5).
+    ///
+    /// Called through [`call`], which discards the emits of records without a final outcome.
     fn handle(
         &mut self,
-        call: &CallRequest<'_>,
+        request: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
-        output: &mut CallOutput,
+        host: &mut CallHost<'_>,
     ) -> CallStatus;
 
     /// Returns a monitor of this instance's calls for other threads.
@@ -211,30 +235,6 @@ pub trait HandlerInstance {
     fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError>;
 }
 
-/// The input of a call.
-#[derive(Clone, Copy, Debug)]
-pub struct CallRequest<'a> {
-    /// The records, in order. Their memory outlives them: it is lent until the batch is returned, and leaked if the batch
-    /// is lost ([`sluicegate_abi::lend`]).
-    pub records: &'a [RawRecord],
-    /// Timeout of the whole call in milliseconds, as reported to the handler; 0 means no limit.
-    pub timeout_ms: u64,
-    /// Timeout of each record in milliseconds, from when it starts, as reported to the handler; 0 means no limit of its own.
-    pub record_timeout_ms: u64,
-    /// Set from any thread once the result is not needed any more: the call timed out, or a partition of its records is
-    /// not assigned any more. Visible to the handler through its context.
-    pub cancel: &'a CancelFlag,
-}
-
-/// Whether the instance is usable after a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallStatus {
-    /// Ready for the next call.
-    Usable,
-    /// It panicked or violated the contract: drop it and build another.
-    Poisoned,
-}
-
 /// The progress of an instance's current call, readable from any thread.
 pub trait CallMonitor: Send + Sync {
     /// The serial number of the running call and the index of its current record; `None` between calls.
@@ -251,23 +251,6 @@ pub struct CallProgress {
     pub serial: u64,
     /// Index of the record being handled; the outcomes before it are final.
     pub index: u32,
-}
-
-/// Output of a call besides outcomes; reused between calls.
-#[derive(Debug, Default)]
-pub struct CallOutput {
-    /// Texts referenced by outcomes as index + 1.
-    pub details: Vec<String>,
-    /// Records to produce, in emit order.
-    pub emits: Emits,
-}
-
-impl CallOutput {
-    /// Clears it, keeping the allocations.
-    pub fn clear(&mut self) {
-        self.details.clear();
-        self.emits.clear();
-    }
 }
 
 /// Services for a handler, available at any time, also outside a call.

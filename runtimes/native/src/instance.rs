@@ -2,24 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sluicegate_abi::host::{self, CallEnd, CallLimits, CallSink, HostSink, Instance, LogLine};
-use sluicegate_abi::plugin::{EmitResult, Refusal};
+use sluicegate_abi::host::{self, CallEnd, CallLimits, HostSink, Instance, LogLine};
+use sluicegate_abi::plugin::Refusal;
 use sluicegate_abi::progress::SharedProgress;
-use sluicegate_abi::record::ProducerRecord;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CancelFlag, Emit,
-    HandlerInstance, HostServices, InstanceError, LogLevel, MetricKind, NotTaken, PartitionEvent,
-    RawOutcome, outcome_flag,
+    CallHost, CallMonitor, CallProgress, CallRequest, CallStatus, HandlerInstance, HostServices,
+    InstanceError, LogLevel, MetricKind, NotTaken, PartitionEvent, RawOutcome,
 };
 
 use crate::loaded::Living;
 
 const PANICKED_EARLIER: &str = "the instance panicked earlier";
-/// Maximum bytes of what a call emits, with what is needed to find them.
-const MAX_EMITTED: usize = 32 << 20;
-/// Maximum bytes of one text of a call, and of all.
-const MAX_DETAIL: usize = 8 << 10;
-const MAX_DETAILS: usize = 4 << 20;
 /// Number of records per call without reallocation.
 const FIRST_CAPACITY: usize = 1024;
 
@@ -80,28 +73,21 @@ impl NativeInstance {
 impl HandlerInstance for NativeInstance {
     fn handle(
         &mut self,
-        call: &CallRequest<'_>,
+        request: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
-        output: &mut CallOutput,
+        host: &mut CallHost<'_>,
     ) -> CallStatus {
         let CallRequest {
             records,
             timeout_ms,
             record_timeout_ms,
             cancel,
-        } = *call;
-        debug_assert_eq!(records.len(), outcomes.len(), "one outcome per record");
+        } = *request;
         self.reserve(records.len());
         let Some(instance) = self.instance.as_mut().filter(|_| !self.poisoned) else {
             return CallStatus::Poisoned;
         };
         self.serial += 1;
-        let mut sink = OutputSink {
-            output,
-            records: records.len() as u32,
-            cancel,
-            detail_bytes: 0,
-        };
         let end = instance.handle(
             records,
             self.serial,
@@ -111,10 +97,9 @@ impl HandlerInstance for NativeInstance {
             },
             cancel,
             &self.progress,
-            &mut sink,
+            host,
         );
         self.progress.close(outcomes);
-        discard_emits_of_failures(outcomes, output);
         match end {
             CallEnd::Usable => CallStatus::Usable,
             CallEnd::Poisoned => {
@@ -171,21 +156,6 @@ impl Drop for NativeInstance {
     }
 }
 
-/// Discards the emits of records that ended in a retry, a panic or an unknown code.
-fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutput) {
-    if output.emits.is_empty() || outcomes.iter().all(RawOutcome::is_final) {
-        return;
-    }
-    output.emits.retain(|record| {
-        outcomes
-            .get(record as usize)
-            .is_some_and(RawOutcome::is_final)
-    });
-    for outcome in outcomes.iter_mut().filter(|outcome| !outcome.is_final()) {
-        outcome.flags &= !outcome_flag::EMITTED;
-    }
-}
-
 /// Holds the progress of the instance's calls, which is replaced when a call exceeds its capacity.
 struct NativeMonitor {
     progress: Mutex<Arc<SharedProgress>>,
@@ -206,46 +176,6 @@ impl CallMonitor for NativeMonitor {
 
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
         self.lock().read(serial, out)
-    }
-}
-
-struct OutputSink<'a> {
-    output: &'a mut CallOutput,
-    records: u32,
-    cancel: &'a CancelFlag,
-    /// Bytes of the texts so far.
-    detail_bytes: usize,
-}
-
-impl CallSink for OutputSink<'_> {
-    fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult {
-        if record >= self.records || emitted.topic.is_empty() {
-            return EmitResult::Denied;
-        }
-        if self.cancel.is_cancelled() {
-            return EmitResult::Cancelled;
-        }
-        let emit = Emit {
-            record,
-            to: *emitted,
-        };
-        if self.output.emits.held() + emit.size() > MAX_EMITTED {
-            return EmitResult::Full;
-        }
-        match self.output.emits.push(&emit) {
-            true => EmitResult::Taken,
-            false => EmitResult::Denied,
-        }
-    }
-
-    fn detail(&mut self, text: &str) -> u32 {
-        let text = &text[..text.floor_char_boundary(MAX_DETAIL)];
-        if self.detail_bytes + text.len() > MAX_DETAILS {
-            return 0;
-        }
-        self.detail_bytes += text.len();
-        self.output.details.push(text.to_string());
-        u32::try_from(self.output.details.len()).unwrap_or(0)
     }
 }
 

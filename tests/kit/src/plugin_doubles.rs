@@ -10,9 +10,10 @@ use sluicegate_engine::dispatch::{Batch, BatchId, Inbox, PumpMessage, RecordId};
 use sluicegate_engine::emit::{Delivery, EmitToken, Emitter, ProducerRecord, Sent, Way};
 use sluicegate_engine::source::Wake;
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, CreateRequest,
-    Emit, HandlerInfo, HandlerInstance, InstanceError, LoadedPlugin, NotTaken, PartitionChange,
-    PartitionEvent, PluginIdentity, RawOutcome, RawRecord, outcome_code, outcome_flag,
+    CallHost, CallMonitor, CallProgress, CallRequest, CallSink, CallStatus, CreateError,
+    CreateRequest, Emit, HandlerInfo, HandlerInstance, InstanceError, LoadedPlugin, NotTaken,
+    PartitionChange, PartitionEvent, PluginIdentity, RawOutcome, RawRecord, outcome_code,
+    outcome_flag,
 };
 
 use crate::wait::wait_until;
@@ -134,14 +135,7 @@ impl ScriptedPlugin {
                 toolchain: "test".to_owned(),
                 sha256: "00".to_owned(),
             },
-            infos: vec![HandlerInfo {
-                name: "scripted".to_owned(),
-                config_schema: "{}".to_owned(),
-                keeps_key_state: false,
-                takes_batches: false,
-                concurrency: 1,
-                takes_config: false,
-            }],
+            infos: vec![HandlerInfo::new("scripted", "{}")],
             shut_down: AtomicU32::new(0),
         })
     }
@@ -238,7 +232,7 @@ impl Instance {
         relock(&self.monitor.script.notifications).push(what);
     }
 
-    fn one(&self, index: u32, record: &RawRecord, output: &mut CallOutput) -> RawOutcome {
+    fn one(&self, index: u32, record: &RawRecord, host: &mut CallHost<'_>) -> RawOutcome {
         let step = relock(&self.monitor.script.steps)
             .get(&record.offset)
             .cloned();
@@ -247,9 +241,7 @@ impl Instance {
             ..RawOutcome::default()
         };
         let mut emit = |topic: &str| {
-            output
-                .emits
-                .extend([Emit::new(index, topic, Some(b"emitted"))]);
+            host.emit(index, &Emit::new(index, topic, Some(b"emitted")).to);
             outcome_flag::EMITTED
         };
         match step {
@@ -273,9 +265,8 @@ impl Instance {
                 outcome.code = code;
             }
             Some(Step::Panic) => {
-                output.details.push("scripted panic".to_owned());
                 outcome.code = outcome_code::PANICKED;
-                outcome.detail = output.details.len() as u32;
+                outcome.detail = host.detail("scripted panic");
             }
         }
         outcome
@@ -287,7 +278,7 @@ impl HandlerInstance for Instance {
         &mut self,
         call: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
-        output: &mut CallOutput,
+        host: &mut CallHost<'_>,
     ) -> CallStatus {
         if self.poisoned {
             return CallStatus::Poisoned;
@@ -304,7 +295,7 @@ impl HandlerInstance for Instance {
                 break;
             }
             relock(&script.started).push(record.offset);
-            outcomes[index] = self.one(index as u32, record, output);
+            outcomes[index] = self.one(index as u32, record, host);
             if outcomes[index].code == outcome_code::PANICKED {
                 status = CallStatus::Poisoned;
                 break;

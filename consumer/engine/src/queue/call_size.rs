@@ -29,6 +29,8 @@ const MAX_OVERLAPPING: u32 = 4 * MAX_BATCH;
 pub(crate) struct Declared {
     /// Records that it handles at a time.
     pub(crate) concurrency: u32,
+    /// Maximum number of records that it wishes for.
+    pub(crate) wish: u32,
     /// Timeout of a whole call in microseconds; 0 means none.
     pub(crate) timeout_us: u64,
     /// Records that one call may have of those that its handler may have in flight, so that they suffice for every worker.
@@ -37,10 +39,11 @@ pub(crate) struct Declared {
 
 impl Declared {
     fn max_batch(self) -> u32 {
-        match self.concurrency {
+        let most = match self.concurrency {
             0 | 1 => MAX_BATCH,
             _ => MAX_OVERLAPPING,
-        }
+        };
+        most.min(self.wish)
     }
 }
 
@@ -85,7 +88,7 @@ impl CallSize {
         };
         // Calls that are over at once keep no worker waiting.
         match self.elapsed > SHORT_CALL_US * self.calls {
-            true => limit.min(declared.share.max(1)),
+            true => limit.min(declared.max_batch()).min(declared.share.max(1)),
             false => limit.min(declared.max_batch()),
         }
     }
@@ -163,6 +166,7 @@ mod tests {
 
     const PLAIN: Declared = Declared {
         concurrency: 1,
+        wish: u32::MAX,
         timeout_us: 0,
         share: u32::MAX,
     };
@@ -287,6 +291,21 @@ mod tests {
         // One that is over before another worker has begun gets more.
         let (limit, _) = run(declared, |n| 5 + u64::from(n) / 10);
         assert_eq!(limit, MAX_BATCH);
+    }
+
+    #[test]
+    fn a_call_gets_no_more_than_its_handler_wishes_for() {
+        for (wish, concurrency) in [(1, 1), (50, 1), (50, 64)] {
+            let declared = Declared {
+                wish,
+                concurrency,
+                ..PLAIN
+            };
+            let (limit, _) = run(declared, |n| 1 + u64::from(n) / 10);
+            assert_eq!(limit, wish, "{concurrency}");
+            let (limit, _) = run(declared, |n| 20_000 + u64::from(n));
+            assert_eq!(limit, wish, "{concurrency}, with a fixed cost");
+        }
     }
 
     #[test]

@@ -321,6 +321,10 @@ impl HandlerQueue {
         let overlapping = generation.concurrency.saturating_mul(2);
         Declared {
             concurrency: generation.concurrency,
+            wish: match generation.max_batch {
+                0 => u32::MAX,
+                wish => wish,
+            },
             timeout_us: generation.call_timeout_ms.saturating_mul(1_000),
             // One more than there are workers, so that a call waits for the worker that ends first.
             share: (in_flight / workers.saturating_add(1))

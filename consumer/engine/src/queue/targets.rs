@@ -33,6 +33,8 @@ pub struct GenerationId {
     pub takes_batches: bool,
     /// Records that an instance handles at a time; 0 and 1 mean one after the other.
     pub concurrency: u32,
+    /// Maximum number of records per call that it wishes for; 0 means none.
+    pub max_batch: u32,
     /// Timeout of a whole call in milliseconds; 0 means that each record has one of its own.
     pub call_timeout_ms: u64,
 }

@@ -28,7 +28,7 @@ fn code_that_hangs_in_a_quarantined_generation_is_never_shut_down() {
     quick.timeout = Duration::from_millis(50);
     let applied = harness.apply(&[quick, spec("two", "*", "a")]);
     let mut replies = Replies::new();
-    let pool = applied.plan.handlers[0].pool.clone().unwrap();
+    let pool = applied.plan.handlers[0].targets[0].pool.clone();
     assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     replies.next("call timeout", |message| match message {
         PumpMessage::CallTimedOut { .. } => Ok(()),
@@ -77,7 +77,7 @@ fn the_file_and_the_digest_of_the_code_that_runs_are_reported() {
     let digest = |text: &str| Some(text.to_owned());
     let old = "copy 1.0.0 copy";
     assert_eq!(reported(0), ("1.0.0".into(), at("liba.so"), digest(old)));
-    let origin = applied.plan.handlers[0].origin.clone().unwrap();
+    let origin = applied.plan.handlers[0].targets[0].origin.clone();
     let shown = format!("copy 1.0.0 from {} (SHA-256 {old})", at("liba.so").unwrap());
     assert_eq!(origin.to_string(), shown);
     // What runs, not what is in the folder.

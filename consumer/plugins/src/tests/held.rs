@@ -42,8 +42,8 @@ fn a_gate_held_for_a_panicked_health_check_opens_once_another_instance_is_health
     let opened = harness.registry.current();
     assert!(opened.plan.handlers[0].spec.enabled);
     assert_eq!(opened.refusals, []);
-    let kept = opened.plan.handlers[0].generation;
-    assert_eq!(kept, first.plan.handlers[0].generation);
+    let kept = opened.plan.handlers[0].generation();
+    assert_eq!(kept, first.plan.handlers[0].generation());
     assert_eq!(run_one(&opened.plan.handlers[0]), [outcome_code::ACK]);
     assert_eq!(harness.runtime.script.built.load(Ordering::SeqCst), 2);
 }

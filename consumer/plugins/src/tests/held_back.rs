@@ -72,7 +72,10 @@ fn a_spec_waits_for_a_file_that_may_be_newer_and_cannot_be_read() {
             let applied = harness.apply(&[spec("one", "*", "a"), other()]);
             assert_eq!(applied.refusals, [], "{at}");
             let expected = if replaced { "2.0.0" } else { "1.0.0" };
-            assert_eq!(&*applied.plan.handlers[0].version, expected, "{at}");
+            assert_eq!(
+                &*applied.plan.handlers[0].targets[0].version, expected,
+                "{at}"
+            );
         }
     }
 }
@@ -85,7 +88,7 @@ fn a_handler_that_runs_is_not_stopped_by_a_file_that_cannot_be_read() {
     harness.rescan();
     let applied = harness.apply(&[spec("one", "*", "a")]);
     assert_eq!(applied.refusals, []);
-    let generation = |at: usize| [&before, &applied][at].plan.handlers[0].generation;
+    let generation = |at: usize| [&before, &applied][at].plan.handlers[0].generation();
     assert_eq!(generation(0), generation(1));
     let newer = harness.apply(&[spec("one", "2", "a")]).refusals.remove(0);
     let words = "available: 1.0.0; not usable: cannot read plugin";
@@ -93,7 +96,7 @@ fn a_handler_that_runs_is_not_stopped_by_a_file_that_cannot_be_read() {
     harness.apply(&[spec("one", "*", "a")]);
     put(harness.folder.path(), "libcopy-2.so", "copy 2.0.0 copy");
     let next = harness.rescan().unwrap();
-    assert_eq!(&*next.plan.handlers[0].version, "2.0.0");
+    assert_eq!(&*next.plan.handlers[0].targets[0].version, "2.0.0");
 }
 
 #[test]
@@ -139,7 +142,7 @@ fn two_builds_of_one_version_are_named_and_neither_is_chosen() {
     let applied = harness.rescan().unwrap();
     assert_eq!(applied.refusals, []);
     let found = applied.plan.handler("newest").unwrap();
-    assert_eq!(&*found.version, "1.1.0");
+    assert_eq!(&*found.targets[0].version, "1.1.0");
     assert_eq!(harness.registry.catalogue().problems(), []);
 }
 
@@ -160,7 +163,7 @@ fn another_build_does_not_replace_the_one_that_runs() {
     let before = harness.apply(&[spec("one", "*", "a")]);
     put(harness.folder.path(), "libb.so", "copy 1.0.0 copy more");
     let after = harness.rescan().unwrap();
-    let generation = |at: usize| [&before, &after][at].plan.handlers[0].generation;
+    let generation = |at: usize| [&before, &after][at].plan.handlers[0].generation();
     assert_eq!(generation(0), generation(1));
     assert_eq!(harness.registry.catalogue().problems().len(), 1);
 }

@@ -88,10 +88,11 @@ impl HandlerRuntime for TextRuntime {
         }
         let mut plugin = Arc::into_inner(ScriptedPlugin::new(&self.script)).unwrap();
         let info = plugin.infos.remove(0);
-        let named = |name: &String| sluicegate_runtime::HandlerInfo {
-            name: name.clone(),
-            takes_config: name.starts_with("hot"),
-            ..info.clone()
+        let named = |name: &String| {
+            let mut info = info.clone();
+            info.name.clone_from(name);
+            info.takes_config = name.starts_with("hot");
+            info
         };
         plugin.infos = identity.handlers.iter().map(named).collect();
         plugin.identity = identity;
@@ -202,7 +203,7 @@ pub(super) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
 
 pub(super) fn run_one(plan: &HandlerPlan) -> Vec<u16> {
     let mut replies = Replies::new();
-    let pool = plan.pool.as_ref().unwrap();
+    let pool = &plan.targets[0].pool;
     assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     codes(&replies.finished())
 }
@@ -218,7 +219,7 @@ fn the_newest_matching_version_is_active_and_a_newer_one_replaces_it() {
     ]);
     let first = harness.apply(&[spec("one", "1", "a")]);
     assert_eq!(first.refusals, []);
-    assert_eq!(&*first.plan.handlers[0].version, "1.2.0");
+    assert_eq!(&*first.plan.handlers[0].targets[0].version, "1.2.0");
     assert_eq!(run_one(&first.plan.handlers[0]), [outcome_code::ACK]);
     assert!(harness.rescan().is_none(), "nothing has changed");
 
@@ -226,8 +227,8 @@ fn the_newest_matching_version_is_active_and_a_newer_one_replaces_it() {
     let second = harness.rescan().unwrap();
     assert_eq!(second.changed, ["one"]);
     let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
-    assert_eq!(&*new.version, "1.3.0");
-    assert!(new.generation > old.generation && new.ix == old.ix);
+    assert_eq!(&*new.targets[0].version, "1.3.0");
+    assert!(new.generation() > old.generation() && new.ix == old.ix);
     assert_eq!(
         run_one(old),
         [outcome_code::ACK],
@@ -261,7 +262,7 @@ fn a_failed_load_keeps_the_old_generation_and_spec_but_applies_the_gate() {
         kept.refusals[0].reason
     );
     let (old, new) = (&good.plan.handlers[0], &kept.plan.handlers[0]);
-    assert_eq!(new.generation, old.generation);
+    assert_eq!(new.generation(), old.generation());
     assert_eq!(new.spec.config, old.spec.config);
     assert!(!new.spec.enabled);
     assert_eq!(run_one(new), [outcome_code::ACK]);
@@ -272,10 +273,10 @@ fn a_failed_load_keeps_the_old_generation_and_spec_but_applies_the_gate() {
             .reason
             .contains("scripted to be unhealthy")
     );
-    assert_eq!(unhealthy.plan.handlers[0].generation, old.generation);
+    assert_eq!(unhealthy.plan.handlers[0].generation(), old.generation());
     let healed = harness.apply(&[spec("one", "*", "b")]);
     assert_eq!(healed.refusals, []);
-    assert!(healed.plan.handlers[0].generation > old.generation);
+    assert!(healed.plan.handlers[0].generation() > old.generation());
     assert_eq!(harness.loads(), 1, "the same bytes are loaded once");
 }
 
@@ -290,7 +291,7 @@ fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
     let second = harness.apply(&[hot("b")]);
     assert_eq!((second.refusals.len(), second.changed.len()), (0, 1));
     let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
-    assert_eq!(new.generation, old.generation);
+    assert_eq!(new.generation(), old.generation());
     assert_eq!(new.spec.config, hot("b").config);
     let refused = harness.apply(&[hot("refuse")]);
     let reason = &refused.refusals[0].reason;
@@ -310,7 +311,7 @@ fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
         ..hot("c")
     };
     let replaced = harness.apply(&[wider]);
-    assert!(replaced.plan.handlers[0].generation > old.generation);
+    assert!(replaced.plan.handlers[0].generation() > old.generation());
     assert_eq!(run_one(&replaced.plan.handlers[0]), [outcome_code::ACK]);
 }
 
@@ -324,12 +325,12 @@ fn a_config_for_instances_in_long_calls_makes_a_new_generation() {
     };
     let first = harness.apply(&[hot("a")]);
     let (old, mut replies) = (&first.plan.handlers[0], Replies::new());
-    let pool = old.pool.as_ref().unwrap();
+    let pool = &old.targets[0].pool;
     assert!(pool.submit(batch(0, &[1]), &replies.inbox).is_ok());
     until("the call runs", || harness.registry.report()[0].busy == 1);
     let second = harness.apply(&[hot("b")]);
     assert_eq!(second.refusals, []);
-    assert!(second.plan.handlers[0].generation > old.generation);
+    assert!(second.plan.handlers[0].generation() > old.generation());
     harness.runtime.script.open("long");
     replies.finished();
     let configs = relock(&harness.runtime.script.configs).clone();
@@ -381,10 +382,10 @@ fn packages_are_found_and_read_again_when_their_manifest_changes() {
     put(&folder, "pack/libb.so", "copy 1.1.0 copy");
     put(&folder, "deps/libc.so", "copy 9.0.0 copy");
     let before = harness.apply(&[spec("one", "*", "a")]);
-    assert_eq!(&*before.plan.handlers[0].version, "1.0.0");
+    assert_eq!(&*before.plan.handlers[0].targets[0].version, "1.0.0");
     put(&folder, "pack/plugin.yaml", "name: copy");
     let packed = harness.rescan().unwrap();
-    assert_eq!(&*packed.plan.handlers[0].version, "1.1.0");
+    assert_eq!(&*packed.plan.handlers[0].targets[0].version, "1.1.0");
     assert!(harness.rescan().is_none());
     put(&folder, "pack/plugin.yaml", "name: copy # again");
     assert!(
@@ -412,13 +413,13 @@ fn a_handler_is_loaded_when_its_gate_first_opens_and_stays_loaded_when_it_closes
         spec
     };
     let closed = harness.apply(&[gate(false)]);
-    assert!(closed.plan.handlers[0].pool.is_none() && harness.loads() == 0);
+    assert!(closed.plan.handlers[0].targets.is_empty() && harness.loads() == 0);
     let open = harness.apply(&[gate(true)]);
     assert_eq!(run_one(&open.plan.handlers[0]), [outcome_code::ACK]);
     let closed = harness.apply(&[gate(false)]);
     assert_eq!(
-        closed.plan.handlers[0].generation,
-        open.plan.handlers[0].generation
+        closed.plan.handlers[0].generation(),
+        open.plan.handlers[0].generation()
     );
     assert!(closed.changed.is_empty());
 }
@@ -458,8 +459,8 @@ fn a_gate_opens_only_if_its_instances_are_healthy() {
     let opened = harness.registry.current();
     assert!(opened.plan.handlers[0].spec.enabled);
     assert_eq!(opened.refusals, []);
-    let kept = opened.plan.handlers[0].generation;
-    assert_eq!(kept, first.plan.handlers[0].generation);
+    let kept = opened.plan.handlers[0].generation();
+    assert_eq!(kept, first.plan.handlers[0].generation());
 }
 
 #[test]
@@ -475,7 +476,7 @@ fn a_tripped_handler_runs_again_after_its_gate_was_closed_and_opened() {
     let plan = harness.apply(&[spec(true)]).plan;
     assert_eq!(run_one(&plan.handlers[0]), [outcome_code::PANICKED]);
     assert_eq!(harness.registry.report()[0].state, HandlerState::Failed);
-    let pool = plan.handlers[0].pool.clone().unwrap();
+    let pool = plan.handlers[0].targets[0].pool.clone();
     harness.apply(&[spec(true)]);
     assert_eq!(pool.state(), PoolState::Failed, "nothing was requested");
     harness.apply(&[spec(false)]);

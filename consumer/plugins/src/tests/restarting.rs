@@ -18,7 +18,7 @@ fn tripped(steps: &[(i64, Step)]) -> RegistryHarness {
     let mut one = spec("one", "*", "a");
     one.restart.max_restarts = 0;
     let applied = harness.apply(&[one]);
-    let pool = applied.plan.handlers[0].pool.clone().unwrap();
+    let pool = applied.plan.handlers[0].targets[0].pool.clone();
     let mut replies = Replies::new();
     assert!(pool.submit(batch(0, &[7]), &replies.inbox).is_ok());
     replies.finished();
@@ -49,7 +49,7 @@ fn a_restart_gives_a_tripped_handler_a_new_generation_of_the_same_code() {
     assert!(now > before);
     let applied = harness.registry.current();
     assert_eq!(applied.changed, ["one"]);
-    assert_eq!(applied.plan.handlers[0].generation, now);
+    assert_eq!(applied.plan.handlers[0].generation(), now);
     assert_eq!(state(&harness), HandlerState::Active);
     assert_eq!(run_one(&applied.plan.handlers[0]), [outcome_code::ACK]);
     assert_eq!(harness.loads(), 1, "the code is the same");
@@ -61,11 +61,11 @@ fn a_restart_rebuilds_even_a_handler_that_takes_configs() {
     let mut harness = RegistryHarness::new(COPY);
     let mut hot = spec("one", "*", "a");
     hot.plugin = "copy/hot".to_owned();
-    let before = harness.apply(&[hot]).plan.handlers[0].generation;
+    let before = harness.apply(&[hot]).plan.handlers[0].generation();
     let built = harness.runtime.script.built.load(Ordering::SeqCst);
     assert_eq!(harness.registry.restart("one"), Ok(before));
     while harness.registry.prepare_next() {}
-    assert!(harness.registry.current().plan.handlers[0].generation > before);
+    assert!(harness.registry.current().plan.handlers[0].generation() > before);
     assert!(harness.runtime.script.built.load(Ordering::SeqCst) > built);
 }
 
@@ -81,7 +81,7 @@ fn a_refused_restart_reports_the_reason_and_can_be_requested_again() {
     };
     assert!(why.contains("scripted to fail"), "{why}");
     assert_eq!(
-        harness.registry.current().plan.handlers[0].generation,
+        harness.registry.current().plan.handlers[0].generation(),
         before
     );
     assert_eq!(harness.registry.restart("one"), Ok(before));

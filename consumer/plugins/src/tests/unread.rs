@@ -60,11 +60,11 @@ fn temporarily_unreadable_plugins_stay_known() {
     std::fs::remove_file(folder.join("liba.so")).unwrap();
     put(&folder, "liba.so", "copy 1.1.0 copy");
     let next = harness.rescan().unwrap();
-    assert_eq!(&*next.plan.handlers[0].version, "1.1.0");
+    assert_eq!(&*next.plan.handlers[0].targets[0].version, "1.1.0");
     std::fs::remove_file(folder.join("liba.so")).unwrap();
     let gone = harness.rescan().unwrap();
     assert_eq!(
-        &*gone.plan.handlers[0].version, "1.1.0",
+        &*gone.plan.handlers[0].targets[0].version, "1.1.0",
         "the active generation continues"
     );
     assert!(
@@ -110,7 +110,7 @@ fn a_plugin_file_that_is_still_new_is_waited_for_and_not_rejected() {
     std::fs::write(harness.folder.path().join("liba.so"), "copy 1.0.0 copy").unwrap();
     let applied = harness.apply(&[spec("one", "*", "a")]);
     assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
-    assert_eq!(&*applied.plan.handlers[0].version, "1.0.0");
+    assert_eq!(&*applied.plan.handlers[0].targets[0].version, "1.0.0");
     // A missing one is rejected at once.
     let missing = HandlerSpec {
         plugin: "other".into(),
@@ -132,7 +132,7 @@ fn a_file_that_changed_since_the_scan_is_not_loaded_and_the_next_scan_finds_it()
     assert!(reason.contains("has changed since it was read"), "{reason}");
     assert!(refused.plan.handlers.is_empty() && harness.loads() == 0);
     let next = harness.rescan().unwrap();
-    assert_eq!(&*next.plan.handlers[0].version, "1.1.0");
+    assert_eq!(&*next.plan.handlers[0].targets[0].version, "1.1.0");
     assert!(harness.apply(&[spec("one", "*", "a")]).refusals.is_empty());
 }
 

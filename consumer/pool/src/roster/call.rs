@@ -111,7 +111,7 @@ impl Call {
 
     fn check_length(&mut self, now: Instant) -> CallCheck {
         let is_long = now.saturating_duration_since(self.started) >= LONG_CALL;
-        if !is_long || self.stopped || self.records < 2 || !self.member.runs_one_by_one {
+        if !is_long || self.stopped || self.records < 2 || !self.member.setup.runs_one_by_one() {
             return CallCheck::InTime;
         }
         self.stopped = true;

@@ -10,7 +10,9 @@ use sluicegate_engine::emit::{Delivery, FailureKind};
 use sluicegate_kit::plugin_doubles::{
     Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
-use sluicegate_runtime::{CreateError, HostServices, LogLine, MetricKind, outcome_code};
+use sluicegate_runtime::{
+    CreateError, HandlerInfo, HostServices, LogLine, MetricKind, outcome_code,
+};
 
 use crate::error::ProbeError;
 use crate::lock::relock;
@@ -80,7 +82,7 @@ impl PoolHarness {
         HandlerSetup {
             generation: 1,
             name: name.into(),
-            exported_as: "scripted".to_owned(),
+            info: HandlerInfo::new("scripted", "{}"),
             plugin: ScriptedPlugin::new(&self.script),
             config: "{}".into(),
             provenance: None,

@@ -314,7 +314,8 @@ impl Subject {
             record_timeout_ms: 30_000,
             cancel,
         };
-        let status = instance.handle(&call, &mut outcomes, &mut output);
+        let status = sluicegate_runtime::call(instance, &call, &mut outcomes, &mut output)
+            .map_err(|_| "the runtime panicked")?;
         let called = Called {
             status,
             outcomes,

@@ -176,7 +176,8 @@ pub fn handle_until(
         record_timeout_ms: 0,
         cancel,
     };
-    let status = instance.handle(&call, &mut outcomes, &mut output);
+    let status = sluicegate_runtime::call(instance, &call, &mut outcomes, &mut output);
+    let status = status.expect("a runtime does not panic");
     (status, outcomes, output)
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, BatchId, Inbox};
 use sluicegate_kit::plugin_doubles::{Producer, Script, ScriptedPlugin};
-use sluicegate_runtime::{CallMonitor, CallProgress, RawOutcome, outcome_code};
+use sluicegate_runtime::{CallMonitor, CallProgress, HandlerInfo, RawOutcome, outcome_code};
 
 use super::*;
 use crate::restart::RestartPolicy;
@@ -47,7 +47,7 @@ fn setup(name: &str, max_restarts: u32) -> HandlerSetup {
     HandlerSetup {
         generation: 1,
         name: name.into(),
-        exported_as: "scripted".to_owned(),
+        info: HandlerInfo::new("scripted", "{}"),
         plugin: ScriptedPlugin::new(&Script::new(&[])),
         config: "{}".into(),
         provenance: None,
