@@ -272,6 +272,7 @@ fn publish(effect: Effect) {
         Effect::Wake(_) | Effect::Spawn(_) | Effect::ThreadEnded => {}
         Effect::Cancel(flag) => flag.set(),
         Effect::Stop(flag) => flag.stop(),
+        Effect::Kill(monitor, serial) => monitor.kill(serial),
         Effect::NotRun(item) => return_unprocessed(item),
         Effect::TimedOut(call) => report_timed_out(call),
         Effect::Room(inbox) => inbox.push(PumpMessage::PoolFree),

@@ -198,7 +198,7 @@ pub trait HandlerInstance {
     /// `RawOutcome::detail` are given to `host`. Once [`CallRequest::cancel`] is set, which may be before the call,
     /// no further record is started: the remaining ones stay `NOT_RUN` (G5).
     ///
-    /// Called through [`call`], which discards the emits of records without a final outcome.
+    /// Called through [`call()`], which discards the emits of records without a final outcome.
     fn handle(
         &mut self,
         request: &CallRequest<'_>,
@@ -242,6 +242,17 @@ pub trait CallMonitor: Send + Sync {
 
     /// Copies the outcomes that call `serial` has written so far. Returns `false` without copying if that call has ended.
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool;
+
+    /// Whether a running call can be ended by force, as that of a child process; a thread cannot be.
+    fn can_kill(&self) -> bool {
+        false
+    }
+
+    /// Ends call `serial` by force, if it is still running and [`Self::can_kill`]. It then returns [`CallStatus::Poisoned`], with the
+    /// record being handled as failed. Does not block.
+    fn kill(&self, serial: u64) {
+        let _ = serial;
+    }
 }
 
 /// Progress of a running call.
@@ -249,7 +260,7 @@ pub trait CallMonitor: Send + Sync {
 pub struct CallProgress {
     /// Serial number of the call within the instance, from 1.
     pub serial: u64,
-    /// Index of the record being handled; the outcomes before it are final.
+    /// Index of the record to blame if the call hangs: the one being handled, or the first unfinished one of several.
     pub index: u32,
 }
 

@@ -16,6 +16,9 @@ const MAX_CANCEL_GRACE: Duration = Duration::from_secs(1);
 /// and other workers may be idle.
 const LONG_CALL: Duration = Duration::from_millis(500);
 
+/// Time in which a killed call must return.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
 /// A running call. Its progress is read through the monitor, from memory that the plugin writes through atomics (ADR
 /// 0011).
 pub(crate) struct Call {
@@ -35,6 +38,8 @@ pub(crate) struct Call {
     seen: Option<(u64, u32)>,
     /// When the call was asked to abandon its current record.
     cancelled: Option<Instant>,
+    /// When it was killed.
+    killed: Option<Instant>,
 }
 
 /// A call that was abandoned together with its thread.
@@ -56,6 +61,8 @@ pub(super) enum CallCheck {
     Cancel(CancelFlag),
     /// It must be asked to return after its current record.
     Stop(CancelFlag),
+    /// The call with this serial number must be killed.
+    Kill(Arc<dyn CallMonitor>, u64),
     /// It must be abandoned; this is what it has published.
     Abandon(Published),
 }
@@ -75,6 +82,7 @@ impl Call {
             since: now,
             seen: None,
             cancelled: None,
+            killed: None,
         }
     }
 
@@ -104,6 +112,16 @@ impl Call {
         let grace = (timeout / 10).min(MAX_CANCEL_GRACE);
         if now.saturating_duration_since(cancelled) < grace {
             return CallCheck::InTime;
+        }
+        match (self.killed, self.seen) {
+            (None, Some((serial, _))) if self.monitor.can_kill() => {
+                self.killed = Some(now);
+                return CallCheck::Kill(Arc::clone(&self.monitor), serial);
+            }
+            (Some(killed), _) if now.saturating_duration_since(killed) < KILL_GRACE => {
+                return CallCheck::InTime;
+            }
+            _ => {}
         }
         self.completed()
             .map_or(CallCheck::InTime, CallCheck::Abandon)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_engine::dispatch::Inbox;
-use sluicegate_runtime::CancelFlag;
+use sluicegate_runtime::{CallMonitor, CancelFlag};
 
 use crate::error::ProbeError;
 use crate::member::{PoolMember, Release};
@@ -34,6 +34,8 @@ pub(crate) enum Effect {
     Cancel(CancelFlag),
     /// Ask a call to return after its current record.
     Stop(CancelFlag),
+    /// End the call with this serial number by force.
+    Kill(Arc<dyn CallMonitor>, u64),
     /// Return a batch unprocessed.
     NotRun(WorkItem),
     /// Report a call as timed out, with the outcomes so far.

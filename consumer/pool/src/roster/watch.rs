@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  current record changes ─► time restarts
-//!  timeout ─► cancel flag set ─► grace: a tenth of the timeout, at most 1 s ─► still the same record ─► abandon:
-//!               TimedOut to the pump, with the outcomes so far · another thread for the slot · quarantined + 1
+//!  timeout ─► cancel flag set ─► grace: a tenth of the timeout, at most 1 s ─► still the same record ─┐
+//!    ┌──────────────────────────────────────────────────────────────────────────────────────────────────┘
+//!    ├─► a kind that can: killed, so that the call returns as failed ─► 2 s later still there ─┐
+//!    └─► abandon: TimedOut to the pump, with the outcomes so far · another thread for the slot ◄─┘
 //!  4 × workers of one handler hang at once, in calls or anything else ─► tripped: each costs a thread until it returns
 //! ```
 //!
@@ -40,6 +42,9 @@ impl Roster {
                     CallCheck::InTime => {}
                     CallCheck::Cancel(flag) => effects.push(Effect::Cancel(flag)),
                     CallCheck::Stop(flag) => effects.push(Effect::Stop(flag)),
+                    CallCheck::Kill(monitor, serial) => {
+                        effects.push(Effect::Kill(monitor, serial));
+                    }
                     CallCheck::Abandon(published) => self.abandon(at, published, now, effects),
                 },
                 Phase::Creating { since, .. } => {

@@ -8,6 +8,7 @@ mod table;
 mod watch;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -75,22 +76,25 @@ fn batch(number: u32, worker: Option<u32>) -> Box<Batch> {
 
 /// Progress that a test sets.
 #[derive(Default)]
-struct ScriptedMonitor(Mutex<Option<(u64, u32)>>);
+struct ScriptedMonitor {
+    at: Mutex<Option<(u64, u32)>>,
+    can_kill: AtomicBool,
+}
 
 impl ScriptedMonitor {
     fn at(&self, call: Option<(u64, u32)>) {
-        *self.0.lock().unwrap() = call;
+        *self.at.lock().unwrap() = call;
     }
 }
 
 impl CallMonitor for ScriptedMonitor {
     fn current(&self) -> Option<CallProgress> {
-        let at = *self.0.lock().unwrap();
+        let at = *self.at.lock().unwrap();
         at.map(|(serial, index)| CallProgress { serial, index })
     }
 
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
-        let Some((running, index)) = *self.0.lock().unwrap() else {
+        let Some((running, index)) = *self.at.lock().unwrap() else {
             return false;
         };
         let done = RawOutcome {
@@ -99,6 +103,10 @@ impl CallMonitor for ScriptedMonitor {
         };
         out.resize(index as usize, done);
         running == serial
+    }
+
+    fn can_kill(&self) -> bool {
+        self.can_kill.load(Ordering::Relaxed)
     }
 }
 
@@ -274,6 +282,7 @@ fn words(effect: Effect) -> String {
         Effect::Wake(slot) => format!("wake {slot}"),
         Effect::Cancel(_) => "cancel".to_owned(),
         Effect::Stop(_) => "stop".to_owned(),
+        Effect::Kill(_, serial) => format!("kill {serial}"),
         Effect::NotRun(item) => format!("not run {}", item.batch.id.index),
         Effect::TimedOut(call) => {
             format!(

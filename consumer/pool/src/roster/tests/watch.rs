@@ -1,5 +1,7 @@
 //! Calls, creations and lifecycle calls that hang.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 #[test]
@@ -27,6 +29,35 @@ fn a_hung_call_is_cancelled_then_abandoned_and_its_late_report_does_not_count() 
     assert_eq!(table.roster.busy(&one), 0);
     assert_eq!(table.created(thread(0, 2), &one), "call");
     assert_eq!(table.roster.busy(&one), 1);
+}
+
+#[test]
+fn a_hung_call_that_can_be_killed_is_and_costs_a_thread_only_if_it_still_hangs() {
+    let killed = || {
+        let mut table = Table::new(1);
+        let one = table.add("one");
+        let worker = table.running(&one, 1);
+        table.monitor.can_kill.store(true, Ordering::Relaxed);
+        table.monitor.at(Some((7, 3)));
+        table.tick(TIMEOUT - SECOND);
+        table.tick(SECOND);
+        assert_eq!(table.effects(), ["cancel"]);
+        table.tick(SECOND);
+        assert_eq!(table.effects(), ["kill 7"]);
+        table.tick(SECOND);
+        assert_eq!(table.effects(), [""; 0], "once, and it has time to return");
+        (table, one, worker)
+    };
+    let (mut table, one, worker) = killed();
+    table.monitor.at(None);
+    assert!(table.call_ended(worker, &one, Some("killed")));
+    table.tick(TIMEOUT);
+    assert!(!table.effects().iter().any(|one| one.contains("abandoned")));
+    let (mut table, _, worker) = killed();
+    table.tick(SECOND);
+    let expected = ["abandoned 0", "timed out 1 after 3"];
+    assert_eq!(table.effects()[..2], expected);
+    assert_eq!(table.next(worker), "exit");
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl Model {
             Effect::Abandoned(..)
             | Effect::Cancel(_)
             | Effect::Stop(_)
+            | Effect::Kill(..)
             | Effect::Failed(..)
             | Effect::Untripped(_)
             | Effect::Health(..)
