@@ -201,6 +201,10 @@ impl WorkerPool for HandlerPool {
         self.threads.workers()
     }
 
+    fn unhealthy_reason(&self) -> Option<Arc<str>> {
+        self.member.unhealthy_reason()
+    }
+
     fn state(&self) -> PoolState {
         match self.member.is_tripped() {
             true => PoolState::Failed,

@@ -100,6 +100,11 @@ pub trait WorkerPool: Send + Sync {
     /// Number of workers, for handlers whose keys stay with a worker.
     fn workers(&self) -> u32;
 
+    /// Why an instance is unhealthy or cannot be built; `None` if all are healthy.
+    fn unhealthy_reason(&self) -> Option<Arc<str>> {
+        None
+    }
+
     /// The pool's state.
     fn state(&self) -> PoolState;
 }

@@ -45,6 +45,7 @@ struct ScriptedPool {
     /// Partitions and epochs last announced to it.
     owned: Mutex<Vec<(i32, u64)>>,
     failed: std::sync::atomic::AtomicBool,
+    unhealthy: Mutex<Option<Arc<str>>>,
     /// What its calls have published.
     published: Mutex<Vec<RawOutcome>>,
 }
@@ -57,6 +58,7 @@ impl Default for ScriptedPool {
             full: false.into(),
             owned: Mutex::default(),
             failed: false.into(),
+            unhealthy: Mutex::default(),
             published: Mutex::default(),
         }
     }
@@ -87,6 +89,10 @@ impl WorkerPool for ScriptedPool {
 
     fn workers(&self) -> u32 {
         self.workers.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn unhealthy_reason(&self) -> Option<Arc<str>> {
+        self.unhealthy.lock().unwrap().clone()
     }
 
     fn state(&self) -> PoolState {

@@ -219,8 +219,17 @@ impl HandlerQueue {
             true => WaitsFor::Producer {
                 unacknowledged: outbox.unanswered(self.ix),
             },
-            false => WaitsFor::Worker,
+            false => WaitsFor::Worker {
+                unhealthy: self.unhealthy(),
+            },
         }
+    }
+
+    /// Why not every worker that runs it has a healthy instance.
+    fn unhealthy(&self) -> Option<String> {
+        let targets = self.settings.targets.iter();
+        let mut reasons = targets.filter_map(|target| target.pool.unhealthy_reason());
+        reasons.next().map(|why| why.to_string())
     }
 
     /// A record that is done waits for the first one of its lane.

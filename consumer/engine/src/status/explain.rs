@@ -14,7 +14,11 @@ pub enum WaitsFor {
         behind: i64,
     },
     /// A free worker, or capacity within the handler's in-flight limits.
-    Worker,
+    Worker {
+        /// Why one of its instances is unhealthy or cannot be built, if so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unhealthy: Option<String>,
+    },
     /// Acknowledgements of what the handler emitted for other records: the producer has so much of it that nothing is added.
     Producer {
         /// Emitted records and dead letters of the handler, in this pump, that the cluster has not acknowledged.
@@ -101,7 +105,10 @@ impl WaitsFor {
     pub fn sentence(&self, now_ms: i64) -> String {
         match self {
             Self::Lane { behind } => format!("offset {behind}, which holds its lane"),
-            Self::Worker => "a free worker".to_owned(),
+            Self::Worker { unhealthy: None } => "a free worker".to_owned(),
+            Self::Worker {
+                unhealthy: Some(why),
+            } => format!("a free worker; not every worker has a healthy instance: {why}"),
             Self::Producer { unacknowledged } => format!(
                 "the acknowledgement of {unacknowledged} records that the handler emitted before: the producer takes no more of it"
             ),
@@ -238,7 +245,7 @@ impl Explanation {
             // Queueing times are not recorded: only the record at the frontier is known to have waited since the frontier moved.
             let queued = matches!(
                 held.waits_for,
-                WaitsFor::Lane { .. } | WaitsFor::Worker | WaitsFor::Order
+                WaitsFor::Lane { .. } | WaitsFor::Worker { .. } | WaitsFor::Order
             );
             let waits = match queued && self.offset > self.frontier {
                 true => "waits".to_owned(),

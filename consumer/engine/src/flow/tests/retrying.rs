@@ -249,3 +249,24 @@ fn a_counter_belongs_to_the_version_that_ran() {
     let kept = bench.flow.report(clock, |_| None).handlers.len();
     assert_eq!(kept, 17, "they do not grow with every release");
 }
+
+#[test]
+fn a_record_without_a_worker_says_why_an_instance_is_missing() {
+    let mut bench = Bench::new(1);
+    bench.pools[0]
+        .full
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    bench.deliver(0..1, |_| None);
+    bench.flow.dispatch();
+    assert_eq!(
+        bench.waits_for(Some(0)),
+        WaitsFor::Worker { unhealthy: None }
+    );
+    let why = "instance failed to start: no database";
+    *bench.pools[0].unhealthy.lock().unwrap() = Some(why.into());
+    let waits = bench.waits_for(Some(0));
+    assert_eq!(
+        waits.sentence(0),
+        format!("a free worker; not every worker has a healthy instance: {why}")
+    );
+}
