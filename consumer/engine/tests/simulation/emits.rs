@@ -115,12 +115,18 @@ impl Model {
         }
         // Lanes can have merged since.
         let by_partition = |one: &Share| one.order != Order::Key;
-        owned.records.range(..offset).any(|(earlier, held)| {
+        owned.records.iter().any(|(&other, held)| {
             held.shares.get(&handler).is_some_and(|before| {
                 let same_lane = by_partition(this)
                     || by_partition(before)
-                    || owned.in_one_lane(logs, Order::Key, (offset, *earlier));
-                before.could_run_again && same_lane
+                    || owned.in_one_lane(logs, Order::Key, (offset, other));
+                // A later one that was started under an order without this lane stands before it where they have merged.
+                let overtook = |first| !owned.in_one_lane(logs, first, (other, offset));
+                let stands_before = match other < offset {
+                    true => true,
+                    false => other > offset && before.first_order.is_some_and(overtook),
+                };
+                before.could_run_again && same_lane && stands_before
             })
         })
     }

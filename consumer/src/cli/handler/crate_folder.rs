@@ -23,9 +23,6 @@ impl CrateFolder {
     /// Builds the crate and returns the plugin's path.
     pub(super) fn build(&self) -> Result<PathBuf, Failure> {
         let mut command = self.cargo("build")?;
-        if !self.debug {
-            command.arg("--release");
-        }
         command.args(["--lib", "--message-format", "json-render-diagnostics"]);
         // cargo prints progress and diagnostics itself; only its JSON messages are read here.
         let way = match self.debug {
@@ -55,7 +52,7 @@ impl CrateFolder {
         })
     }
 
-    /// Runs the crate's own tests.
+    /// Runs the crate's own tests, with the profile of [`Self::build`]: what they and the plugin depend on is compiled once.
     pub(super) fn test(&self) -> Result<(), Failure> {
         logging::say(
             "building and running the crate's tests; the first build compiles the SDK and what it depends on, which can take \
@@ -83,6 +80,9 @@ impl CrateFolder {
             .arg(what)
             .current_dir(&self.path)
             .stdin(Stdio::null());
+        if !self.debug {
+            command.arg("--release");
+        }
         Ok(command)
     }
 }
