@@ -10,6 +10,8 @@ pub(super) const PLUGINS: &[&str] = &["-p", "sluicegate-plugins", "--lib"];
 pub(super) const RECALL: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::recall"];
 pub(super) const ENDING: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::ending"];
 pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::watchdog"];
+/// What all kinds of plugins have in common.
+pub(super) const RUNTIME: &[&str] = &["-p", "sluicegate-runtime", "--lib"];
 /// Both sides of the ABI in one process.
 pub(super) const ABI: &[&str] = &["-p", "sluicegate-abi", "--lib"];
 /// The SDK's contract with authors.

@@ -446,7 +446,8 @@ impl World {
         let counts = self.model.share(epoch, offset, handler).cloned();
         let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
             && !pending
-            && counts.is_some_and(|share| !share.skipped)
+            // It may have been settled before its call ended, for a drain.
+            && counts.is_some_and(|share| !share.skipped && share.stage != Stage::Settled)
             && !self.model.waits_in_lane(share, &self.script.logs);
         self.closing.record_event(handler, settles, self.now_ms);
         match (outcome.code, self.model.share(epoch, offset, handler)) {

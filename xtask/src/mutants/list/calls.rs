@@ -1,6 +1,6 @@
 //! Mutants of calls: how long they are, and what counts of those that end early.
 
-use super::{FLOW, Mutant, PLUGINS, POOL, QUEUE, SDK_RULES};
+use super::{FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_RULES};
 
 /// Of calls that end early.
 pub(super) const CALLS: &[Mutant] = &[
@@ -38,5 +38,30 @@ pub(super) const CALLS: &[Mutant] = &[
         name: "line-hides-own-secrets-only",
         what: "a line that a thread of a shared plugin writes contains the secrets of another handler",
         suite: PLUGINS,
+    },
+    Mutant {
+        name: "slow-call-takes-all",
+        what: "one call of slow records gets all that a handler may have in flight, and the other workers none",
+        suite: QUEUE,
+    },
+    Mutant {
+        name: "wish-of-a-batch-ignored",
+        what: "a call gets more records than its handler wishes for",
+        suite: QUEUE,
+    },
+    Mutant {
+        name: "call-emits-without-bound",
+        what: "a call emits until memory is exhausted",
+        suite: RUNTIME,
+    },
+    Mutant {
+        name: "hung-process-not-killed",
+        what: "a call that could be ended by force costs a thread",
+        suite: POOL,
+    },
+    Mutant {
+        name: "unknown-service-promised",
+        what: "a plugin is loaded although the service lacks what it needs",
+        suite: NATIVE,
     },
 ];
