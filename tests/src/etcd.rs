@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::cache;
 use crate::certificates::Certificates;
+use crate::debian;
 use crate::launcher::{copy_folder, run, works};
 use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
@@ -348,20 +349,9 @@ fn find() -> Result<PathBuf> {
     Ok(cached.join("etcd"))
 }
 
-/// Debian's package, unpacked into the cache instead of installed, so that no root rights are needed.
 fn from_package(folder: &Path) -> Result<()> {
-    run(Command::new("apt-get")
-        .args(["download", "etcd-server"])
-        .current_dir(folder))?;
-    let package = std::fs::read_dir(folder)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
-    run(Command::new("dpkg")
-        .arg("--extract")
-        .arg(&package)
-        .arg(folder.join("package")))?;
-    std::fs::copy(folder.join("package/usr/bin/etcd"), folder.join("etcd"))?;
+    let root = debian::unpack(&["etcd-server"], folder)?;
+    std::fs::copy(root.join("usr/bin/etcd"), folder.join("etcd"))?;
     run(Command::new(folder.join("etcd")).arg("--version")).map(drop)
 }
 

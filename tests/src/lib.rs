@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  cache, launcher   server sources: endpoints in the environment, Maven + Java, Docker
+//!  debian            unpacked Debian packages
 //!        │
 //!  process           a guarded child: own process group, log in a file, killed with its owner
 //!        │
-//!  kafka, zookeeper, etcd          a server on free ports with a temporary folder
+//!  kafka, zookeeper, etcd, postgres   a server on free ports with a temporary folder
 //!        │
 //!  client            an independent Kafka client that writes and reads topics
 //!  workdir, service  a service's folder (config, specs, plugins) and the binary running in it
@@ -22,12 +23,14 @@ pub mod certificates;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod control;
+pub mod debian;
 pub mod etcd;
 pub mod flights;
 pub mod kafka;
 pub mod launcher;
 pub mod metrics;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod service;

@@ -9,9 +9,9 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, kill_process, kill_process_group};
+use rustix::process::{kill_process, kill_process_group};
 
-pub use rustix::process::Signal;
+pub use rustix::process::{Pid, Signal};
 
 use crate::wait::try_wait_for;
 
@@ -25,8 +25,8 @@ pub struct Guarded {
     watchdog: Option<Watchdog>,
 }
 
-/// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the process group
-/// and removes the folder. It has its own process group, so that Ctrl-C in a terminal does not end it early.
+/// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the process group,
+/// with children of its leader that have a group of their own, and removes the folder. It has its own process group, so that Ctrl-C in a terminal does not end it early.
 ///
 /// Dropping it disarms it.
 pub struct Watchdog {
@@ -40,8 +40,14 @@ impl Watchdog {
     /// # Errors
     /// If `sh` cannot be started.
     pub fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
-        // Without `--`, which the `kill` of dash takes for a process.
-        let script = r#"read -r _; kill -9 "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
+        // `kill` without `--`, which that of dash takes for a process. A child in a group of its own does not notice that its
+        // parent is dead while it is frozen.
+        let script = r#"
+            read -r _
+            children=$(grep -ls "^PPid:[[:space:]]*$0\$" /proc/[0-9]*/status)
+            kill -9 "-$0" 2>/dev/null
+            for child in $children; do child=${child#/proc/}; kill -9 "${child%/status}" 2>/dev/null; done
+            [ -n "$1" ] && rm -rf -- "$1""#;
         let mut shell = Command::new("sh")
             .arg("-c")
             .arg(script)
@@ -153,12 +159,35 @@ impl Guarded {
         })
     }
 
-    /// Kills the process and its group at once.
+    /// Kills the process, its group and its children at once.
     pub fn kill(&mut self) {
+        let children = match self.exited() {
+            Some(_) => Vec::new(),
+            None => self.children(),
+        };
         if let Some(group) = self.group() {
             let _ = kill_process_group(group, Signal::KILL);
         }
+        for child in children {
+            let _ = kill_process(child, Signal::KILL);
+        }
         let _ = self.child.wait();
+    }
+
+    /// The running children of the process, also those in a group of their own.
+    #[must_use]
+    pub fn children(&self) -> Vec<Pid> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let is_child = |entry: &std::fs::DirEntry| {
+            let status = std::fs::read_to_string(entry.path().join("status"));
+            status.is_ok_and(|status| status.lines().any(|line| line == parent))
+        };
+        let children = processes.filter(is_child);
+        children
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter_map(Pid::from_raw)
+            .collect()
     }
 
     /// All output of the process.
@@ -185,6 +214,14 @@ impl Guarded {
             .parse::<u64>()
             .ok()
             .map(|kib| kib * 1024)
+    }
+
+    /// Sends `signal` to the process and its children.
+    pub fn signal_with_children(&self, signal: Signal) {
+        self.signal(signal);
+        for child in self.children() {
+            let _ = kill_process(child, signal);
+        }
     }
 
     fn group(&self) -> Option<Pid> {
@@ -220,18 +257,66 @@ fn tail(path: &Path) -> std::io::Result<String> {
 mod tests {
     use super::*;
 
+    /// A shell with a child in its group and a child in a group of its own, which writes its id to `pid` and freezes.
+    fn family(folder: &Path) -> (Command, PathBuf) {
+        let pid = folder.join("pid");
+        let mut command = Command::new("sh");
+        let script = r#"sleep 600 & setsid sh -c 'echo $$ > "$0.new"; mv "$0.new" "$0"; kill -STOP $$; sleep 600' "$0" & wait"#;
+        command.args(["-c", script]).arg(&pid).process_group(0);
+        (command, pid)
+    }
+
+    fn wait_frozen(pid: &Path) -> u32 {
+        let frozen = try_wait_for(Duration::from_secs(30), || {
+            let id = std::fs::read_to_string(pid).map_err(|error| error.to_string())?;
+            let id: u32 = id.trim().parse().map_err(|_| id.clone())?;
+            match state_of(id) {
+                Some('T') => Ok(id),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        frozen.expect("the child freezes")
+    }
+
+    /// The letter of a process's state; zombies are gone.
+    fn state_of(pid: u32) -> Option<char> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let state = status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:\t"))?;
+        state.chars().next().filter(|state| *state != 'Z')
+    }
+
+    fn wait_gone(pid: u32) {
+        let gone = try_wait_for(Duration::from_secs(30), || {
+            state_of(pid).map_or(Ok(()), |state| Err(state.to_string()))
+        });
+        gone.expect("the child ends");
+    }
+
     /// As when the owner is killed: it closes its end and runs no destructor.
     #[test]
-    fn a_watchdog_whose_owner_dies_kills_the_whole_group() {
-        let mut group = Command::new("sh")
-            .args(["-c", "sleep 600 & wait"])
-            .process_group(0)
-            .spawn()
-            .expect("a shell");
+    fn a_watchdog_whose_owner_dies_kills_the_whole_group_and_frozen_children() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut command, pid) = family(folder.path());
+        let mut group = command.spawn().expect("a shell");
+        let frozen = wait_frozen(&pid);
         let mut watchdog = Watchdog::start(group.id(), None).expect("a shell");
         drop(watchdog._open.take());
         watchdog.shell.wait().expect("it ends");
         let status = group.wait().expect("it is ours");
         assert!(!status.success(), "{status}");
+        wait_gone(frozen);
+    }
+
+    #[test]
+    fn a_killed_process_leaves_no_frozen_child() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut command, pid) = family(folder.path());
+        let log = folder.path().join("log");
+        let mut group = Guarded::start("family", &mut command, &log, None).expect("a shell");
+        let frozen = wait_frozen(&pid);
+        group.kill();
+        wait_gone(frozen);
     }
 }

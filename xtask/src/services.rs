@@ -1,16 +1,17 @@
-//! `cargo xtask services up`: Kafka, ZooKeeper and etcd for development, until Ctrl-C.
+//! `cargo xtask services up`: Kafka, ZooKeeper, etcd and PostgreSQL for development, until Ctrl-C.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use e2e::etcd::{self, Etcd};
 use e2e::kafka::{self, Kafka, KafkaOptions};
+use e2e::postgres::{self, Postgres};
 use e2e::zookeeper::{self, ZooKeeper};
 
 /// What to do with the servers.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Start Kafka, ZooKeeper and etcd on free ports, print their endpoints, and keep them until Ctrl-C
+    /// Start Kafka, ZooKeeper, etcd and PostgreSQL on free ports, print their endpoints, and keep them until Ctrl-C
     Up {
         /// Kafka nodes: 1 or 3
         #[arg(long, default_value_t = 1)]
@@ -24,7 +25,13 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Up { nodes } => up(*nodes),
         Command::Fetch => {
-            for provision in [kafka::provision_own, zookeeper::provision, etcd::provision] {
+            let all = [
+                kafka::provision_own,
+                zookeeper::provision,
+                etcd::provision,
+                postgres::provision,
+            ];
+            for provision in all {
                 println!("{}", provision()?);
             }
             Ok(ExitCode::SUCCESS)
@@ -38,7 +45,7 @@ fn up(nodes: u16) -> Result<ExitCode> {
         ..KafkaOptions::default()
     })?;
     println!("export {}={}", kafka::ENDPOINT, kafka.bootstrap());
-    // Either may be unavailable: Kafka alone is still useful.
+    // Each of them may be unavailable: Kafka alone is still useful.
     let zookeeper = ZooKeeper::start()
         .inspect_err(|error| eprintln!("no ZooKeeper: {error:#}"))
         .ok();
@@ -50,6 +57,12 @@ fn up(nodes: u16) -> Result<ExitCode> {
         .ok();
     if let Some(etcd) = &etcd {
         println!("export {}={}", etcd::ENDPOINT, etcd.endpoint());
+    }
+    let postgres = Postgres::start()
+        .inspect_err(|error| eprintln!("no PostgreSQL: {error:#}"))
+        .ok();
+    if let Some(postgres) = &postgres {
+        println!("export {}={}", postgres::URL, postgres.url());
     }
     eprintln!("Running. Press Ctrl-C to stop and remove them.");
     loop {

@@ -138,7 +138,8 @@ fn configs_are_checked() {
 fn postgres_gets_one_row_per_record_and_a_repeat_changes_nothing() {
     let Ok(url) = std::env::var("SLUICEGATE_TEST_POSTGRES_URL") else {
         // Written directly to bypass the test output capture, so that skipped tests can be counted.
-        let reason = "SLUICEGATE_TEST_POSTGRES_URL is not set";
+        let reason =
+            "SLUICEGATE_TEST_POSTGRES_URL is not set; `cargo xtask test` starts a server for it";
         writeln!(
             std::io::stdout(),
             "\nskipped: auditor on PostgreSQL: {reason}"

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::artefacts::{cargo, workspace};
 use e2e::launcher;
+use e2e::postgres::{self, Postgres};
 use serde_json::Value;
 
 use super::LIMIT;
@@ -60,8 +61,34 @@ const MOSTLY_WAIT: [&str; 2] = [
     "sluicegate-plugins::native_handlers",
 ];
 
-/// A test program of a crate, as a queued step.
-pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Waiting<'a> {
+/// The databases for the tests of handlers: they are plain test programs, which do not start servers.
+pub(super) struct Databases {
+    postgres: Option<Postgres>,
+}
+
+impl Databases {
+    /// Starts those that are available. The tests name the others as skipped.
+    pub(super) fn start() -> Self {
+        let postgres = Postgres::start();
+        let postgres = postgres.inspect_err(|error| println!("    no PostgreSQL: {error:#}"));
+        Self {
+            postgres: postgres.ok(),
+        }
+    }
+
+    fn tell(&self, command: &mut Command) {
+        if let Some(postgres) = &self.postgres {
+            command.env(postgres::URL, postgres.url());
+        }
+    }
+}
+
+/// A test program of a crate, as a queued step; `databases` are for those of handlers.
+pub(super) fn waiting<'a>(
+    program: &'a Program,
+    artefacts: &'a Artefacts,
+    databases: Option<&'a Databases>,
+) -> Waiting<'a> {
     let load = match MOSTLY_WAIT.contains(&program.name.as_str()) {
         true => Load::Light,
         false => Load::Full,
@@ -69,8 +96,11 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
     Waiting {
         name: program.name.clone(),
         load,
-        run: Box::new(|| {
+        run: Box::new(move || {
             let mut command = artefacts.command(program);
+            if let Some(databases) = databases.filter(|_| program.is_of_handler()) {
+                databases.tell(&mut command);
+            }
             step::run_concurrently(&program.name, &mut command, LIMIT)
         }),
     }

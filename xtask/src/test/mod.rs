@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use lanes::Waiting;
-use programs::Program;
+use programs::{Artefacts, Program};
 use scenarios::Scenario;
 
 use crate::instructions;
@@ -102,6 +102,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         reports.push(report);
         artefacts = built;
     }
+    let programs = artefacts.iter().flat_map(Artefacts::own);
+    let programs: Vec<_> = programs.filter(|one| wanted.program(one)).collect();
+    // They run until all steps have ended.
+    let of_handlers = programs.iter().any(|program| program.is_of_handler());
+    let databases = of_handlers.then(code::Databases::start);
     let (mut steps, mut alone) = (Vec::new(), Vec::new());
     if let Some(artefacts) = &artefacts {
         if wanted.step("e2e") {
@@ -119,8 +124,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 Err(error) => reports.push(lanes::done("e2e", Err(error))),
             }
         }
-        let own = artefacts.own().filter(|program| wanted.program(program));
-        steps.extend(own.map(|program| code::waiting(program, artefacts)));
+        let databases = databases.as_ref();
+        let own = programs.into_iter();
+        steps.extend(own.map(|program| code::waiting(program, artefacts, databases)));
     }
     steps.extend(wanted.each(&OF_CARGO, Waiting::of));
     let background = wanted.each(&BACKGROUND, Waiting::of);

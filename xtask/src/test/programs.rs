@@ -25,6 +25,13 @@ pub(super) struct Program {
     folder: PathBuf,
 }
 
+impl Program {
+    /// Whether its tests are those of a shipped handler.
+    pub(super) fn is_of_handler(&self) -> bool {
+        self.folder.parent() == Some(&artefacts::workspace().join("handlers"))
+    }
+}
+
 /// The build results.
 pub(super) struct Artefacts {
     pub(super) programs: Vec<Program>,

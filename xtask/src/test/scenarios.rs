@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::artefacts::workspace;
-use e2e::{etcd, kafka, launcher, zookeeper};
+use e2e::{etcd, kafka, launcher, postgres, zookeeper};
 
 use super::lanes::{Load, Waiting};
 use super::programs::Artefacts;
@@ -25,6 +25,8 @@ enum Needs {
     Kafka,
     /// Brokers that it can stop and configure.
     OwnKafka,
+    /// Any broker, and a PostgreSQL server that it can stop.
+    Postgres,
     /// Kafka, ZooKeeper and etcd of its own.
     Everything,
 }
@@ -35,6 +37,7 @@ impl Needs {
             Some("nothing") => Ok(Self::Nothing),
             Some("Kafka") => Ok(Self::Kafka),
             Some("Kafka of its own") => Ok(Self::OwnKafka),
+            Some("Kafka and PostgreSQL of its own") => Ok(Self::Postgres),
             Some("Kafka, ZooKeeper and etcd of its own") => Ok(Self::Everything),
             other => anyhow::bail!("{scenario}: the header line `Needs:` says {other:?}"),
         }
@@ -69,6 +72,7 @@ pub(super) struct Servers {
     kafka: Result<String, String>,
     own_kafka: Result<String, String>,
     others: Result<String, String>,
+    own_postgres: Result<String, String>,
 }
 
 impl Servers {
@@ -77,6 +81,11 @@ impl Servers {
             Needs::Nothing => None,
             Needs::Kafka => self.kafka.as_ref().err(),
             Needs::OwnKafka => self.own_kafka.as_ref().err(),
+            Needs::Postgres => self
+                .kafka
+                .as_ref()
+                .err()
+                .or(self.own_postgres.as_ref().err()),
             Needs::Everything => self.own_kafka.as_ref().err().or(self.others.as_ref().err()),
         }
         .map(String::as_str)
@@ -230,7 +239,7 @@ impl Scenario {
 pub(super) const ON_KAFKA: &str = "on a real Kafka";
 
 pub(super) fn provision() -> (Report, Servers) {
-    println!("\n==> provision: Kafka, ZooKeeper, etcd (downloaded once per machine)");
+    println!("\n==> provision: Kafka, ZooKeeper, etcd, PostgreSQL (downloaded once per machine)");
     let start = Instant::now();
     let mut report = Report::new("provision");
     let try_one = |what: &str, provision: fn() -> Result<String>| {
@@ -254,7 +263,8 @@ pub(super) fn provision() -> (Report, Servers) {
     };
     let zookeeper = try_one("ZooKeeper", zookeeper::provision);
     let etcd = try_one("etcd", etcd::provision);
-    report.note = [&kafka, &zookeeper, &etcd]
+    let own_postgres = try_one("PostgreSQL", postgres::provision_own);
+    report.note = [&kafka, &zookeeper, &etcd, &own_postgres]
         .into_iter()
         .flatten()
         .cloned()
@@ -268,6 +278,7 @@ pub(super) fn provision() -> (Report, Servers) {
             kafka,
             own_kafka,
             others,
+            own_postgres,
         },
     )
 }
