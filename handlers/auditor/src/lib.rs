@@ -3,6 +3,7 @@
 //! The rows of a call are written in one transaction. An existing row (same topic, topic id, partition, offset) is left
 //! unchanged, so a redelivered record has no effect.
 
+mod postgres;
 mod store;
 
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub struct Config {
     /// Stores the value; otherwise only its length.
     #[serde(default = "yes")]
     pub store_value: bool,
-    /// Timeout for connecting to the database, in milliseconds.
+    /// Timeout for connecting to the database when an instance is created, in milliseconds.
     #[serde(default = "ten_seconds")]
     pub connect_timeout_ms: u64,
 }
@@ -74,12 +75,13 @@ impl BatchHandler for Auditor {
             .iter()
             .map(|record| Row::of(&record, self.store_value))
             .collect();
-        match self.runtime.block_on(self.store.write(&rows)) {
+        let cancelled = || ctx.cancelled();
+        match self.runtime.block_on(self.store.write(&rows, cancelled)) {
             Ok(written) => {
                 ctx.services().counter("rows_written", written);
                 Ok(Outcome::Ack)
             }
-            // The transaction was rolled back, so every record of the call is retried.
+            // Nothing was written, so every record of the call is retried.
             Err(error) => Ok(Outcome::retry(format!(
                 "the database refused the rows: {error}"
             ))),

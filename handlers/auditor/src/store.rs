@@ -1,74 +1,82 @@
-//! The audit table in SQLite or PostgreSQL.
+//! The audit table, in SQLite or PostgreSQL.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_json::Value;
 use sluicegate_sdk::{Classify, HandlerError, Record};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, QueryBuilder};
+use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite};
 
-/// PostgreSQL allows 65,535 parameters per statement, SQLite 32,766; a row has nine.
+use crate::postgres::Postgres;
+
+/// SQLite allows 32,766 parameters per statement; a row has nine.
 const ROWS_PER_STATEMENT: usize = 1_000;
 
 /// Columns, in the order of a row's values.
-const COLUMNS: &str = "topic, topic_id, partition_id, record_offset, timestamp_ms, record_key, value_length, value, headers";
+pub(crate) const COLUMNS: &str = "topic, topic_id, partition_id, record_offset, timestamp_ms, record_key, value_length, value, headers";
+
+/// The end of a statement that inserts rows: those that are there are left unchanged.
+pub(crate) const CONFLICT: &str =
+    "ON CONFLICT (topic, topic_id, partition_id, record_offset) DO NOTHING";
 
 /// A record as a row.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
-    topic: &'a str,
+    pub(crate) topic: &'a str,
     /// Hexadecimal; empty where the topic has no id.
-    topic_id: String,
-    partition: i32,
-    offset: i64,
-    timestamp_ms: Option<i64>,
-    key: Option<&'a [u8]>,
-    value_length: Option<i64>,
-    value: Option<&'a [u8]>,
+    pub(crate) topic_id: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) timestamp_ms: Option<i64>,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value_length: Option<i64>,
+    pub(crate) value: Option<&'a [u8]>,
     /// JSON: an array of names and values, with invalid UTF-8 replaced.
-    headers: String,
+    pub(crate) headers: String,
 }
 
 impl<'a> Row<'a> {
     pub(crate) fn of(record: &Record<'a>, store_value: bool) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let headers: Vec<Value> = record
-            .headers()
-            .map(|(name, value)| serde_json::json!([text(name), value.map(text)]))
-            .collect();
         Self {
             topic: record.topic(),
-            topic_id: record
-                .topic_id()
-                .unwrap_or_default()
-                .iter()
-                .filter(|_| record.topic_id().is_some())
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            topic_id: record.topic_id().map(hex).unwrap_or_default(),
             partition: record.partition(),
             offset: record.offset(),
             timestamp_ms: record.timestamp_ms(),
             key: record.key(),
             value_length: record.value().map(|value| value.len() as i64),
             value: record.value().filter(|_| store_value),
-            headers: Value::Array(headers).to_string(),
+            headers: headers(record),
         }
     }
 }
 
-/// An open table.
-#[derive(Debug)]
-pub(crate) struct Store {
-    pool: Pool,
-    table: String,
+fn hex(id: [u8; 16]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let nibbles = id.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles
+        .map(|nibble| char::from(DIGITS[usize::from(nibble)]))
+        .collect()
 }
 
+fn headers(record: &Record<'_>) -> String {
+    type Pair<'h> = (Cow<'h, str>, Option<Cow<'h, str>>);
+    let pairs: Vec<Pair<'_>> = record
+        .headers()
+        .map(|(name, value)| {
+            let value = value.map(String::from_utf8_lossy);
+            (String::from_utf8_lossy(name), value)
+        })
+        .collect();
+    serde_json::to_string(&pairs).expect("text is written without errors")
+}
+
+/// An open table.
 #[derive(Debug)]
-enum Pool {
-    Sqlite(SqlitePool),
-    Postgres(PgPool),
+pub(crate) enum Store {
+    Sqlite { pool: SqlitePool, table: String },
+    Postgres(Box<Postgres>),
 }
 
 impl Store {
@@ -79,136 +87,97 @@ impl Store {
         timeout: Duration,
     ) -> Result<Self, HandlerError> {
         check_table(table)?;
-        let pool = match url.split_once(':').map(|(scheme, _)| scheme) {
+        match url.split_once(':').map(|(scheme, _)| scheme) {
             Some("sqlite") => {
-                let options = SqliteConnectOptions::from_str(url)
-                    .map_err(|error| HandlerError::terminal(format!("`url`: {error}")))?
-                    .create_if_missing(true)
-                    // WAL lets readers proceed during a write; workers wait for each other instead of failing.
-                    .journal_mode(SqliteJournalMode::Wal)
-                    .busy_timeout(timeout);
-                let pool = SqlitePoolOptions::new()
-                    .max_connections(1)
-                    .acquire_timeout(timeout);
-                Pool::Sqlite(pool.connect_with(options).await.map_err(not_reached)?)
+                let pool = open_sqlite(url, timeout).await?;
+                let created = sqlx::query(create_table(table, "BLOB"))
+                    .execute(&pool)
+                    .await;
+                created.retryable()?;
+                let table = table.to_owned();
+                Ok(Self::Sqlite { pool, table })
             }
             Some("postgres" | "postgresql") => {
-                // The error is discarded because it could quote the password.
-                let options = PgConnectOptions::from_str(url).map_err(|_| {
-                    HandlerError::terminal(
-                        "`url` is not a PostgreSQL URL: postgres://user:password@host/database",
-                    )
-                })?;
-                let pool = PgPoolOptions::new()
-                    .max_connections(1)
-                    .acquire_timeout(timeout);
-                Pool::Postgres(pool.connect_with(options).await.map_err(not_reached)?)
+                let opened = Postgres::open(url, table, timeout).await?;
+                Ok(Self::Postgres(Box::new(opened)))
             }
-            _ => {
-                return Err(HandlerError::terminal(
-                    "`url` must be sqlite:///path or postgres://user:password@host/database",
-                ));
-            }
-        };
-        let store = Self {
-            pool,
-            table: table.to_string(),
-        };
-        store.make_table().await.retryable()?;
-        Ok(store)
-    }
-
-    async fn make_table(&self) -> Result<(), sqlx::Error> {
-        let create = |bytes: &str| {
-            AssertSqlSafe(format!(
-                "CREATE TABLE IF NOT EXISTS {} (topic TEXT NOT NULL, topic_id TEXT NOT NULL, partition_id INTEGER NOT NULL, \
-                 record_offset BIGINT NOT NULL, timestamp_ms BIGINT, record_key {bytes}, value_length BIGINT, \
-                 value {bytes}, headers TEXT NOT NULL, PRIMARY KEY (topic, topic_id, partition_id, record_offset))",
-                self.table
-            ))
-        };
-        match &self.pool {
-            Pool::Sqlite(pool) => sqlx::query(create("BLOB")).execute(pool).await.map(drop),
-            Pool::Postgres(pool) => match sqlx::query(create("BYTEA")).execute(pool).await {
-                // Two workers at once: `IF NOT EXISTS` is not atomic in PostgreSQL, so the slower one conflicts.
-                Err(sqlx::Error::Database(error))
-                    if matches!(error.code().as_deref(), Some("23505" | "42P07")) =>
-                {
-                    Ok(())
-                }
-                other => other.map(drop),
-            },
+            _ => Err(HandlerError::terminal(
+                "`url` must be sqlite:///path or postgres://user:password@host/database",
+            )),
         }
     }
 
     /// Writes the rows in one transaction and returns the number of new ones.
-    pub(crate) async fn write(&self, rows: &[Row<'_>]) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn write(
+        &mut self,
+        rows: &[Row<'_>],
+        cancelled: impl Fn() -> bool,
+    ) -> Result<u64, sqlx::Error> {
+        let (pool, table) = match self {
+            Self::Postgres(postgres) => return postgres.write(rows, cancelled).await,
+            Self::Sqlite { pool, table } => (pool, table),
+        };
         let mut written = 0;
-        match &self.pool {
-            Pool::Sqlite(pool) => {
-                let mut transaction = pool.begin().await?;
-                for rows in rows.chunks(ROWS_PER_STATEMENT) {
-                    written += self
-                        .insert(rows)
-                        .build()
-                        .execute(&mut *transaction)
-                        .await?
-                        .rows_affected();
-                }
-                transaction.commit().await?;
-            }
-            Pool::Postgres(pool) => {
-                let mut transaction = pool.begin().await?;
-                for rows in rows.chunks(ROWS_PER_STATEMENT) {
-                    written += self
-                        .insert(rows)
-                        .build()
-                        .execute(&mut *transaction)
-                        .await?
-                        .rows_affected();
-                }
-                transaction.commit().await?;
-            }
+        let mut transaction = pool.begin().await?;
+        for rows in rows.chunks(ROWS_PER_STATEMENT) {
+            let mut insert = insert(table, rows);
+            let done = insert.build().execute(&mut *transaction).await?;
+            written += done.rows_affected();
         }
+        transaction.commit().await?;
         Ok(written)
     }
 
-    fn insert<'q, DB>(&self, rows: &'q [Row<'q>]) -> QueryBuilder<DB>
-    where
-        DB: sqlx::Database,
-        &'q str: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
-        i32: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
-        i64: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
-        Option<i64>: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
-        Option<&'q [u8]>: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
-    {
-        let mut query = QueryBuilder::new(format!("INSERT INTO {} ({COLUMNS}) ", self.table));
-        query.push_values(rows, |mut values, row| {
-            values
-                .push_bind(row.topic)
-                .push_bind(row.topic_id.as_str())
-                .push_bind(row.partition)
-                .push_bind(row.offset)
-                .push_bind(row.timestamp_ms)
-                .push_bind(row.key)
-                .push_bind(row.value_length)
-                .push_bind(row.value)
-                .push_bind(row.headers.as_str());
-        });
-        query.push(" ON CONFLICT (topic, topic_id, partition_id, record_offset) DO NOTHING");
-        query
-    }
-
     /// Checks that the database answers.
-    pub(crate) async fn ping(&self) -> Result<(), sqlx::Error> {
-        match &self.pool {
-            Pool::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
-            Pool::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
+    pub(crate) async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite { pool, .. } => sqlx::query("SELECT 1").execute(&*pool).await.map(drop),
+            Self::Postgres(postgres) => postgres.ping().await,
         }
     }
 }
 
-fn not_reached(error: sqlx::Error) -> HandlerError {
+async fn open_sqlite(url: &str, timeout: Duration) -> Result<SqlitePool, HandlerError> {
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|error| HandlerError::terminal(format!("`url`: {error}")))?
+        .create_if_missing(true)
+        // WAL lets readers proceed during a write; workers wait for each other instead of failing.
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(timeout);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(timeout);
+    pool.connect_with(options).await.map_err(not_reached)
+}
+
+/// The statement that creates the table; `bytes` is the database's type of bytes.
+pub(crate) fn create_table(table: &str, bytes: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "CREATE TABLE IF NOT EXISTS {table} (topic TEXT NOT NULL, topic_id TEXT NOT NULL, partition_id INTEGER NOT NULL, \
+         record_offset BIGINT NOT NULL, timestamp_ms BIGINT, record_key {bytes}, value_length BIGINT, \
+         value {bytes}, headers TEXT NOT NULL, PRIMARY KEY (topic, topic_id, partition_id, record_offset))"
+    ))
+}
+
+fn insert<'q>(table: &str, rows: &'q [Row<'q>]) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(format!("INSERT INTO {table} ({COLUMNS}) "));
+    query.push_values(rows, |mut values, row| {
+        values
+            .push_bind(row.topic)
+            .push_bind(row.topic_id.as_str())
+            .push_bind(row.partition)
+            .push_bind(row.offset)
+            .push_bind(row.timestamp_ms)
+            .push_bind(row.key)
+            .push_bind(row.value_length)
+            .push_bind(row.value)
+            .push_bind(row.headers.as_str());
+    });
+    query.push(format!(" {CONFLICT}"));
+    query
+}
+
+pub(crate) fn not_reached(error: sqlx::Error) -> HandlerError {
     HandlerError::retryable(format!("the database cannot be reached: {error}"))
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use auditor::Auditor;
 use serde_json::json;
 use sluicegate_sdk::testing::{Kit, Outcome, TestRecord, record};
-use sqlx::Row;
+use sqlx::{Connection, Row};
 
 fn batch(from: i64, to: i64) -> impl Iterator<Item = TestRecord> {
     (from..to).map(|offset| {
@@ -134,17 +134,45 @@ fn configs_are_checked() {
     );
 }
 
-#[test]
-fn postgres_gets_one_row_per_record_and_a_repeat_changes_nothing() {
-    let Ok(url) = std::env::var("SLUICEGATE_TEST_POSTGRES_URL") else {
+/// The server for the tests on PostgreSQL; reports a test as skipped if there is none.
+fn postgres(test: &str) -> Option<String> {
+    let url = std::env::var("SLUICEGATE_TEST_POSTGRES_URL").ok();
+    if url.is_none() {
         // Written directly to bypass the test output capture, so that skipped tests can be counted.
-        let reason =
-            "SLUICEGATE_TEST_POSTGRES_URL is not set; `cargo xtask test` starts a server for it";
+        let reason = "SLUICEGATE_TEST_POSTGRES_URL is not set; `cargo xtask test` starts a server";
         writeln!(
             std::io::stdout(),
-            "\nskipped: auditor on PostgreSQL: {reason}"
+            "\nskipped: auditor on PostgreSQL, {test}: {reason}"
         )
         .expect("stdout takes a line");
+    }
+    url
+}
+
+async fn connect(url: &str) -> sqlx::PgConnection {
+    let connected = sqlx::PgConnection::connect(url).await;
+    connected.expect("the server answers")
+}
+
+/// What a statement on PostgreSQL returns, as a number.
+fn number(url: &str, sql: String) -> i64 {
+    let row = runtime().block_on(async {
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        query.fetch_one(&mut connect(url).await).await
+    });
+    row.expect("one row").get(0)
+}
+
+fn drop_table(url: &str, table: &str) {
+    let sql = sqlx::AssertSqlSafe(format!("DROP TABLE {table}"));
+    let done =
+        runtime().block_on(async { sqlx::query(sql).execute(&mut connect(url).await).await });
+    done.expect("the table is dropped");
+}
+
+#[test]
+fn postgres_gets_one_row_per_record_and_a_repeat_changes_nothing() {
+    let Some(url) = postgres("rows") else {
         return;
     };
     let table = format!("audit_{}", std::process::id());
@@ -153,17 +181,42 @@ fn postgres_gets_one_row_per_record_and_a_repeat_changes_nothing() {
     assert_eq!(kit.run(batch(0, 2500)).outcomes, vec![Outcome::Ack; 2500]);
     kit.run(batch(2400, 2600));
     assert_eq!(kit.counter("rows_written"), 2600.0);
-    let count: i64 = runtime().block_on(async {
-        let pool = sqlx::PgPool::connect(&url).await.unwrap();
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT count(*) FROM {table} WHERE value = '\\x0062696e617279ff'"
-        ));
-        let count = sqlx::query(sql).fetch_one(&pool).await.unwrap().get(0);
-        sqlx::query(sqlx::AssertSqlSafe(format!("DROP TABLE {table}")))
-            .execute(&pool)
-            .await
-            .unwrap();
-        count
-    });
-    assert_eq!(count, 2600);
+    let bare = record("orders").at(3, 0);
+    assert_eq!(kit.run([bare]).outcomes, [Outcome::Ack]);
+    let complete = format!(
+        "SELECT count(*) FROM {table} WHERE topic = 'orders' AND partition_id = 2 AND timestamp_ms = 5 AND value_length = 8 \
+         AND record_key = convert_to('k' || record_offset, 'UTF8') AND value = '\\x0062696e617279ff' \
+         AND headers = '[[\"a\",\"1\"]]'"
+    );
+    assert_eq!(number(&url, complete), 2600);
+    let of_tombstone = format!(
+        "SELECT count(*) FROM {table} WHERE partition_id = 3 AND value IS NULL AND value_length IS NULL AND headers = '[]'"
+    );
+    assert_eq!(number(&url, of_tombstone), 1);
+    // Of an earlier call; each call is one transaction.
+    let transactions = format!("SELECT count(DISTINCT xmin::text) FROM {table}");
+    assert_eq!(number(&url, transactions), 3);
+    drop(kit);
+    drop_table(&url, &table);
+}
+
+#[test]
+fn a_broken_connection_to_postgres_is_replaced_within_the_call() {
+    let Some(url) = postgres("a broken connection") else {
+        return;
+    };
+    let table = format!("audit_broken_{}", std::process::id());
+    let mut kit = Kit::of_batch::<Auditor>(json!({ "url": url, "table": table })).unwrap();
+    assert_eq!(kit.run(batch(0, 10)).outcomes, vec![Outcome::Ack; 10]);
+    let end = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%{table}%'"
+    );
+    assert_eq!(number(&url, end.clone()), 1);
+    assert_eq!(kit.run(batch(5, 15)).outcomes, vec![Outcome::Ack; 10]);
+    assert_eq!(kit.counter("rows_written"), 15.0);
+    assert_eq!(number(&url, end), 1);
+    assert_eq!(kit.health(), Ok(()));
+    let count = format!("SELECT count(*) FROM {table}");
+    assert_eq!(number(&url, count), 15);
+    drop_table(&url, &table);
 }
