@@ -9,6 +9,7 @@ mod bridge;
 mod bridge_command;
 mod control_keys;
 mod coordinators;
+mod databases;
 mod deleted_topics;
 mod demo;
 mod emits;
