@@ -14,7 +14,7 @@ use sluicegate_abi::{RawOutcome, guard, outcome_code};
 use crate::context::{Batch, BatchContext, Clock, Context, Room};
 use crate::export::{read_config, refusal};
 use crate::handler::{BatchHandler, Handler};
-use crate::outcome::Outcome;
+use crate::outcome::{ErrorClass, Outcome, Result};
 use crate::partition::Partition;
 use crate::record::Record;
 use crate::sums::Sums;
@@ -44,6 +44,26 @@ pub(crate) fn panicked(call: &Call<'_>, text: &str) -> RawOutcome {
         detail: call.detail(text),
         ..RawOutcome::default()
     }
+}
+
+/// The outcome of a record that was not run because what its handler needs is away; `None`: its result is something else.
+pub(crate) fn unavailable(call: &Call<'_>, result: &Result) -> Option<RawOutcome> {
+    let error = result.as_ref().err()?;
+    (error.class() == ErrorClass::Unavailable).then(|| RawOutcome {
+        code: outcome_code::NOT_RUN,
+        detail: call.detail(&error.to_string()),
+        ..RawOutcome::default()
+    })
+}
+
+/// What follows a record in its call.
+enum Next {
+    /// Any record.
+    Free,
+    /// None of its lane.
+    Blocked,
+    /// None.
+    Unavailable,
 }
 
 /// ABI adapter of a [`Handler`].
@@ -84,14 +104,22 @@ impl<H: Handler> PerRecord<H> {
             call.reached(index);
             let mut ctx = Context::new(call, index, clock.record(index), (&room, &self.sums));
             // Settled inside the guard, so that only a flag is returned instead of a large outcome.
-            let free = guard::catch(|| {
+            let next = guard::catch(|| {
                 let result = self.handler.handle(&record, &mut ctx);
-                ctx.settle(result.unwrap_or_else(Outcome::from))
+                if let Some(outcome) = unavailable(call, &result) {
+                    call.settle(index, outcome);
+                    return Next::Unavailable;
+                }
+                match ctx.settle(result.unwrap_or_else(Outcome::from)) {
+                    true => Next::Free,
+                    false => Next::Blocked,
+                }
             });
-            match free {
-                Ok(true) => {}
-                Ok(false) if room.is_used_up() => break,
-                Ok(false) => blocked.block(record.lane()),
+            match next {
+                Ok(Next::Free) => {}
+                Ok(Next::Unavailable) => return CallEnd::Unavailable,
+                Ok(Next::Blocked) if room.is_used_up() => break,
+                Ok(Next::Blocked) => blocked.block(record.lane()),
                 Err(text) => {
                     call.settle(index, panicked(call, &text));
                     return CallEnd::Poisoned;
@@ -146,22 +174,24 @@ impl<H: BatchHandler> Instance for Batches<H> {
         }
         let batch = Batch::new(call);
         let mut ctx = BatchContext::new(call);
-        let result = guard::catch(|| {
-            let result = self.0.handle_batch(&batch, &mut ctx);
-            result.unwrap_or_else(Outcome::from)
-        });
+        let result = guard::catch(|| self.0.handle_batch(&batch, &mut ctx));
+        let open = |index: &usize| call.outcome(*index).code == outcome_code::NOT_RUN;
         match result {
-            Ok(outcome) => {
-                ctx.settle_rest(&outcome);
+            Ok(result) => {
+                if let Some(outcome) = unavailable(call, &result) {
+                    if let Some(first) = (0..call.len()).find(open) {
+                        call.settle(first, outcome);
+                    }
+                    return CallEnd::Unavailable;
+                }
+                ctx.settle_rest(&result.unwrap_or_else(Outcome::from));
                 call.reached(call.len());
                 CallEnd::Usable
             }
             Err(text) => {
                 let outcome = panicked(call, &text);
-                for index in 0..call.len() {
-                    if call.outcome(index).code == outcome_code::NOT_RUN {
-                        call.settle(index, outcome);
-                    }
+                for index in (0..call.len()).filter(open) {
+                    call.settle(index, outcome);
                 }
                 CallEnd::Poisoned
             }

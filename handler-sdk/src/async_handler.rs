@@ -23,7 +23,7 @@ use sluicegate_abi::partition::{PartitionChange, PartitionEvent};
 use sluicegate_abi::plugin::{Call, CallEnd, Instance, Refusal};
 use tokio::runtime::Runtime;
 
-use crate::adapter::{BlockedLanes, panicked};
+use crate::adapter::{BlockedLanes, panicked, unavailable};
 use crate::context::{Clock, Context, Room, Services};
 use crate::export::{read_config, refusal};
 use crate::handler::{Setup, TAKES_NONE};
@@ -193,7 +193,8 @@ impl<H: AsyncHandler> Overlapping<H> {
 struct Ended {
     lane: u64,
     free: bool,
-    panicked: bool,
+    /// What the call ends as, because of it.
+    end: CallEnd,
 }
 
 /// The records of a call that have not started, in order.
@@ -284,21 +285,23 @@ impl<'c, H: AsyncHandler> Running<'c, H> {
             ended.await
         };
         let lane = record.lane();
-        match ended {
-            Ok(result) => Ended {
-                lane,
-                free: ctx.settle(result.unwrap_or_else(Outcome::from)),
-                panicked: false,
+        let (free, end) = match ended {
+            Ok(result) => match unavailable(call, &result) {
+                Some(outcome) => {
+                    call.settle(index, outcome);
+                    (false, CallEnd::Unavailable)
+                }
+                None => {
+                    let free = ctx.settle(result.unwrap_or_else(Outcome::from));
+                    (free, CallEnd::Usable)
+                }
             },
             Err(payload) => {
                 call.settle(index, panicked(call, &guard::caught(payload)));
-                Ended {
-                    lane,
-                    free: false,
-                    panicked: true,
-                }
+                (false, CallEnd::Poisoned)
             }
-        }
+        };
+        Ended { lane, free, end }
     }
 
     async fn all(&self, concurrency: usize) -> CallEnd {
@@ -329,8 +332,8 @@ impl<'c, H: AsyncHandler> Running<'c, H> {
                 return end;
             };
             waiting.ended(&ended);
-            if ended.panicked {
-                end = CallEnd::Poisoned;
+            if end != CallEnd::Poisoned && ended.end != CallEnd::Usable {
+                end = ended.end;
             }
         }
     }

@@ -196,7 +196,7 @@ pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal>
 pub(crate) fn refusal(error: HandlerError) -> Refusal {
     match error.class() {
         ErrorClass::Terminal => Refusal::Config(error.to_string()),
-        ErrorClass::Retryable => Refusal::Failed(error.to_string()),
+        ErrorClass::Retryable | ErrorClass::Unavailable => Refusal::Failed(error.to_string()),
     }
 }
 

@@ -96,8 +96,8 @@ impl Outcome {
     }
 }
 
-/// An error of a handler, with its class: `retryable` becomes [`Outcome::Retry`], `terminal`
-/// [`Outcome::DeadLetter`]. From `new`, `terminal` refuses the config and `retryable` is a failed start.
+/// An error of a handler, with its class: `retryable` becomes [`Outcome::Retry`], `terminal` [`Outcome::DeadLetter`], `unavailable` no attempt.
+/// From `new`, `terminal` refuses the config and the others are a failed start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandlerError {
     class: ErrorClass,
@@ -112,6 +112,8 @@ pub enum ErrorClass {
     Retryable,
     /// It cannot: the record or the config is invalid.
     Terminal,
+    /// It can, once what the instance needs is there again: until then no record could be handled.
+    Unavailable,
 }
 
 impl HandlerError {
@@ -128,6 +130,18 @@ impl HandlerError {
     pub fn terminal(message: impl fmt::Display) -> Self {
         Self {
             class: ErrorClass::Terminal,
+            message: message.to_string(),
+            after: None,
+        }
+    }
+
+    /// What every record needs is away, such as the database: the record, and those behind it in the call, have made no attempt. The
+    /// instance is dropped, and `new` is tried with growing delays until it succeeds; the handler is `UNHEALTHY` until then.
+    ///
+    /// Not for what concerns a single record: one that always ends so holds its partition for ever.
+    pub fn unavailable(message: impl fmt::Display) -> Self {
+        Self {
+            class: ErrorClass::Unavailable,
             message: message.to_string(),
             after: None,
         }
@@ -177,7 +191,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 impl From<HandlerError> for Outcome {
     fn from(error: HandlerError) -> Self {
         match error.class {
-            ErrorClass::Retryable => Self::Retry {
+            ErrorClass::Retryable | ErrorClass::Unavailable => Self::Retry {
                 after: error.after,
                 reason: error.message.into(),
             },
@@ -204,6 +218,12 @@ pub trait Classify<T> {
     /// # Errors
     /// The error as a terminal [`HandlerError`].
     fn terminal(self) -> Result<T, HandlerError>;
+
+    /// What every record needs is away.
+    ///
+    /// # Errors
+    /// The error as an unavailable [`HandlerError`].
+    fn unavailable(self) -> Result<T, HandlerError>;
 }
 
 impl<T, E: fmt::Display> Classify<T> for Result<T, E> {
@@ -213,5 +233,9 @@ impl<T, E: fmt::Display> Classify<T> for Result<T, E> {
 
     fn terminal(self) -> Result<T, HandlerError> {
         self.map_err(HandlerError::terminal)
+    }
+
+    fn unavailable(self) -> Result<T, HandlerError> {
+        self.map_err(HandlerError::unavailable)
     }
 }

@@ -33,8 +33,8 @@ impl Default for RestartPolicy {
 pub(crate) enum Failure {
     /// It panicked, or broke the contract: too many of these trip the handler.
     Poisoned,
-    /// It could not be built. An outage of what it needs must not trip the handler, however long it lasts.
-    NotCreated,
+    /// What it needs is away, so that it could not be built or is of no use. An outage must not trip the handler, however long it lasts.
+    Unavailable,
 }
 
 /// Reaction to a failure.
@@ -70,7 +70,7 @@ impl RestartBackoff {
     ) -> AfterFailure {
         let max_delay = match failure {
             Failure::Poisoned => MAX_DELAY,
-            Failure::NotCreated => MAX_CREATION_DELAY,
+            Failure::Unavailable => MAX_CREATION_DELAY,
         };
         while self
             .failures
@@ -142,7 +142,7 @@ mod tests {
     fn creations_that_fail_never_trip_and_their_delay_grows_to_half_a_minute() {
         let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
         let mut fails = |failure| backoff.record_failure(failure, now, &POLICY);
-        let delays: Vec<_> = (0..1_000).map(|_| fails(Failure::NotCreated)).collect();
+        let delays: Vec<_> = (0..1_000).map(|_| fails(Failure::Unavailable)).collect();
         let wait = |ms| AfterFailure::Rebuild(Duration::from_millis(ms));
         assert_eq!(delays[..4], [wait(0), wait(10), wait(20), wait(40)]);
         assert_eq!(delays.last(), Some(&wait(30_000)));

@@ -14,6 +14,7 @@ use sluicegate_runtime::{
 
 use crate::error::ProbeError;
 use crate::member::{Config, MemberId, PoolMember};
+use crate::restart::Failure;
 use crate::roster::{Created, Event, Probe, Rebuild, Report, Task, WorkItem, WorkerId};
 use crate::thread_pool::ThreadPool;
 use crate::{emits, provenance};
@@ -230,14 +231,18 @@ impl Worker {
             mut batch,
             reply_to,
         } = item;
-        let (poisoned, ended) = self.handle(&member, &mut batch);
-        if let Some(why) = &poisoned {
-            member.setup.stats.panicked();
+        let (failed, ended) = self.handle(&member, &mut batch);
+        if let Some((failure, why)) = &failed {
+            if *failure == Failure::Poisoned {
+                member.setup.stats.panicked();
+            }
             member.setup.stats.failed(why);
         }
         let report = Report::CallEnded {
             member: &member,
-            poisoned: poisoned.as_deref(),
+            failed: failed
+                .as_ref()
+                .map(|(failure, why)| (*failure, why.as_str())),
             made_progress: batch
                 .outcomes
                 .iter()
@@ -266,8 +271,15 @@ impl Worker {
         }
         setup.stats.returned(batch.records.len() as u64);
         reply_to.push(PumpMessage::Finished(batch));
-        if let Some(why) = poisoned {
-            tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
+        if let Some((failure, why)) = failed {
+            match failure {
+                Failure::Poisoned => {
+                    tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
+                }
+                Failure::Unavailable => {
+                    tracing::warn!(handler = %setup.name, reason = %why, "what the instance needs is away");
+                }
+            }
             self.to_rebuild.insert(member.id);
             self.report(Report::LifecycleCall(&member));
             if let Some(built) = self.built.remove(&member.id) {
@@ -277,15 +289,15 @@ impl Worker {
         true
     }
 
-    /// Calls the instance; returns the reason if it is unusable afterwards, and the end of the call.
-    fn handle(&mut self, member: &Arc<PoolMember>, batch: &mut Batch) -> (Option<String>, Instant) {
+    /// Calls the instance; returns why it is unusable afterwards, if so, and the end of the call.
+    fn handle(&mut self, member: &Arc<PoolMember>, batch: &mut Batch) -> (Option<Failed>, Instant) {
         batch.not_run();
         if batch.cancel.is_set() {
             return (None, Instant::now());
         }
         let Some(built) = self.built.get_mut(&member.id) else {
             let why = "the instance no longer exists".to_owned();
-            return (Some(why), Instant::now());
+            return (Some((Failure::Poisoned, why)), Instant::now());
         };
         let timeout = u64::try_from(member.setup.timeout.as_millis()).unwrap_or(u64::MAX);
         let (timeout_ms, record_timeout_ms) = match member.setup.info.takes_batches {
@@ -313,12 +325,19 @@ impl Worker {
             .setup
             .stats
             .called(records, elapsed.as_nanos() as u64);
-        let poisoned = match status {
+        let failed = match status {
             Ok(CallStatus::Usable) => None,
-            Ok(CallStatus::Poisoned) => Some(poison_reason(batch)),
-            Err(_) => Some(RUNTIME_PANICKED.to_owned()),
+            Ok(CallStatus::Poisoned) => {
+                let why = reason_of(batch, outcome_code::PANICKED);
+                Some((Failure::Poisoned, why))
+            }
+            Ok(CallStatus::Unavailable) => {
+                let why = reason_of(batch, outcome_code::NOT_RUN);
+                Some((Failure::Unavailable, why))
+            }
+            Err(_) => Some((Failure::Poisoned, RUNTIME_PANICKED.to_owned())),
         };
-        (poisoned, start + elapsed)
+        (failed, start + elapsed)
     }
 
     /// Health-checks every instance of this thread, then builds and checks one for each of the `missing` handlers, whose
@@ -470,17 +489,18 @@ fn contained(work: impl FnOnce() -> Result<(), InstanceError>) -> Result<(), Ins
         .unwrap_or_else(|_| Err(InstanceError::Poisoned(RUNTIME_PANICKED.to_owned())))
 }
 
-/// The panic message, if the call left one.
-fn poison_reason(batch: &Batch) -> String {
-    let panicked = |outcome: &&RawOutcome| outcome.code == outcome_code::PANICKED;
-    batch
-        .outcomes
-        .iter()
-        .find(panicked)
-        .and_then(|outcome| (outcome.detail as usize).checked_sub(1))
-        .and_then(|at| batch.output.details.get(at))
-        .cloned()
-        .unwrap_or_else(|| "the instance cannot be used again".to_owned())
+/// Why an instance is unusable after a call.
+type Failed = (Failure, String);
+
+/// The text that the call left for an outcome with this code, if there is one.
+fn reason_of(batch: &Batch, code: u16) -> String {
+    let with_code = batch.outcomes.iter().filter(|one| one.code == code);
+    let mut details = with_code.filter_map(|outcome: &RawOutcome| {
+        let at = (outcome.detail as usize).checked_sub(1)?;
+        batch.output.details.get(at)
+    });
+    let reason = details.next().cloned();
+    reason.unwrap_or_else(|| "the instance cannot be used again".to_owned())
 }
 
 /// Drops an instance. Runtimes contain plugin panics; one that escapes must not end the thread.

@@ -65,6 +65,8 @@ pub enum CallEnd {
     Usable,
     /// It must not be called again.
     Poisoned,
+    /// As `Poisoned`, but because what it needs is away: the instance itself has not failed.
+    Unavailable,
 }
 
 /// What limits a call.
@@ -249,6 +251,7 @@ impl Instance {
         // on a type that is not `Send` makes it the only call on this instance, on its own thread.
         match unsafe { (self.handle)(self.context, Ptr::of(&call)) } {
             status::OK => CallEnd::Usable,
+            status::UNAVAILABLE => CallEnd::Unavailable,
             _ => CallEnd::Poisoned,
         }
     }

@@ -27,6 +27,9 @@ pub mod status {
     pub const UNKNOWN: i32 = 3;
     /// The instance is not healthy; the reason is in the sink.
     pub const UNHEALTHY: i32 = 4;
+    /// After a call: what the instance needs is away, and it must not be called again. Records without an outcome were not run;
+    /// the detail of one of them is the reason.
+    pub const UNAVAILABLE: i32 = 5;
     /// Another failure; the reason is in the sink, if there is one.
     pub const FAILED: i32 = -1;
 }
@@ -335,7 +338,7 @@ pub struct RawHost {
 #[sabi(kind(Prefix(prefix_ref = HandlerFunctions_Ref, prefix_fields = HandlerFunctions_Prefix)))]
 #[sabi(missing_field(option))]
 pub struct HandlerFunctions {
-    /// Handles the records of a call; `status::{OK, POISONED}`.
+    /// Handles the records of a call; `status::{OK, POISONED, UNAVAILABLE}`.
     pub handle: unsafe extern "C" fn(*mut (), Ptr<RawCall>) -> i32,
     /// `status::{OK, UNHEALTHY, POISONED}`.
     pub health: unsafe extern "C" fn(*mut (), RawSink) -> i32,

@@ -93,12 +93,20 @@ impl Collected {
         }
     }
 
+    fn detail_of(&self, raw: &RawOutcome) -> Option<&String> {
+        let at = (raw.detail as usize).checked_sub(1)?;
+        self.details.get(at)
+    }
+
+    /// Why a record was not run.
+    pub(super) fn reason_not_run(&self, raw: &[RawOutcome]) -> String {
+        let mut not_run = raw.iter().filter(|one| one.code == outcome_code::NOT_RUN);
+        let reason = not_run.find_map(|one| self.detail_of(one));
+        reason.cloned().unwrap_or_default()
+    }
+
     pub(super) fn outcome(&self, raw: &RawOutcome) -> Outcome {
-        let detail = (raw.detail as usize)
-            .checked_sub(1)
-            .and_then(|at| self.details.get(at))
-            .cloned();
-        let text = detail.unwrap_or_default();
+        let text = self.detail_of(raw).cloned().unwrap_or_default();
         match raw.code {
             outcome_code::ACK => Outcome::Ack,
             outcome_code::DROP => Outcome::Drop(text),

@@ -88,6 +88,9 @@ pub struct Run {
     pub emits: Vec<Emitted>,
     /// The instance panicked; the kit has built a new one.
     pub poisoned: bool,
+    /// What the instance needs is away ([`crate::HandlerError::unavailable`]), or `new` has failed since: records that were not run have made
+    /// no attempt. The next call begins with `new`.
+    pub unavailable: Option<String>,
 }
 
 /// A handler under test. Its errors are texts: a test compares or prints what an operator would read.
@@ -104,6 +107,8 @@ pub struct Kit {
     takes_batches: bool,
     /// Maximum number of records per call.
     most: usize,
+    /// The instance is of no use any more: the next call begins with another one.
+    unusable: bool,
 }
 
 impl Kit {
@@ -170,6 +175,7 @@ impl Kit {
             limits: CallLimits::default(),
             takes_batches: described["takes_batches"] == true,
             most: most.min(MOST) as usize,
+            unusable: false,
         };
         kit.set_timeout(DEFAULT_TIMEOUT);
         Ok(kit)
@@ -195,6 +201,14 @@ impl Kit {
             "a call has at most {} records",
             self.most
         );
+        if let Err(why) = self.build_again() {
+            return Run {
+                outcomes: vec![Outcome::NotRun; records.len()],
+                emits: Vec::new(),
+                poisoned: false,
+                unavailable: Some(why),
+            };
+        }
         self.serial += 1;
         self.cancel.clear();
         let mut collected = Collected::new(&self.cancel);
@@ -213,6 +227,8 @@ impl Kit {
             self.instance = create(&self.module, &self.host, &self.config, self.generation)
                 .expect("a handler that started once with this config starts again");
         }
+        self.unusable = end == CallEnd::Unavailable;
+        let unavailable = self.unusable.then(|| collected.reason_not_run(&raw));
         // As the service does: what an attempt emits counts only if no other one follows.
         collected.emits.retain(|emit| raw[emit.record].is_final());
         let outcomes = raw.iter().map(|raw| collected.outcome(raw)).collect();
@@ -220,12 +236,22 @@ impl Kit {
             outcomes,
             emits: collected.emits,
             poisoned,
+            unavailable,
         }
+    }
+
+    /// Builds another instance if what the one before needs was away.
+    fn build_again(&mut self) -> Result<(), String> {
+        if self.unusable {
+            self.instance = create(&self.module, &self.host, &self.config, self.generation)?;
+            self.unusable = false;
+        }
+        Ok(())
     }
 
     /// Calls the handler until all records are settled, as the service does: records that were not run are given again, those that
     /// ask for a retry or panic get another attempt, without a delay, and a dead letter after five. Returns the last outcome of each
-    /// record; `poisoned` says whether an instance panicked.
+    /// record; `poisoned` says whether an instance panicked. Ends early if what the handler needs is away.
     ///
     /// # Panics
     /// As [`Self::run`], or if records are never run.
@@ -235,6 +261,7 @@ impl Kit {
             outcomes: vec![Outcome::NotRun; open.len()],
             emits: Vec::new(),
             poisoned: false,
+            unavailable: None,
         };
         let mut at_once = self.most;
         while !open.is_empty() {
@@ -265,6 +292,10 @@ impl Kit {
                 };
                 again
             });
+            all.unavailable = run.unavailable;
+            if all.unavailable.is_some() {
+                break;
+            }
             // Together they may emit more than a call may.
             let ran = before != (open.len(), attempts(&open));
             assert!(ran || at_once > 1, "no record is run");
@@ -311,6 +342,7 @@ impl Kit {
     /// # Errors
     /// The handler's reason.
     pub fn health(&mut self) -> Result<(), String> {
+        self.build_again()?;
         let checked = self.instance.health();
         checked.map_err(|error| error.to_string())
     }

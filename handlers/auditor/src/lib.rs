@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Result, Setup};
 use tokio::runtime::Runtime;
 
-use store::{Row, Store};
+use store::{Row, Store, WriteError};
 
 /// Config of `auditor`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -75,14 +75,17 @@ impl BatchHandler for Auditor {
             .iter()
             .map(|record| Row::of(&record, self.store_value))
             .collect();
-        let cancelled = || ctx.cancelled();
-        match self.runtime.block_on(self.store.write(&rows, cancelled)) {
+        let written = self.store.write(&rows, ctx.deadline());
+        match self.runtime.block_on(written) {
             Ok(written) => {
                 ctx.services().counter("rows_written", written);
                 Ok(Outcome::Ack)
             }
+            Err(WriteError::Away(error)) => Err(HandlerError::unavailable(format!(
+                "the database is away: {error}"
+            ))),
             // Nothing was written, so every record of the call is retried.
-            Err(error) => Ok(Outcome::retry(format!(
+            Err(WriteError::Refused(error)) => Ok(Outcome::retry(format!(
                 "the database refused the rows: {error}"
             ))),
         }

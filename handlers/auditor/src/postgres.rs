@@ -3,21 +3,19 @@
 //! A call writes its rows with one statement, which is a transaction of its own: one round trip and one commit. Each column is one
 //! array, so that the statement is the same for any number of rows and the server plans it once per connection.
 //!
-//! While the server is away, a call waits for it instead of failing: a failed call would cost every record one of its attempts, and
-//! an outage would end in dead letters. A call that waits for longer than the handler's `timeout` is abandoned by the service,
-//! at the cost of one attempt. No other instance can be built in its place until the server is back, which costs none; a call
-//! that returned at its timeout would keep its instance, and cost its records their next attempts.
+//! While the server is away, a call ends as unavailable: its records make no attempt, and the service builds an instance again, which
+//! waits for the server for a while, until one can be built.
 
 use std::io::ErrorKind;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluicegate_sdk::{Classify, HandlerError};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr, SqlStr};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
-use crate::store::{COLUMNS, CONFLICT, Row, create_table, not_reached};
+use crate::store::{COLUMNS, CONFLICT, Row, WriteError, create_table, not_reached};
 
 /// Delay before the second attempt to reach a server that is away; doubled from there on.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
@@ -77,7 +75,7 @@ impl Postgres {
         let end = Instant::now() + within;
         let mut delay = FIRST_DELAY;
         loop {
-            let connecting = timeout_at(end, PgConnection::connect_with(&self.options));
+            let connecting = timeout_at(end.into(), PgConnection::connect_with(&self.options));
             match connecting.await {
                 Err(_) => return Err(sqlx::Error::Io(ErrorKind::TimedOut.into())),
                 Ok(Err(error)) if is_away(&error) && Instant::now() + delay < end => {
@@ -89,35 +87,48 @@ impl Postgres {
         }
     }
 
-    /// Writes the rows in one transaction and returns the number of new ones. Waits while the server is away; after that,
-    /// nothing is written for a call that was cancelled in that time.
+    /// Writes the rows in one transaction before the deadline, and returns the number of new ones.
     pub(crate) async fn write(
         &mut self,
         rows: &[Row<'_>],
-        cancelled: impl Fn() -> bool,
-    ) -> Result<u64, sqlx::Error> {
-        loop {
-            let mut connection = match self.connection.take() {
-                Some(connection) => connection,
-                None => match self.connect(self.timeout).await {
-                    Err(error) if is_away(&error) => continue,
-                    connected => connected?,
-                },
-            };
-            if cancelled() {
-                self.connection = Some(connection);
-                return Ok(0);
-            }
-            let inserted = bind(self.insert.clone(), rows).execute(&mut connection);
-            match inserted.await {
-                // Whether it was committed is unknown; rows that are there are left unchanged.
-                Err(error) if is_away(&error) => sleep(FIRST_DELAY).await,
+        deadline: Option<Instant>,
+    ) -> Result<u64, WriteError> {
+        let Some(deadline) = deadline else {
+            return self.insert(rows).await;
+        };
+        // A call that returned later would be abandoned, with its thread.
+        let left = deadline.saturating_duration_since(Instant::now());
+        match timeout(left - left / 10, self.insert(rows)).await {
+            Ok(done) => done,
+            Err(_) => Err(WriteError::Away(sqlx::Error::Io(
+                ErrorKind::TimedOut.into(),
+            ))),
+        }
+    }
+
+    /// Whether the rows of a failed attempt are there is unknown; they are left unchanged by another one.
+    async fn insert(&mut self, rows: &[Row<'_>]) -> Result<u64, WriteError> {
+        if let Some(mut connection) = self.connection.take() {
+            let done = bind(self.insert.clone(), rows)
+                .execute(&mut connection)
+                .await;
+            match done {
+                // It may have broken while it was idle.
+                Err(error) if is_away(&error) => {}
                 done => {
                     self.connection = Some(connection);
-                    return done.map(|done| done.rows_affected());
+                    return done.map(|done| done.rows_affected()).map_err(failed);
                 }
             }
         }
+        let connected = PgConnection::connect_with(&self.options).await;
+        let mut connection = connected.map_err(WriteError::Away)?;
+        let done = bind(self.insert.clone(), rows)
+            .execute(&mut connection)
+            .await;
+        let done = done.map_err(failed)?;
+        self.connection = Some(connection);
+        Ok(done.rows_affected())
     }
 
     /// Checks that the database answers; a broken connection is replaced.
@@ -131,6 +142,13 @@ impl Postgres {
         let connected = self.connect(PING_TIMEOUT.min(self.timeout)).await?;
         self.connection = Some(connected);
         Ok(())
+    }
+}
+
+fn failed(error: sqlx::Error) -> WriteError {
+    match is_away(&error) {
+        true => WriteError::Away(error),
+        false => WriteError::Refused(error),
     }
 }
 

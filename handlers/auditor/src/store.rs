@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluicegate_sdk::{Classify, HandlerError, Record};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
@@ -72,6 +72,15 @@ fn headers(record: &Record<'_>) -> String {
     serde_json::to_string(&pairs).expect("text is written without errors")
 }
 
+/// Why rows were not written, or may not have been.
+#[derive(Debug)]
+pub(crate) enum WriteError {
+    /// The database does not answer, or takes no connection: no row could be written.
+    Away(sqlx::Error),
+    /// It refused these rows.
+    Refused(sqlx::Error),
+}
+
 /// An open table.
 #[derive(Debug)]
 pub(crate) enum Store {
@@ -111,21 +120,15 @@ impl Store {
     pub(crate) async fn write(
         &mut self,
         rows: &[Row<'_>],
-        cancelled: impl Fn() -> bool,
-    ) -> Result<u64, sqlx::Error> {
+        deadline: Option<Instant>,
+    ) -> Result<u64, WriteError> {
         let (pool, table) = match self {
-            Self::Postgres(postgres) => return postgres.write(rows, cancelled).await,
+            Self::Postgres(postgres) => return postgres.write(rows, deadline).await,
             Self::Sqlite { pool, table } => (pool, table),
         };
-        let mut written = 0;
-        let mut transaction = pool.begin().await?;
-        for rows in rows.chunks(ROWS_PER_STATEMENT) {
-            let mut insert = insert(table, rows);
-            let done = insert.build().execute(&mut *transaction).await?;
-            written += done.rows_affected();
-        }
-        transaction.commit().await?;
-        Ok(written)
+        write_sqlite(pool, table, rows)
+            .await
+            .map_err(WriteError::Refused)
     }
 
     /// Checks that the database answers.
@@ -135,6 +138,22 @@ impl Store {
             Self::Postgres(postgres) => postgres.ping().await,
         }
     }
+}
+
+async fn write_sqlite(
+    pool: &SqlitePool,
+    table: &str,
+    rows: &[Row<'_>],
+) -> Result<u64, sqlx::Error> {
+    let mut written = 0;
+    let mut transaction = pool.begin().await?;
+    for rows in rows.chunks(ROWS_PER_STATEMENT) {
+        let mut insert = insert(table, rows);
+        let done = insert.build().execute(&mut *transaction).await?;
+        written += done.rows_affected();
+    }
+    transaction.commit().await?;
+    Ok(written)
 }
 
 async fn open_sqlite(url: &str, timeout: Duration) -> Result<SqlitePool, HandlerError> {

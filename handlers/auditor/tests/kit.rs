@@ -220,3 +220,36 @@ fn a_broken_connection_to_postgres_is_replaced_within_the_call() {
     assert_eq!(number(&url, count), 15);
     drop_table(&url, &table);
 }
+
+#[test]
+fn records_make_no_attempt_while_postgres_takes_no_connection() {
+    let Some(url) = postgres("an outage") else {
+        return;
+    };
+    let (server, _) = url.rsplit_once('/').expect("a database");
+    let database = format!("audit_away_{}", std::process::id());
+    let run = |sql: String| {
+        let query = sqlx::AssertSqlSafe(sql);
+        let done = runtime()
+            .block_on(async { sqlx::query(query).execute(&mut connect(&url).await).await });
+        done.expect("the statement succeeds");
+    };
+    run(format!("CREATE DATABASE {database}"));
+    let own = format!("{server}/{database}");
+    let config = json!({ "url": own, "connect_timeout_ms": 200 });
+    let mut kit = Kit::of_batch::<Auditor>(config).unwrap();
+    run(format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false"));
+    run(format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+    ));
+    let away = kit.run(batch(0, 10));
+    assert_eq!(away.outcomes, vec![Outcome::NotRun; 10]);
+    let why = away.unavailable.expect("it is away");
+    assert!(why.starts_with("the database is away: "), "{why}");
+    assert!(kit.health().is_err() && kit.run(batch(0, 10)).unavailable.is_some());
+    run(format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true"));
+    assert_eq!(kit.settle(batch(0, 10)).outcomes, vec![Outcome::Ack; 10]);
+    assert_eq!(number(&own, "SELECT count(*) FROM audit".into()), 10);
+    drop(kit);
+    run(format!("DROP DATABASE {database} WITH (FORCE)"));
+}

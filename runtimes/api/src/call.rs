@@ -32,6 +32,9 @@ pub enum CallStatus {
     Usable,
     /// It panicked or violated the contract: drop it and build another.
     Poisoned,
+    /// What it needs is away: drop it and build another, with a growing delay. Records without an outcome were not run, as no attempt; the
+    /// detail of one of them is the reason.
+    Unavailable,
 }
 
 /// Output of a call besides outcomes; reused between calls.

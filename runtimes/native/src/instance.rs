@@ -106,6 +106,10 @@ impl HandlerInstance for NativeInstance {
                 self.poisoned = true;
                 CallStatus::Poisoned
             }
+            CallEnd::Unavailable => {
+                self.poisoned = true;
+                CallStatus::Unavailable
+            }
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Step {
     Retry,
     /// Reports a panic, after which the instance is unusable.
     Panic,
+    /// Finds what it needs away, after which the instance is unusable.
+    Away,
     /// Blocks until the gate of that name is opened, then acknowledges.
     Hang(&'static str),
     /// Blocks like `Hang`, then copies the record to `Script::read` and acknowledges.
@@ -264,6 +266,10 @@ impl Instance {
                 outcome.flags = emit(topic);
                 outcome.code = code;
             }
+            Some(Step::Away) => {
+                outcome.code = outcome_code::NOT_RUN;
+                outcome.detail = host.detail("scripted outage");
+            }
             Some(Step::Panic) => {
                 outcome.code = outcome_code::PANICKED;
                 outcome.detail = host.detail("scripted panic");
@@ -296,8 +302,12 @@ impl HandlerInstance for Instance {
             }
             relock(&script.started).push(record.offset);
             outcomes[index] = self.one(index as u32, record, host);
-            if outcomes[index].code == outcome_code::PANICKED {
-                status = CallStatus::Poisoned;
+            match outcomes[index].code {
+                outcome_code::PANICKED => status = CallStatus::Poisoned,
+                outcome_code::NOT_RUN => status = CallStatus::Unavailable,
+                _ => {}
+            }
+            if status != CallStatus::Usable {
                 break;
             }
             if let Some(done) = relock(&self.monitor.progress).as_mut() {

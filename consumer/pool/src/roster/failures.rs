@@ -39,8 +39,9 @@ impl Roster {
         }
     }
 
-    /// The instance of a member at a slot could not be built: it is unhealthy until one is, and backs off.
-    pub(super) fn not_created(
+    /// The instance of a member at a slot could not be built, or is of no use because what it needs is away: the member is unhealthy there
+    /// until one is built, and backs off.
+    pub(super) fn unavailable(
         &mut self,
         at: usize,
         member: &Arc<PoolMember>,
@@ -48,7 +49,7 @@ impl Roster {
         now: Instant,
         effects: &mut Effects,
     ) {
-        self.instance_failed((at, member), Failure::NotCreated, &why, now, effects);
+        self.instance_failed((at, member), Failure::Unavailable, &why, now, effects);
         self.health_checked(at, member, Some(why), now, effects);
     }
 

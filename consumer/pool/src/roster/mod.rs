@@ -52,6 +52,7 @@ use sluicegate_engine::dispatch::{Inbox, OwnedPartition};
 use crate::error::ProbeError;
 use crate::fair_queue::FairQueue;
 use crate::member::{Config, HandlerSetup, MemberId, PoolMember};
+use crate::restart::Failure;
 use crate::settings::ThreadPoolSettings;
 
 use backoffs::Backoffs;
@@ -117,7 +118,7 @@ pub(crate) enum Report<'a> {
     CallEnded {
         member: &'a Arc<PoolMember>,
         /// Why the instance is unusable, if so.
-        poisoned: Option<&'a str>,
+        failed: Option<(Failure, &'a str)>,
         /// A record was acknowledged, or dropped by its handler.
         made_progress: bool,
     },

@@ -234,6 +234,6 @@ impl Roster {
                 self.health_checked(at, &member, Some(why.clone()), now, effects);
             }
         }
-        self.instance_failed((at, &member), Failure::NotCreated, &why, now, effects);
+        self.instance_failed((at, &member), Failure::Unavailable, &why, now, effects);
     }
 }

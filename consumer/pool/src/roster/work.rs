@@ -189,20 +189,26 @@ impl Roster {
                 }
                 let why = error.to_string();
                 effects.push(Effect::Failed(Arc::clone(member), why.clone()));
-                self.not_created(worker.slot, member, why, now, effects);
+                self.unavailable(worker.slot, member, why, now, effects);
             }
             Report::CallEnded {
                 member,
-                poisoned,
+                failed,
                 made_progress,
             } => {
                 slot.phase = Phase::Finishing;
                 if made_progress && let Some(state) = self.members.get_mut(&member.id) {
                     state.backoff.clear();
                 }
-                if let Some(why) = poisoned {
-                    let failure = Failure::Poisoned;
-                    self.instance_failed((worker.slot, member), failure, why, now, effects);
+                match failed {
+                    None => {}
+                    Some((Failure::Poisoned, why)) => {
+                        let failure = Failure::Poisoned;
+                        self.instance_failed((worker.slot, member), failure, why, now, effects);
+                    }
+                    Some((Failure::Unavailable, why)) => {
+                        self.unavailable(worker.slot, member, why.to_owned(), now, effects);
+                    }
                 }
             }
             Report::Probed(probe, result) => {

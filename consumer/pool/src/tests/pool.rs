@@ -184,6 +184,30 @@ fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
     assert_eq!(&*counts.last_error.unwrap().message, "scripted panic");
 }
 
+#[test]
+fn an_instance_whose_dependency_is_away_is_built_again_and_never_trips_its_handler() {
+    let harness = PoolHarness::new(&[(3, Step::Away)]);
+    let mut setup = harness.setup("one");
+    setup.restart.max_restarts = 2;
+    let (pool, mut replies) = (harness.threads(1).join_first(setup), Replies::new());
+    for number in 0..8 {
+        give(&pool, &mut replies, batch(number, &[3, 4]));
+        assert_eq!(codes(&replies.finished()), [NOT_RUN, NOT_RUN]);
+    }
+    assert_eq!(pool.state(), PoolState::Active);
+    let why = pool.unhealthy_reason().unwrap();
+    assert_eq!(&*why, "scripted outage");
+    let counts = harness.stats.counts();
+    assert_eq!(counts.panics, 0);
+    assert!(counts.last_error.unwrap().message.ends_with(&*why));
+    give(&pool, &mut replies, batch(8, &[2, 3, 4]));
+    let back = replies.finished();
+    assert_eq!(codes(&back), [ACK, NOT_RUN, NOT_RUN], "what ran counts");
+    give(&pool, &mut replies, batch(9, &[4]));
+    assert_eq!(codes(&replies.finished()), [ACK]);
+    until("its instances are dropped", || harness.script.living() == 1);
+}
+
 /// Submits until the pool accepts the batch.
 fn give(pool: &HandlerPool, replies: &mut Replies, mut batch: Box<Batch>) {
     while let Err(refused) = pool.submit(batch, &replies.inbox) {

@@ -216,6 +216,10 @@ unsafe extern "C" fn handle(context: *mut (), call: Ptr<RawCall>) -> i32 {
             cell.poisoned = true;
             status::POISONED
         }
+        Ok(CallEnd::Unavailable) => {
+            cell.poisoned = true;
+            status::UNAVAILABLE
+        }
         Err(panic) => {
             cell.poisoned = true;
             cell.host

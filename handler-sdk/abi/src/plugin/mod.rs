@@ -104,6 +104,8 @@ pub enum CallEnd {
     Usable,
     /// It panicked.
     Poisoned,
+    /// What it needs is away; see [`crate::module::status::UNAVAILABLE`].
+    Unavailable,
 }
 
 /// Whether the service took an emitted record.

@@ -1,6 +1,6 @@
 //! Mutants of calls: how long they are, and what counts of those that end early.
 
-use super::{FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_RULES};
+use super::{FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_OUTAGES, SDK_RULES};
 
 /// Of calls that end early.
 pub(super) const CALLS: &[Mutant] = &[
@@ -63,5 +63,15 @@ pub(super) const CALLS: &[Mutant] = &[
         name: "unknown-service-promised",
         what: "a plugin is loaded although the service lacks what it needs",
         suite: NATIVE,
+    },
+    Mutant {
+        name: "outage-is-an-attempt",
+        what: "a record that finds a dependency away has failed an attempt",
+        suite: SDK_OUTAGES,
+    },
+    Mutant {
+        name: "outage-trips-its-handler",
+        what: "a handler whose dependency is away for long is tripped",
+        suite: POOL,
     },
 ];

@@ -131,7 +131,7 @@ fn progress_ends_the_count_of_failures() {
             worker,
             Report::CallEnded {
                 member: &one,
-                poisoned: Some("panicked"),
+                failed: Some((Failure::Poisoned, "panicked")),
                 made_progress: true,
             },
         ));
@@ -203,4 +203,27 @@ fn a_member_whose_instances_cannot_be_built_backs_off_for_ever_and_is_never_trip
         table.next(worker);
     }
     assert!(table.submit(&one, 200));
+}
+
+#[test]
+fn a_member_whose_dependency_is_away_is_unhealthy_and_backs_off_for_ever() {
+    let mut table = Table::new(1);
+    let one = table.add("one");
+    let mut worker = table.running(&one, 1);
+    for number in 2..100 {
+        let away = Report::CallEnded {
+            member: &one,
+            failed: Some((Failure::Unavailable, "no database")),
+            made_progress: false,
+        };
+        table.effects();
+        assert!(table.report(worker, away));
+        assert_eq!(table.effects()[0], "unhealthy 0 no database");
+        table.now += Duration::from_secs(30);
+        table.next(worker);
+        assert!(table.submit(&one, number), "after the longest delay");
+        worker = thread(0, table.roster.slots[0].thread_epoch);
+        assert_eq!(table.next(worker), format!("call {number}"));
+    }
+    assert!(!table.tripped(&one));
 }

@@ -225,12 +225,13 @@ impl Table {
         member: &Arc<PoolMember>,
         poisoned: Option<&str>,
     ) -> bool {
-        let made_progress = poisoned.is_none();
+        let failed = poisoned.map(|why| (Failure::Poisoned, why));
+        let made_progress = failed.is_none();
         self.report(
             worker,
             Report::CallEnded {
                 member,
-                poisoned,
+                failed,
                 made_progress,
             },
         )

@@ -123,12 +123,16 @@ impl Model {
             return true;
         }
         thread.monitor.at(None);
-        let poisoned = self.random.chance(20).then_some("panicked");
+        let failure = match self.random.chance(30) {
+            true => Failure::Unavailable,
+            false => Failure::Poisoned,
+        };
+        let failed = self.random.chance(20).then_some((failure, "failed"));
         let made_progress = self.random.chance(50);
         let number = item.batch.id.index as usize;
         let report = Report::CallEnded {
             member: &item.member,
-            poisoned,
+            failed,
             made_progress,
         };
         let counts = self.report(id, thread, report);
@@ -138,7 +142,7 @@ impl Model {
         };
         assert_eq!(self.items[number].at, was);
         self.items[number].at = At::Returned;
-        if poisoned.is_some() && counts {
+        if failed.is_some() && counts {
             thread.instances.remove(&item.member.id);
             return self.report(id, thread, Report::LifecycleCall(&item.member));
         }
