@@ -179,12 +179,16 @@ impl<H: BatchHandler> Instance for Batches<H> {
         match result {
             Ok(result) => {
                 if let Some(outcome) = unavailable(call, &result) {
+                    ctx.return_behind();
                     if let Some(first) = (0..call.len()).find(open) {
                         call.settle(first, outcome);
                     }
                     return CallEnd::Unavailable;
                 }
                 ctx.settle_rest(&result.unwrap_or_else(Outcome::from));
+                if ctx.room.is_used_up() {
+                    ctx.return_behind();
+                }
                 call.reached(call.len());
                 CallEnd::Usable
             }

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::plugin::{Call, EmitResult, Host, current};
@@ -385,7 +386,7 @@ impl<'a> Batch<'a> {
 pub struct BatchContext<'a> {
     call: &'a Call<'a>,
     deadline: Option<Instant>,
-    room: Room,
+    pub(crate) room: Room,
     emitting: Vec<Emitting>,
 }
 
@@ -460,6 +461,20 @@ impl<'a> BatchContext<'a> {
     /// Whether the result is not needed any more.
     pub fn cancelled(&self) -> bool {
         self.call.cancelled()
+    }
+
+    /// What was not run is handled again in another call, and so is what stands behind it in its lane: its emits would be written before
+    /// (G4).
+    pub(crate) fn return_behind(&self) {
+        let mut returned = HashSet::new();
+        for index in 0..self.call.len() {
+            let lane = self.call.record(index).raw().lane;
+            if lane != 0 && returned.contains(&lane) {
+                self.call.settle(index, RawOutcome::default());
+            } else if self.call.outcome(index).code == outcome_code::NOT_RUN {
+                returned.insert(lane);
+            }
+        }
     }
 
     pub(crate) fn settle_rest(&mut self, outcome: &Outcome) {

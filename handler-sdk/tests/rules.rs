@@ -592,3 +592,51 @@ fn what_a_batch_emits_for_a_settled_record_changes_its_outcome_unless_it_is_a_re
     assert_eq!(own, "on purpose");
     assert!(denied.contains("cannot be produced"), "{denied}");
 }
+
+/// Emits as many bytes for each record as its value says.
+struct EmitsBytes;
+
+impl BatchHandler for EmitsBytes {
+    type Config = ();
+
+    fn new((): (), _setup: &mut Setup) -> sluicegate_sdk::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        ctx: &mut BatchContext<'_>,
+    ) -> sluicegate_sdk::Result {
+        for (index, record) in batch.iter().enumerate() {
+            let bytes: usize = record.json()?;
+            ctx.emit(index, Emit::to("out").value(&vec![b'x'; bytes]));
+        }
+        Ok(Outcome::Ack)
+    }
+}
+
+/// G4: the last copy of a key in the output topic would be the older one.
+#[test]
+fn what_a_batch_emits_behind_a_record_that_found_no_room_is_not_taken_before_it() {
+    let mut kit = Kit::of_batch::<EmitsBytes>(json!(null)).unwrap();
+    let records = || {
+        let sizes = [(1, 20 << 20), (2, 20 << 20), (2, 1_000)];
+        let one = |(lane, bytes): (u64, u32)| record("t").lane(lane).value(bytes.to_string());
+        sizes.map(one)
+    };
+    let run = kit.run(records());
+    assert_eq!(
+        run.outcomes,
+        [Seen::Ack, Seen::NotRun, Seen::NotRun],
+        "{} emitted",
+        run.emits.len()
+    );
+    let run = kit.settle(records());
+    assert_eq!(run.outcomes, [Seen::Ack, Seen::Ack, Seen::Ack]);
+    let sizes = run
+        .emits
+        .iter()
+        .map(|emit| emit.value.as_ref().map_or(0, Vec::len));
+    assert_eq!(sizes.collect::<Vec<_>>(), [20 << 20, 20 << 20, 1_000]);
+}

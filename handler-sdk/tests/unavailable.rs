@@ -58,7 +58,9 @@ impl BatchHandler for WritesAll {
 
     fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Result {
         if batch.len() > 1 {
-            ctx.settle(0, &Outcome::drop("not wanted"));
+            let is_last = batch.record(0).value_text() == Some("last");
+            let decided = if is_last { batch.len() - 1 } else { 0 };
+            ctx.settle(decided, &Outcome::drop("not wanted"));
             IS_AWAY.set(true);
         }
         reach().unavailable()?;
@@ -105,6 +107,10 @@ fn a_batch_keeps_the_outcomes_that_it_has() {
     let dropped = Seen::Drop("not wanted".into());
     assert_eq!(run.outcomes[0], dropped);
     assert_eq!(run.outcomes[1..], vec![Seen::NotRun; 3]);
+    IS_AWAY.set(false);
+    // Those behind a record of their lane that was not run are not run either.
+    let of_lanes = [1, 2, 2].map(|lane| record("t").lane(lane).value("last"));
+    assert_eq!(kit.run(of_lanes).outcomes, vec![Seen::NotRun; 3]);
     IS_AWAY.set(false);
     let run = kit.run([record("t").value("b")]);
     assert_eq!((run.outcomes, run.unavailable), (vec![Seen::Ack], None));

@@ -7,6 +7,7 @@ mod chains;
 mod closing;
 mod commits;
 mod draining;
+mod fairness;
 mod hanging;
 mod orders;
 mod pace;

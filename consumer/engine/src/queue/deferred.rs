@@ -264,6 +264,12 @@ impl DeferredShares {
             .map(|(offset, _)| *offset)
     }
 
+    /// Whether a deferred record that follows others in this lane stands behind this offset.
+    pub(super) fn has_behind(&self, lane: u64, offset: i64) -> bool {
+        let last = self.lanes.get(&lane).and_then(BTreeSet::last);
+        last.is_some_and(|(last, _)| *last > offset)
+    }
+
     /// Moves all shares to other lanes, in which they follow one another; `place` is the lane and offset of a record. Returns
     /// each with its lane and when it is due, in the order of records.
     pub(super) fn move_to_lanes(

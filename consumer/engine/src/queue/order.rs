@@ -57,7 +57,7 @@ impl HandlerQueue {
         let offset = |key| slab.get(key).map_or(0, RecordEntry::offset);
         let mut last_parked: HashMap<u64, i64> = HashMap::new();
         for (key, share) in self.deferred.iter() {
-            if share.lane != 0 && share.state.is_parked() {
+            if share.lane != 0 && (share.state.is_parked() || share.waits_for_resend()) {
                 let last = last_parked.entry(share.lane).or_insert(i64::MIN);
                 *last = offset(key).max(*last);
             }

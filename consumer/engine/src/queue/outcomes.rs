@@ -213,6 +213,10 @@ impl HandlerQueue {
                 ctx.records.free_if_done(key);
                 continue;
             }
+            if self.stands_before_parked(ctx, returned) {
+                self.park_in_turn(ctx, std::slice::from_ref(returned));
+                continue;
+            }
             // The first attempt has a share too if it is made again because its emits were refused.
             if returned.number > 1 || self.deferred.get(key).is_some() {
                 self.park_now(ctx, key, lane, returned.number);
@@ -227,6 +231,13 @@ impl HandlerQueue {
         }
         // Released in offset order.
         freed[first..].reverse();
+    }
+
+    /// Whether a later record of its lane failed in the same call, that of a batch handler: it is parked, and would run first.
+    fn stands_before_parked<R: Record>(&self, ctx: &Context<R>, returned: &Attempt) -> bool {
+        let offset = ctx.records.slab.get(returned.key).map(RecordEntry::offset);
+        returned.ran_by.takes_batches
+            && offset.is_some_and(|offset| self.deferred.has_behind(returned.lane, offset))
     }
 
     /// Requeues a record of the second or a later attempt that was not run, with the same attempt number.

@@ -1,6 +1,6 @@
 //! From a routed record to a worker: bound, lane, open batch, submission.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::batches::Ended;
 use super::context::{Agenda, Context};
@@ -343,8 +343,9 @@ impl HandlerQueue {
     /// Fills unsubmitted batches again, after targets, the number of workers or the order have changed: a batch is for one of
     /// them, and a key would otherwise be handled by two.
     pub(super) fn requeue_unsubmitted<R: Record>(&mut self, ctx: &mut Context<R>) {
-        let mut taken = self.take_queued(ctx, |_| true);
-        taken.sort_unstable_by_key(|(key, _)| ctx.records.slab.get(*key).map(RecordEntry::offset));
+        // In the order in which they arrived: those of a lane are in one batch, or wait behind it. By offset, a partition with low ones
+        // would always come first.
+        let taken = self.take_queued(ctx, |_| true);
         let again = |queue: &Self, key| queue.deferred.get(key).map(|share| share.attempt);
         // They hold their lanes before others claim these.
         for &(key, lane) in &taken {
@@ -459,7 +460,7 @@ impl HandlerQueue {
     ) -> Vec<(RecordId, u64)> {
         let mut taken = Vec::new();
         let mut emptied = Vec::new();
-        for id in self.open.iter().chain(self.ready.iter().copied()) {
+        for id in self.ready.iter().copied().chain(self.open.iter()) {
             let Some(batch) = self.batches.batch(id) else {
                 continue;
             };
@@ -509,10 +510,11 @@ impl HandlerQueue {
 
     /// Ends batches that have lost all their records: they are never submitted, so their lanes would stay occupied.
     fn end_emptied<R: Record>(&mut self, ctx: &mut Context<R>, emptied: &[BatchId]) {
+        let all: HashSet<BatchId> = emptied.iter().copied().collect();
         for place in self.open.each_mut() {
-            *place = place.filter(|id| !emptied.contains(id));
+            *place = place.filter(|id| !all.contains(id));
         }
-        self.ready.retain(|id| !emptied.contains(id));
+        self.ready.retain(|id| !all.contains(id));
         let mut freed = Vec::new();
         for &id in emptied {
             freed.append(&mut self.end_batch(ctx, id).contended);

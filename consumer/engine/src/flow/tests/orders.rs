@@ -244,3 +244,19 @@ fn a_record_that_has_not_run_comes_before_a_parked_one_behind_it_in_another_orde
     );
     assert_eq!(bench.frontier(), 2);
 }
+
+#[test]
+fn a_record_that_has_not_run_comes_before_one_that_runs_again_in_another_order() {
+    let mut bench = Bench::new(1);
+    bench.apply(ordered(Order::Unordered));
+    bench.deliver(0..1, |_| Some("a".to_owned()));
+    bench.deliver(1..2, |_| Some("a".to_owned()));
+    let mut first = bench.pools[0].taken.lock().unwrap().remove(0);
+    bench.finish_emitting(ACK, 1);
+    bench.answer(|_, _| Some(FailureKind::Target));
+    first.not_run();
+    bench.flow.receive(PumpMessage::Finished(first));
+    bench.apply(renewed(Order::Key, 2));
+    assert_eq!(finish_all(&mut bench), [0, 1]);
+    assert_eq!(bench.frontier(), 2);
+}

@@ -1,0 +1,172 @@
+//! A handler that is slower than its input: which records wait, and what the wait costs.
+
+use super::*;
+
+/// Takes one batch per worker.
+#[derive(Default)]
+struct Busy {
+    // Boxes, because the trait passes them that way.
+    #[allow(clippy::vec_box)]
+    taken: Mutex<Vec<Box<Batch>>>,
+}
+
+impl WorkerPool for Busy {
+    fn submit(&self, batch: Box<Batch>, _: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        let mut taken = self.taken.lock().unwrap();
+        if taken.len() == 4 {
+            return Err(batch);
+        }
+        taken.push(batch);
+        Ok(())
+    }
+
+    fn workers(&self) -> u32 {
+        4
+    }
+
+    fn state(&self) -> PoolState {
+        PoolState::Active
+    }
+}
+
+struct Slow {
+    flow: Flow<OwnedRecord>,
+    pool: Arc<Busy>,
+    now_ms: u64,
+}
+
+impl Slow {
+    fn new(max_uncommitted: i64, in_flight: u32) -> Self {
+        let settings = FlowSettings {
+            max_uncommitted,
+            budget_bytes: 1 << 40,
+            stall_timeout_ms: 60_000,
+            drain_timeout_ms: 5_000,
+            commit_interval_ms: 1_000,
+            group: "g".into(),
+            seed: 1,
+        };
+        let emitter = Arc::new(ScriptedEmitter::default());
+        let mut flow = Flow::new(settings, emitter, Arc::new(Inbox::new()));
+        let pool = Arc::new(Busy::default());
+        let route = Route {
+            topics: vec![TopicPattern::Exact("t".into())],
+            when: Predicate::always(),
+        };
+        let settings = HandlerSettings {
+            targets: vec![Target::only(GenerationId::new("1.0.0", 1), pool.clone())],
+            first_call: 1,
+            max_in_flight_records: in_flight,
+            max_in_flight_bytes: 1 << 40,
+            ..handler(HandlerIx(0), Arc::default())
+        };
+        let index = RoutingIndex::compile(1, vec![(HandlerIx(0), route)]).unwrap();
+        flow.apply(index, vec![(HandlerIx(0), settings)]);
+        Self {
+            flow,
+            pool,
+            now_ms: 0,
+        }
+    }
+
+    fn assign(&mut self, partition: i32, start: i64) -> AssignmentId {
+        let at = TopicPartition {
+            topic: "t".into(),
+            partition,
+        };
+        self.flow.assign(NewAssignment::first(at, start, 1))
+    }
+
+    fn deliver(&mut self, slot: AssignmentId, offsets: std::ops::Range<i64>) {
+        let one = |offset: i64| Delivery {
+            slot,
+            offset,
+            timestamp_ms: 0,
+            leader_epoch: -1,
+            lease: OwnedRecord::new(Some(offset.to_string().as_bytes()), Some(b"v"), &[]),
+        };
+        self.flow.deliver_all(&mut offsets.map(one).collect());
+        self.flow.dispatch();
+    }
+
+    /// All running calls end, each after 150 ms per record.
+    fn turn(&mut self) -> usize {
+        self.now_ms += 150;
+        self.flow.tick(self.now_ms);
+        let taken = std::mem::take(&mut *self.pool.taken.lock().unwrap());
+        let mut ran = 0;
+        for mut batch in taken {
+            let ack = RawOutcome {
+                code: ACK,
+                ..RawOutcome::default()
+            };
+            ran += batch.records.len();
+            batch.outcomes = vec![ack; batch.records.len()];
+            batch.elapsed_us = 150_000 * batch.records.len() as u64;
+            self.flow.receive(PumpMessage::Finished(batch));
+        }
+        self.flow.receive(PumpMessage::PoolFree);
+        self.flow.dispatch();
+        let due = self.flow.commits_due().into_iter();
+        let accepted: Vec<_> = due
+            .map(|entry| crate::source::CommitResult {
+                at: entry.at,
+                offset: entry.offset,
+                error: None,
+            })
+            .collect();
+        if !accepted.is_empty() {
+            self.flow.committed(&accepted, None);
+        }
+        ran
+    }
+
+    fn frontier(&self, slot: AssignmentId) -> i64 {
+        self.flow.assignment(slot).ledger().frontier()
+    }
+}
+
+#[test]
+fn partitions_of_a_slow_handler_take_turns_whatever_their_offsets() {
+    let mut slow = Slow::new(2_000, 256);
+    let (low, high) = (slow.assign(0, 0), slow.assign(1, 1_000_000));
+    // What was there first comes first; then there is always more of `low`.
+    slow.deliver(low, 0..1_000);
+    slow.deliver(high, 1_000_000..1_000_100);
+    let (mut next, mut ran) = (1_000, 0);
+    while ran < 3_000 {
+        let some = slow.turn() as i64;
+        slow.deliver(low, next..next + some);
+        next += some;
+        ran += some;
+    }
+    println!(
+        "{} of low, {} of high",
+        slow.frontier(low),
+        slow.frontier(high)
+    );
+    assert_eq!(slow.frontier(high), 1_000_100, "of {ran} records that ran");
+}
+
+/// Records of a slow handler are in batches of one, all of which are filled again from time to time.
+#[test]
+fn the_cost_of_filling_batches_again_is_linear_in_their_number() {
+    let cost = |in_flight: i64| {
+        let mut slow = Slow::new(1_000_000, in_flight as u32);
+        let slot = slow.assign(0, 0);
+        slow.deliver(slot, 0..in_flight);
+        let began = std::time::Instant::now();
+        for _ in 0..20 {
+            slow.turn();
+        }
+        began.elapsed()
+    };
+    let least = |in_flight| (0..3).map(|_| cost(in_flight)).min().expect("three times");
+    let (few, many) = (least(4_000), least(64_000));
+    println!("{few:?} {many:?}");
+    // The square would be 256 times as much.
+    assert!(
+        many < few * 100,
+        "16 times the batches take {many:?} instead of {few:?}"
+    );
+}
