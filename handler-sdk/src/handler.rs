@@ -35,7 +35,7 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG but does not imple
 /// 7. A call is cancelled (`Context::cancelled`) when it exceeds its timeout, and when a partition of its records is lost
 ///    or its drain deadline has passed: no further record of the call is started, and records that still belong to this
 ///    service are redelivered in another call. If a timed-out call does not return, its thread is abandoned together with
-///    the instance, which is then neither called nor dropped. When a partition of its records starts to drain, or after 500 ms, a
+///    the instance, which is then neither called nor dropped. When a partition of its records starts to drain, or after 500 ms (of an async handler, after the timeout of a record), a
 ///    call ends after its current record, which is not cancelled; the others are delivered in another call.
 /// 8. `health` is called between calls, `drain` after the last record; dropping the instance comes last. A panic in any
 ///    of them is contained.

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -40,7 +40,12 @@ pub(crate) struct Code {
     users: AtomicU32,
     /// Its living instances, on any thread.
     instances: AtomicU32,
+    /// It has had an instance since it was last shut down.
+    is_used: AtomicBool,
 }
+
+/// Deadline of the shutdown of code whose last user was dropped without one, as after a refusal.
+const DROPPED_DEADLINE_MS: u64 = 1_000;
 
 /// Counts an instance of the code as long as it lives.
 pub(crate) struct Living(Arc<Code>);
@@ -48,6 +53,7 @@ pub(crate) struct Living(Arc<Code>);
 impl Living {
     pub(crate) fn of(code: &Arc<Code>) -> Self {
         code.instances.fetch_add(1, Ordering::SeqCst);
+        code.is_used.store(true, Ordering::SeqCst);
         Self(Arc::clone(code))
     }
 }
@@ -194,9 +200,18 @@ impl Slot {
             module,
             users: AtomicU32::new(0),
             instances: AtomicU32::new(0),
+            is_used: AtomicBool::new(false),
         });
         self.state = State::Loaded(Arc::clone(&code));
         Ok(code)
+    }
+
+    /// Removes a user that was dropped without a shutdown. Code that has never had an instance has nothing to shut down.
+    pub(crate) fn drop_user(&mut self, code: &Arc<Code>, control: &ControlThread) {
+        match code.is_used.load(Ordering::SeqCst) {
+            true => self.leave(code, control, DROPPED_DEADLINE_MS),
+            false => _ = leave(code),
+        }
     }
 
     /// Removes a user, and shuts the code down if it was the last one and no instance is left.
@@ -206,6 +221,7 @@ impl Slot {
         if others || code.instances.load(Ordering::SeqCst) > 0 {
             return;
         }
+        code.is_used.store(false, Ordering::SeqCst);
         let module = code.module;
         let timeout = Duration::from_millis(deadline_ms).saturating_add(Duration::from_secs(1));
         let ended = control.run(timeout, move || module.shutdown(deadline_ms));
@@ -218,7 +234,7 @@ impl Slot {
 }
 
 /// Removes a user without shutting anything down; returns the number of those left.
-pub(crate) fn leave(code: &Code) -> u32 {
+fn leave(code: &Code) -> u32 {
     code.users.fetch_sub(1, Ordering::SeqCst) - 1
 }
 

@@ -90,7 +90,8 @@ impl LoadedPlugin for NativePlugin {
 impl Drop for NativePlugin {
     fn drop(&mut self) {
         if !self.left.swap(true, Ordering::SeqCst) {
-            loaded::leave(&self.used.code);
+            let mut slot = loaded::lock(&self.slot);
+            slot.drop_user(&self.used.code, &self.used.control);
         }
     }
 }

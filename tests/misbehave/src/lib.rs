@@ -1,8 +1,8 @@
 //! The `misbehave` handler: panics, hangs, fails, leaks and becomes unhealthy by rule, to test that nothing else is affected.
 //!
 //! Never shipped. Further handlers: `misbehave-drop` panics when it is dropped, `misbehave-create` when it is built,
-//! `misbehave-batch` is a batch handler that panics on a value `panic`, and `misbehave-wait` is an async one that waits the
-//! number of milliseconds in the value.
+//! `misbehave-batch` is a batch handler that panics on a value `panic`, and `misbehave-wait` is an async one that waits for
+//! the number of milliseconds in its config or in the value.
 
 pub mod predicate;
 
@@ -331,19 +331,45 @@ impl BatchHandler for BadBatch {
     }
 }
 
-/// Waits the number of milliseconds in the value.
-pub struct Wait;
+/// Config of [`Wait`].
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WaitConfig {
+    /// Milliseconds; `None` waits for the number of milliseconds in the value.
+    pub wait_ms: Option<u64>,
+    /// Records that wait at a time.
+    pub concurrency: usize,
+}
+
+impl Default for WaitConfig {
+    fn default() -> Self {
+        Self {
+            wait_ms: None,
+            concurrency: 8,
+        }
+    }
+}
+
+/// Waits, and acks.
+pub struct Wait {
+    wait_ms: Option<u64>,
+}
 
 impl AsyncHandler for Wait {
-    type Config = ();
+    type Config = WaitConfig;
 
-    async fn new((): (), setup: &mut Setup) -> Result<Self> {
-        setup.set_concurrency(8);
-        Ok(Self)
+    async fn new(config: WaitConfig, setup: &mut Setup) -> Result<Self> {
+        setup.set_concurrency(config.concurrency);
+        Ok(Self {
+            wait_ms: config.wait_ms,
+        })
     }
 
     async fn handle(&self, record: &Record<'_>, _: &mut Context<'_>) -> Result {
-        let millis = record.json()?;
+        let millis = match self.wait_ms {
+            Some(millis) => millis,
+            None => record.json()?,
+        };
         sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
         Ok(Outcome::Ack)
     }

@@ -4,7 +4,7 @@
 //! leaves another topic its pace; afterwards every record has one row, and the handler is active within seconds (G1, G8, G14).
 //! Alone: rates are measured.
 //! Needs: Kafka and PostgreSQL of its own.
-//! Takes: 150 s.
+//! Takes: 170 s.
 //! Command: `cargo xtask test --scenario databases`; with `--long` outages take 60 s instead of 20 s.
 
 use std::collections::BTreeMap;

@@ -46,3 +46,4 @@ mod stores_zookeeper_faults;
 mod thousand_handlers;
 mod toggles;
 mod toggling;
+mod waits;

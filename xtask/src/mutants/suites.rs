@@ -16,6 +16,7 @@ pub(super) const RUNTIME: &[&str] = &["-p", "sluicegate-runtime", "--lib"];
 pub(super) const ABI: &[&str] = &["-p", "sluicegate-abi", "--lib"];
 /// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
+pub(super) const SDK_ROOM: &[&str] = &["-p", "sluicegate-sdk", "--test", "room"];
 pub(super) const SDK_OUTAGES: &[&str] = &["-p", "sluicegate-sdk", "--test", "unavailable"];
 pub(super) const COMMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "commit"];
 pub(super) const OUTAGE: &[&str] = &["-p", "sluicegate-kafka", "--test", "with_engine", "outage"];

@@ -111,7 +111,8 @@ impl CallSize {
         // Growth is limited to doubling, so that one outlier does not send hundreds of slow records to one worker.
         let most = self.limit.saturating_mul(2).min(declared.max_batch());
         self.limit = (wanted as u32).clamp(1, most);
-        self.limit >= 2 * before
+        // Two instead of one, tried again and again for a slow handler, is not worth filling all batches again.
+        self.limit > 2 && self.limit >= 2 * before
     }
 
     fn wanted(&mut self, declared: Declared) -> f64 {

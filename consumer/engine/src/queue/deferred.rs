@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rapidhash::fast::RapidHasher;
 
+use super::HandlerQueue;
 use super::targets::GenerationId;
 use crate::dispatch::RecordId;
 use crate::emit::shipment::ShippedAt;
@@ -317,4 +318,23 @@ pub(super) struct Replaced {
     pub(super) before: Option<Share>,
     /// The share that is first in its lane now, and when it is due.
     pub(super) next: Option<(RecordId, u64)>,
+}
+
+impl HandlerQueue {
+    /// Counts a share as deferred and closes its lane, until [`Self::unhold`] or its next attempt.
+    pub(super) fn hold(&mut self, lane: u64) {
+        self.held += 1;
+        if lane != 0 {
+            let batches = &self.batches;
+            self.lanes.hold(lane, |id| batches.is_live(id));
+        }
+    }
+
+    /// A deferred share is over.
+    pub(super) fn unhold(&mut self, lane: u64) {
+        self.held -= 1;
+        if lane != 0 {
+            self.lanes.unhold(lane);
+        }
+    }
 }

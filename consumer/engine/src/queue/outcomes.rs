@@ -558,23 +558,6 @@ impl HandlerQueue {
         }
         !queued.is_empty()
     }
-
-    /// Counts a share as deferred and closes its lane, until [`Self::unhold`] or its next attempt.
-    pub(super) fn hold(&mut self, lane: u64) {
-        self.held += 1;
-        if lane != 0 {
-            let batches = &self.batches;
-            self.lanes.hold(lane, |id| batches.is_live(id));
-        }
-    }
-
-    /// A deferred share is over.
-    pub(super) fn unhold(&mut self, lane: u64) {
-        self.held -= 1;
-        if lane != 0 {
-            self.lanes.unhold(lane);
-        }
-    }
 }
 
 /// The record's offset, if it has to follow other deferred records of its lane: those that failed in the same call of a batch

@@ -484,15 +484,18 @@ impl World {
         for (i, (share, lane)) in shares.into_iter().enumerate() {
             let outcome = match completed.get(i) {
                 // A batch handler may replace it until its call ends.
-                Some(_) if takes_batches => RawOutcome::default(),
+                Some(known) if takes_batches && known.code != outcome_code::NOT_RUN => {
+                    RawOutcome::default()
+                }
+                // It has had all of them.
+                _ if takes_batches => outcome(outcome_code::RETRY, 0),
                 // Its emits are lost with the call, so it runs again, and those behind it in its lane.
                 Some(outcome) if outcome.flags & outcome_flag::EMITTED != 0 => {
                     again.insert(lane);
                     RawOutcome::default()
                 }
                 Some(outcome) if lane == 0 || !again.contains(&lane) => *outcome,
-                // A batch handler has had all of them.
-                None if takes_batches || i == completed.len() => outcome(outcome_code::RETRY, 0),
+                None if i == completed.len() => outcome(outcome_code::RETRY, 0),
                 _ => RawOutcome::default(),
             };
             if again.contains(&lane)

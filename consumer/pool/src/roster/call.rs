@@ -13,7 +13,7 @@ use crate::roster::items::WorkItem;
 const MAX_CANCEL_GRACE: Duration = Duration::from_secs(1);
 
 /// A call of records that run one by one is asked to return after so long, with the others not run: how long they take was misjudged,
-/// and other workers may be idle.
+/// and other workers may be idle. One of records that overlap is after the timeout of a record, if that is longer.
 const LONG_CALL: Duration = Duration::from_millis(500);
 
 /// Time in which a killed call must return.
@@ -128,8 +128,14 @@ impl Call {
     }
 
     fn check_length(&mut self, now: Instant) -> CallCheck {
-        let is_long = now.saturating_duration_since(self.started) >= LONG_CALL;
-        if !is_long || self.stopped || self.records < 2 || !self.member.setup.runs_one_by_one() {
+        let setup = &self.member.setup;
+        let longest = match setup.runs_one_by_one() {
+            true => LONG_CALL,
+            // Waits that overlap take as long as the longest; what runs is finished.
+            false => LONG_CALL.max(setup.timeout),
+        };
+        let is_long = now.saturating_duration_since(self.started) >= longest;
+        if !is_long || self.stopped || self.records < 2 || setup.info.takes_batches {
             return CallCheck::InTime;
         }
         self.stopped = true;

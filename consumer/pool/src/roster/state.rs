@@ -29,8 +29,8 @@ pub(crate) struct MemberState {
 /// An unhealthy instance, or the lack of one in its place: only a passed health check ends this state, since a gate that is
 /// held for it opens then.
 pub(super) struct Unhealthy {
-    /// Instances that health checks have built in its place; none of them has passed.
-    rebuilds: u32,
+    /// Health checks of instances in its place, and creations of these, that hung.
+    hangs: u32,
     last_rebuild: Instant,
 }
 
@@ -93,25 +93,31 @@ impl MemberState {
 
     pub(super) fn set_unhealthy(&mut self, slot: usize, now: Instant) {
         self.unhealthy.entry(slot).or_insert(Unhealthy {
-            rebuilds: 0,
+            hangs: 0,
             last_rebuild: now,
         });
     }
 
-    /// Whether a health check is to build an instance in place of the unhealthy one of a slot now. The first one is built
-    /// at the next check, `interval` later; then the delay doubles, because a creation that hangs costs a thread.
+    /// A health check of the unhealthy instance of a slot, or the creation of another one, hung.
+    pub(super) fn hung_at(&mut self, slot: usize) {
+        if let Some(known) = self.unhealthy.get_mut(&slot) {
+            known.hangs = known.hangs.saturating_add(1);
+        }
+    }
+
+    /// Whether a health check is to build an instance in place of the unhealthy one of a slot now: each one, `interval` apart, but the delay
+    /// doubles with each after the first that hangs, because that costs a thread.
     pub(super) fn begin_rebuild(&mut self, slot: usize, interval: Duration, now: Instant) -> bool {
         let Some(known) = self.unhealthy.get_mut(&slot) else {
             return false;
         };
-        let delay = match known.rebuilds {
-            0 => Duration::ZERO,
-            rebuilds => interval * (1 << rebuilds.min(MAX_REBUILD_DOUBLINGS)),
+        let delay = match known.hangs {
+            0 | 1 => Duration::ZERO,
+            hangs => interval * (1 << (hangs - 1).min(MAX_REBUILD_DOUBLINGS)),
         };
         if now.saturating_duration_since(known.last_rebuild) < delay {
             return false;
         }
-        known.rebuilds = known.rebuilds.saturating_add(1);
         known.last_rebuild = now;
         true
     }

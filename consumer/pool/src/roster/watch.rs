@@ -117,6 +117,7 @@ impl Roster {
                         let timeout = self.settings.health_timeout;
                         let why = format!("the health check timed out after {timeout:?}");
                         self.health_checked(at, &member, Some(why), now, effects);
+                        self.hung_at(at, member.id);
                     }
                     Lifecycle::Other => {}
                 }
@@ -129,6 +130,12 @@ impl Roster {
         match self.closing {
             true => effects.push(Effect::ThreadEnded),
             false => self.wake_or_spawn(at, effects),
+        }
+    }
+
+    fn hung_at(&mut self, at: usize, member: MemberId) {
+        if let Some(state) = self.members.get_mut(&member) {
+            state.hung_at(at);
         }
     }
 
@@ -232,6 +239,7 @@ impl Roster {
             None => {
                 effects.extend(item.map(Effect::NotRun));
                 self.health_checked(at, &member, Some(why.clone()), now, effects);
+                self.hung_at(at, member.id);
             }
         }
         self.instance_failed((at, &member), Failure::Unavailable, &why, now, effects);

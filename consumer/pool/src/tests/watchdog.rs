@@ -284,3 +284,24 @@ fn a_long_call_returns_after_its_current_record() {
     let not_run = outcome_code::NOT_RUN;
     assert_eq!(codes(&replies.finished()), [ACK, not_run, not_run]);
 }
+
+#[test]
+fn a_call_of_overlapping_records_returns_once_it_is_longer_than_the_timeout_of_one() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("first")), (2, Step::Hang("second"))]);
+    let threads = harness.unwatched(1);
+    let mut setup = harness.setup("one");
+    setup.info.concurrency = 8;
+    let timeout = setup.timeout;
+    let pool = threads.join_first(setup);
+    let mut replies = Replies::new();
+    assert!(pool.submit(batch(0, &[1, 2, 3]), &replies.inbox).is_ok());
+    let started = |number| relock(&harness.script.started).len() == number;
+    until("the call to begin", || started(1));
+    threads.check(Instant::now() + timeout / 2);
+    harness.script.open("first");
+    until("the next record to begin", || started(2));
+    threads.check(Instant::now() + timeout + Duration::from_secs(1));
+    harness.script.open("second");
+    let not_run = outcome_code::NOT_RUN;
+    assert_eq!(codes(&replies.finished()), [ACK, ACK, not_run]);
+}

@@ -192,3 +192,16 @@ fn what_is_refused_for_good_is_refused_without_reading_the_file() {
         "plugin `/not/there.so` failed its layout check: its type layout differs"
     );
 }
+
+/// As when a spec of the same file is refused before it has an instance, just while the last generation is released.
+#[test]
+fn code_is_shut_down_although_its_last_user_was_refused() {
+    let _alone = alone();
+    let mapped = Mapped::new();
+    let (served, refused) = (mapped.load().unwrap(), mapped.load().unwrap());
+    drop(create(&served));
+    served.shutdown(100);
+    drop(served);
+    drop(refused);
+    assert_eq!(shut_down(), 1);
+}

@@ -1,6 +1,8 @@
 //! Mutants of calls: how long they are, and what counts of those that end early.
 
-use super::{FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_OUTAGES, SDK_RULES};
+use super::{
+    FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_OUTAGES, SDK_ROOM, SDK_RULES,
+};
 
 /// Of calls that end early.
 pub(super) const CALLS: &[Mutant] = &[
@@ -73,5 +75,30 @@ pub(super) const CALLS: &[Mutant] = &[
         name: "outage-trips-its-handler",
         what: "a handler whose dependency is away for long is tripped",
         suite: POOL,
+    },
+    Mutant {
+        name: "long-overlapping-call-runs-on",
+        what: "a call of an async handler whose records become slow keeps all of them, for minutes",
+        suite: POOL,
+    },
+    Mutant {
+        name: "unrun-of-a-batch-overtaken",
+        what: "a failed record of a batch runs before an earlier one of its key that was not run",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "backlog-sorted-by-offset",
+        what: "a partition with high offsets waits behind all others of a slow handler",
+        suite: FLOW,
+    },
+    Mutant {
+        name: "batch-emits-behind-no-room",
+        what: "what a batch emits behind a record without room is written before it",
+        suite: SDK_ROOM,
+    },
+    Mutant {
+        name: "refused-user-keeps-code-running",
+        what: "code without users and instances keeps running because its last user was refused",
+        suite: NATIVE,
     },
 ];

@@ -1,4 +1,4 @@
-//! A handler that is slower than its input: which records wait, and what the wait costs.
+//! A handler that is slower than its input: which records wait.
 
 use super::*;
 
@@ -140,33 +140,5 @@ fn partitions_of_a_slow_handler_take_turns_whatever_their_offsets() {
         next += some;
         ran += some;
     }
-    println!(
-        "{} of low, {} of high",
-        slow.frontier(low),
-        slow.frontier(high)
-    );
     assert_eq!(slow.frontier(high), 1_000_100, "of {ran} records that ran");
-}
-
-/// Records of a slow handler are in batches of one, all of which are filled again from time to time.
-#[test]
-fn the_cost_of_filling_batches_again_is_linear_in_their_number() {
-    let cost = |in_flight: i64| {
-        let mut slow = Slow::new(1_000_000, in_flight as u32);
-        let slot = slow.assign(0, 0);
-        slow.deliver(slot, 0..in_flight);
-        let began = std::time::Instant::now();
-        for _ in 0..20 {
-            slow.turn();
-        }
-        began.elapsed()
-    };
-    let least = |in_flight| (0..3).map(|_| cost(in_flight)).min().expect("three times");
-    let (few, many) = (least(4_000), least(64_000));
-    println!("{few:?} {many:?}");
-    // The square would be 256 times as much.
-    assert!(
-        many < few * 100,
-        "16 times the batches take {many:?} instead of {few:?}"
-    );
 }

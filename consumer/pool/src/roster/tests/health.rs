@@ -40,24 +40,18 @@ fn a_check_that_is_pending_is_not_requested_again() {
 }
 
 #[test]
-fn a_missing_instance_is_built_by_checks_at_growing_intervals_until_one_passes() {
+fn a_missing_instance_is_built_by_each_check_until_one_passes() {
     let (mut table, one, worker) = unhealthy();
-    let mut built = Vec::new();
-    for check in 1..20 {
+    for _ in 1..20 {
         table.tick(HEALTH_INTERVAL);
         assert_eq!(table.next(worker), "check, 1 missing");
-        match table.roster.begin_rebuild(worker, &one, table.now) {
-            Rebuild::Build(config) => {
-                assert_eq!(&*config.json, "{}");
-                built.push(check);
-            }
-            Rebuild::NotNow => {}
-            Rebuild::Abandoned => panic!("abandoned"),
-        }
+        let Rebuild::Build(config) = table.roster.begin_rebuild(worker, &one, table.now) else {
+            panic!("nothing is built");
+        };
+        assert_eq!(&*config.json, "{}");
         assert!(table.report(worker, Report::HealthChecked(&one, Some("no".to_owned()))));
         table.next(worker);
     }
-    assert_eq!(built, [1, 3, 7, 15]);
     table.effects();
     assert!(table.report(worker, Report::HealthChecked(&one, None)));
     assert_eq!(table.effects(), ["healthy 0"]);
@@ -83,6 +77,28 @@ fn a_rebuild_that_hangs_is_abandoned_and_stays_unhealthy() {
     );
     let rebuild = table.roster.begin_rebuild(worker, &one, table.now);
     assert!(matches!(rebuild, Rebuild::Abandoned));
+}
+
+#[test]
+fn instances_that_hang_are_built_again_at_growing_intervals() {
+    let (mut table, one, worker) = unhealthy();
+    let mut built = Vec::new();
+    for check in 1..20 {
+        table.tick(HEALTH_INTERVAL);
+        table.next(worker);
+        match table.roster.begin_rebuild(worker, &one, table.now) {
+            Rebuild::Build(_) => {
+                built.push(check);
+                let state = table.roster.members.get_mut(&one.id);
+                state.expect("it is a member").hung_at(0);
+            }
+            Rebuild::NotNow => {}
+            Rebuild::Abandoned => panic!("abandoned"),
+        }
+        assert!(table.report(worker, Report::HealthChecked(&one, Some("no".to_owned()))));
+        table.next(worker);
+    }
+    assert_eq!(built, [1, 2, 4, 8, 16]);
 }
 
 #[test]
