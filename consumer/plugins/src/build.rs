@@ -92,6 +92,18 @@ pub(super) enum PrepareError {
         user: Box<PluginUser>,
         reason: String,
     },
+    /// Threads of the handler hang, and so many of all handlers that it may not cost another one.
+    #[error(
+        "{user}: {own} threads of this handler's and {all} in this process are stuck in calls, creations, health checks or other \
+         lifecycle calls of handlers: another generation could hang like these and is not built. Fix what they wait for: it is retried \
+         later, or at once by `sluicegate handlers restart {}`; or restart the service",
+        .user.handler
+    )]
+    TooManyHung {
+        user: Box<PluginUser>,
+        own: usize,
+        all: usize,
+    },
     /// No instance works with the spec's config.
     #[error("{user}: {source}")]
     Instance {
@@ -144,7 +156,7 @@ impl GenerationBuilder {
             create_timeout: settings.create_timeout,
             health_interval: settings.health_interval,
             health_timeout: settings.health_timeout,
-            hung: HungThreads::default(),
+            hung: settings.hung,
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
             secrets: Arc::default(),
@@ -184,6 +196,7 @@ impl GenerationBuilder {
             counters,
             ..
         } = job;
+        self.check_hung(job)?;
         // Signatures are not supported yet, so every artefact that the catalogue returns was allowed explicitly.
         status.advance(GenerationState::Verified);
         let code = self.load(artefact, *number)?;
@@ -227,6 +240,17 @@ impl GenerationBuilder {
         status.advance(GenerationState::Created);
         status.advance(GenerationState::Healthy);
         Ok(generation)
+    }
+
+    /// Every generation can cost threads before it is tripped or rejected: from the maximum on, none is built of a handler that has
+    /// shown that it hangs. Others keep their way to change (G14).
+    fn check_hung(&self, job: &PrepareJob) -> Result<(), PrepareError> {
+        let (own, all) = (self.hung.of(&job.spec.name), self.hung.count());
+        if own == 0 || !self.hung.is_full() {
+            return Ok(());
+        }
+        let user = PluginUser::of(job);
+        Err(PrepareError::TooManyHung { user, own, all })
     }
 
     /// Applies the config of `job` to the instances of an active pool. Returns `false` without effect if no worker was free

@@ -172,6 +172,14 @@ impl ManagedHandler {
         });
     }
 
+    /// The change that was just rejected was not tried: its retries cost nothing, so their delay does not grow.
+    pub(super) fn was_not_tried(&mut self) {
+        if let Some(refused) = &mut self.refused {
+            refused.attempts = 0;
+            refused.again_at = Instant::now() + INITIAL_RETRY_DELAY;
+        }
+    }
+
     /// Whether this spec was rejected before there was anything to build.
     pub(super) fn was_refused_unbuilt(&self, spec: &HandlerSpec) -> bool {
         let refused = self.refused.as_ref();

@@ -33,7 +33,7 @@ use sluicegate_pool::HandlerPool;
 use sluicegate_pool::pool::relock;
 
 use super::applied::{Applied, Refusal, plan, refusals};
-use super::build::{GenerationBuilder, PrepareJob};
+use super::build::{GenerationBuilder, PrepareError, PrepareJob};
 use super::catalogue::Catalogue;
 use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
@@ -243,6 +243,11 @@ impl Registry {
                     self.releaser.follow(*leftover);
                 }
                 refuse(&mut inner, name, job, error.error.to_string());
+                if let PrepareError::TooManyHung { .. } = error.error
+                    && let Some(live) = inner.live.get_mut(name)
+                {
+                    live.was_not_tried();
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_engine::emit::Emitter;
+use sluicegate_pool::HungThreads;
 use sluicegate_runtime::HandlerRuntime;
 
 /// Settings of a registry.
@@ -23,6 +24,8 @@ pub struct RegistrySettings {
     pub health_timeout: Duration,
     /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
     pub drain_timeout: Duration,
+    /// The abandoned threads of all thread pools.
+    pub hung: HungThreads,
     /// The supported plugin runtimes.
     pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
     /// Where emitted records go.

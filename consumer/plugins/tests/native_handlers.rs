@@ -18,6 +18,7 @@ use sluicegate_kit::plugin_doubles::{Producer, Replies, batch_of, codes};
 use sluicegate_kit::wait::wait_until;
 use sluicegate_native::NativeRuntime;
 use sluicegate_plugins::{HandlerPlan, Registry, RegistrySettings};
+use sluicegate_pool::HungThreads;
 use sluicegate_runtime::outcome_code::{ACK, NOT_RUN, PANICKED};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -70,6 +71,7 @@ impl Service {
             health_interval: Duration::from_millis(50),
             health_timeout: Duration::from_secs(20),
             drain_timeout: DEADLINE,
+            hung: HungThreads::default(),
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,
             provenance: false,

@@ -1,8 +1,11 @@
 //! Settings of a thread pool.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use crate::lock::relock;
 
 /// Settings of a thread pool.
 #[derive(Clone, Debug)]
@@ -27,24 +30,77 @@ pub struct ThreadPoolSettings {
 }
 
 /// Number of abandoned threads of several thread pools: those of a process.
-#[derive(Clone, Debug, Default)]
-pub struct HungThreads(Arc<AtomicUsize>);
+#[derive(Clone, Debug)]
+pub struct HungThreads {
+    max: usize,
+    all: Arc<AtomicUsize>,
+    /// By handler, over all of its generations.
+    by_handler: Arc<Mutex<BTreeMap<Arc<str>, usize>>>,
+}
+
+impl Default for HungThreads {
+    fn default() -> Self {
+        Self::new(Self::MAX)
+    }
+}
 
 impl HungThreads {
-    /// Maximum number: from then on, a handler whose thread has to be abandoned is tripped at once.
+    /// The shipped maximum.
     pub const MAX: usize = 256;
+
+    /// None yet. From `max` on, a handler whose thread has to be abandoned is tripped at once, and no generation is built of a
+    /// handler of which a thread hangs.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self {
+            max,
+            all: Arc::default(),
+            by_handler: Arc::default(),
+        }
+    }
+
+    /// Whether as many hang as may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.count() >= self.max
+    }
 
     /// The threads that hang now.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// The threads that hang in a handler, whatever generation of it.
+    #[must_use]
+    pub fn of(&self, handler: &str) -> usize {
+        let by_handler = relock(&self.by_handler);
+        by_handler.get(handler).copied().unwrap_or_default()
+    }
+
+    /// Records that a thread of a handler was abandoned, which [`Self::add`] has counted.
+    pub(crate) fn abandoned(&self, handler: &Arc<str>) {
+        *relock(&self.by_handler)
+            .entry(Arc::clone(handler))
+            .or_default() += 1;
+    }
+
+    /// Records that it has returned.
+    pub(crate) fn returned(&self, handler: &str) {
+        let mut by_handler = relock(&self.by_handler);
+        if let Some(hung) = by_handler.get_mut(handler) {
+            *hung -= 1;
+            if *hung == 0 {
+                by_handler.remove(handler);
+            }
+        }
     }
 
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.all.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn remove(&self, threads: usize) {
-        self.0.fetch_sub(threads, Ordering::Relaxed);
+        self.all.fetch_sub(threads, Ordering::Relaxed);
     }
 }

@@ -242,6 +242,11 @@ impl ThreadPool {
                     }
                 }
                 Effect::ThreadEnded => self.ended.notify_all(),
+                Effect::Returned(handler) => self.settings.hung.returned(&handler),
+                Effect::Abandoned(member, slot, hung_in) => {
+                    self.settings.hung.abandoned(&member.setup.name);
+                    record_abandoned(&member, slot, hung_in);
+                }
                 effect => publish(effect),
             }
         }
@@ -269,7 +274,11 @@ impl Watched for ThreadPool {
 /// Carries out an effect that concerns a handler or a pump.
 fn publish(effect: Effect) {
     match effect {
-        Effect::Wake(_) | Effect::Spawn(_) | Effect::ThreadEnded => {}
+        Effect::Wake(_)
+        | Effect::Spawn(_)
+        | Effect::ThreadEnded
+        | Effect::Abandoned(..)
+        | Effect::Returned(_) => {}
         Effect::Cancel(flag) => flag.set(),
         Effect::Stop(flag) => flag.stop(),
         Effect::Kill(monitor, serial) => monitor.kill(serial),
@@ -291,7 +300,6 @@ fn publish(effect: Effect) {
             }
             member.set_unhealthy(slot, why.as_deref());
         }
-        Effect::Abandoned(member, slot, hung_in) => record_abandoned(&member, slot, hung_in),
         Effect::Released(member, release) => member.set_released(release),
     }
 }

@@ -17,6 +17,7 @@ use sluicegate_kit::engine_doubles::{HeldPool, NoEmitter, flow_settings};
 use sluicegate_kit::log_capture::captured;
 use sluicegate_kit::memory_source::MemoryKafka;
 use sluicegate_plugins::{CodeOrigin, HandlerPlan, HandlerTable, HandlerTarget, RegistrySettings};
+use sluicegate_pool::HungThreads;
 use sluicegate_runtime::HandlerInfo;
 use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
@@ -43,6 +44,7 @@ impl Harness {
             create_timeout: Duration::from_secs(1),
             health_interval: Duration::from_secs(1),
             health_timeout: Duration::from_secs(20),
+            hung: HungThreads::default(),
             drain_timeout: Duration::from_secs(1),
             runtimes: Vec::new(),
             emitter: Arc::new(NoEmitter),

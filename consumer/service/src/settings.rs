@@ -14,6 +14,7 @@ use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;
 use sluicegate_plugins::{HandlerPlan, HandlerTarget, RegistrySettings};
+use sluicegate_pool::HungThreads;
 
 use crate::pump::{JoinGate, Probe, PumpSettings};
 
@@ -76,6 +77,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
         health_interval: HEALTH_CHECK_INTERVAL,
         health_timeout: HEALTH_CHECK_TIMEOUT,
         drain_timeout: config.processing.drain_timeout,
+        hung: HungThreads::default(),
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,
         provenance: config.emit.provenance,

@@ -3,7 +3,8 @@
 use sluicegate_config::Snapshot;
 use sluicegate_kit::plugin_doubles::until;
 
-use super::registry::{RegistryHarness, spec};
+use super::registry::{MAX_HUNG, RegistryHarness, spec};
+use crate::Applied;
 
 #[test]
 fn gates_apply_while_another_handler_is_slow_to_start() {
@@ -80,4 +81,42 @@ fn a_handler_that_is_slow_to_start_delays_no_other() {
     assert!(now.preparing.is_empty());
     let slow = now.plan.handler("a-slow").expect("it is active");
     assert_eq!(slow.spec.config.expose()["is"], "other");
+}
+
+#[test]
+fn no_generation_is_built_of_a_handler_that_hangs_once_too_many_threads_hang() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let reason = |applied: &Applied| {
+        let refusal = applied.refusals.iter().find(|one| one.handler == "hangs");
+        refusal.map(|refusal| refusal.reason.clone())
+    };
+    // Each change is tried, and costs a thread.
+    for number in 0..MAX_HUNG {
+        let hangs = spec("hangs", "*", &format!("hang-create {number}"));
+        let applied = harness.apply(&[hangs, spec("quick", "*", "a")]);
+        let why = reason(&applied).unwrap();
+        assert!(why.contains("timed out after 300ms"), "{why}");
+    }
+    let fixed = spec("hangs", "*", "fixed");
+    let applied = harness.apply(&[fixed.clone(), spec("quick", "*", "b")]);
+    let why = reason(&applied).unwrap();
+    for said in [
+        "2 threads of this handler's",
+        "`sluicegate handlers restart hangs`",
+    ] {
+        assert!(why.contains(said), "{why}");
+    }
+    let quick = applied.plan.handler("quick").expect("it is active");
+    assert_eq!(
+        quick.spec.config.expose()["is"],
+        "b",
+        "none of its threads hangs"
+    );
+
+    harness.runtime.script.open("create");
+    until("the threads have returned and it is built", || {
+        let _ = harness.registry.restart("hangs");
+        while harness.registry.prepare_next() {}
+        harness.registry.current().plan.handler("hangs").is_some()
+    });
 }

@@ -12,6 +12,7 @@ use sluicegate_engine::status::HandlerState;
 use sluicegate_kit::plugin_doubles::{
     Producer, Replies, Script, ScriptedPlugin, Step, batch, codes, until,
 };
+use sluicegate_pool::HungThreads;
 use sluicegate_pool::pool::relock;
 use sluicegate_runtime::{
     HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, VerifiedArtefact, outcome_code,
@@ -102,6 +103,9 @@ impl HandlerRuntime for TextRuntime {
     }
 }
 
+/// Threads that may hang in a process.
+pub(super) const MAX_HUNG: usize = 2;
+
 pub(super) struct RegistryHarness {
     pub(super) folder: tempfile::TempDir,
     pub(super) runtime: Arc<TextRuntime>,
@@ -139,6 +143,7 @@ impl RegistryHarness {
             health_interval: Duration::from_millis(50),
             health_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(20),
+            hung: HungThreads::new(MAX_HUNG),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),
             provenance: false,

@@ -136,6 +136,8 @@ pub(super) enum TrippedBy {
 pub(super) struct AbandonedThread {
     /// The member that it hangs in.
     pub(super) member: MemberId,
+    /// Its handler.
+    pub(super) handler: Arc<str>,
     /// The members of the pool at that time: each may have an instance on the thread.
     pub(super) present: Vec<MemberId>,
 }

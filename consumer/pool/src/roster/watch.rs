@@ -25,7 +25,6 @@ use crate::restart::Failure;
 use crate::roster::call::{Call, CallCheck};
 use crate::roster::slot::{Lifecycle, Phase, WorkerCommand};
 use crate::roster::state::{AbandonedThread, MemberState, TrippedBy};
-use crate::settings::HungThreads;
 
 /// Hung threads of one handler, per worker, at which it is tripped.
 const MAX_HUNG_PER_WORKER: usize = 4;
@@ -96,6 +95,7 @@ impl Roster {
         if let Some(member) = phase.member() {
             let abandoned = AbandonedThread {
                 member: member.id,
+                handler: Arc::clone(&member.setup.name),
                 present: self.members.keys().copied().collect(),
             };
             self.abandoned.insert(thread, abandoned);
@@ -167,13 +167,14 @@ impl Roster {
     /// Trips a member of which too many threads hang, or the first one if too many hang in the process.
     fn trip_if_hung(&mut self, member: &Arc<PoolMember>, effects: &mut Effects) {
         let bound = self.hung_bound();
-        let (hung, in_process) = (self.hung(member.id), self.settings.hung.count());
+        let hung = self.hung(member.id);
         let is_tripped = |state: &MemberState| state.tripped.is_some();
         if self.members.get(&member.id).is_none_or(is_tripped)
-            || (hung < bound && in_process < HungThreads::MAX)
+            || (hung < bound && !self.settings.hung.is_full())
         {
             return;
         }
+        let in_process = self.settings.hung.count();
         let why = format!(
             "too many hung threads: {hung} of this handler's and {in_process} in this process are stuck in calls, creations, health checks or \
              other lifecycle calls of handlers; fix what they wait for: it runs again by itself once half of its threads have returned, or after \
@@ -197,7 +198,7 @@ impl Roster {
     /// Members that were tripped by hung threads run again once most of theirs have returned and there is room in the process. Others'
     /// threads, which may be those of other pools, count too: it is checked at each tick.
     fn untrip_returned(&mut self, effects: &mut Effects) {
-        if self.settings.hung.count() >= HungThreads::MAX {
+        if self.settings.hung.is_full() {
             return;
         }
         let bound = self.hung_bound();
@@ -214,8 +215,9 @@ impl Roster {
 
     /// An abandoned thread has returned after all: its place is free again.
     pub(super) fn abandoned_ended(&mut self, worker: WorkerId, effects: &mut Effects) {
-        if self.abandoned.remove(&worker).is_some() {
+        if let Some(thread) = self.abandoned.remove(&worker) {
             self.settings.hung.remove(1);
+            effects.push(Effect::Returned(thread.handler));
             self.untrip_returned(effects);
         }
     }

@@ -244,10 +244,15 @@ fn too_many_hung_calls_trip_only_their_own_handler() {
     drop(bad);
     let release = watch.wait(Instant::now() + Duration::from_secs(20));
     assert_eq!(release, Release::Quarantined, "its threads still hang");
+    let hung = &threads.settings.hung;
+    assert_eq!((hung.count(), hung.of("one"), hung.of("two")), (4, 4, 0));
     harness.script.open("never");
     let mut late: Vec<_> = (0..4).map(|_| replies.finished().id.index).collect();
     late.sort_unstable();
     assert_eq!(late, [0, 1, 2, 3]);
+    until("they count no longer", || {
+        (hung.count(), hung.of("one")) == (0, 0)
+    });
 }
 
 #[test]

@@ -60,4 +60,9 @@ pub(super) const FOLDER: &[Mutant] = &[
         what: "a later generation shuts down code that still runs in a quarantined one",
         suite: PLUGINS,
     },
+    Mutant {
+        name: "hung-handler-is-built",
+        what: "generations of a handler whose threads hang are built although as many hang in the process as may",
+        suite: PLUGINS,
+    },
 ];

@@ -306,6 +306,7 @@ fn words(effect: Effect) -> String {
         Effect::Health(_, slot, Some(why)) => format!("unhealthy {slot} {why}"),
         Effect::Health(_, slot, None) => format!("healthy {slot}"),
         Effect::Abandoned(_, slot, _) => format!("abandoned {slot}"),
+        Effect::Returned(handler) => format!("returned {handler}"),
         Effect::Released(member, release) => format!("released {} {release:?}", member.setup.name),
         Effect::ThreadEnded => "thread ended".to_owned(),
     }
