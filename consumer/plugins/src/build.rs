@@ -34,7 +34,7 @@ pub(super) struct GenerationBuilder {
     health_interval: Duration,
     health_timeout: Duration,
     /// The abandoned threads of all thread pools.
-    hung: HungThreads,
+    pub(super) hung: HungThreads,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
     /// Of all handlers, also of those that are gone.

@@ -51,7 +51,7 @@ const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
     pub(super) catalogue: Catalogue,
-    builder: GenerationBuilder,
+    pub(super) builder: GenerationBuilder,
     pub(super) releaser: Releaser,
 }
 

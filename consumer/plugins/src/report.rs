@@ -13,7 +13,9 @@ impl Registry {
         let inner = relock(&self.inner);
         let entry = |(key, entry): (&(String, String), &CountersEntry)| {
             let (handler, version) = key;
-            one(handler, version, entry, inner.live.get(handler))
+            let mut report = one(handler, version, entry, inner.live.get(handler));
+            report.hung = u32::try_from(self.builder.hung.of(handler)).unwrap_or(u32::MAX);
+            report
         };
         inner.counters.iter().map(entry).collect()
     }
@@ -36,6 +38,7 @@ fn one(
         workers: 0,
         busy: 0,
         quarantined: u32::try_from(counts.quarantined).unwrap_or(u32::MAX),
+        hung: 0,
         panics: counts.panics,
         restarts: counts.restarts,
         reason: None,

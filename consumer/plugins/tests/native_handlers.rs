@@ -14,7 +14,7 @@ use sluicegate_config::spec::HandlerConfig;
 use sluicegate_config::{Environment, HandlerSpec, Snapshot, read_spec};
 use sluicegate_engine::dispatch::{Batch, PumpMessage};
 use sluicegate_engine::status::HandlerState;
-use sluicegate_kit::plugin_doubles::{Producer, Replies, batch_of, codes};
+use sluicegate_kit::plugin_doubles::{Producer, Replies, batch_of, codes, until};
 use sluicegate_kit::wait::wait_until;
 use sluicegate_native::NativeRuntime;
 use sluicegate_plugins::{HandlerPlan, Registry, RegistrySettings};
@@ -188,10 +188,14 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
         other => Err(other),
     });
     assert_eq!((number, completed), (0, vec![ACK, ACK]));
+    assert_eq!(service.registry.report()[0].hung, 1);
     give(&replies, &plan, batch(1, &[0]));
     assert_eq!(replies.finished().id.index, 1, "a new thread serves");
     assert_eq!(replies.finished().id.index, 0, "the old call returned late");
-    assert_eq!(service.registry.report()[0].quarantined, 1);
+    until("its thread has ended", || {
+        let report = &service.registry.report()[0];
+        (report.quarantined, report.hung) == (1, 0)
+    });
 }
 
 #[test]

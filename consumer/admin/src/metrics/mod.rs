@@ -312,6 +312,13 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             &labels,
             f64::from(handler.quarantined),
         );
+        let help = "Abandoned worker threads, of all generations, that have not returned";
+        families.gauge(
+            "sluicegate_handler_hung_threads",
+            help,
+            &labels,
+            f64::from(handler.hung),
+        );
         let help = "1 while the gate is open";
         let open = handler.gate == sluicegate_engine::status::Gate::Open;
         families.gauge(
@@ -403,6 +410,7 @@ mod tests {
         let handler = HandlerReport {
             name: "relay".into(),
             state: HandlerState::Active,
+            hung: 2,
             in_flight: 5,
             parked: 1,
             emitted: [("copies".to_owned(), 9)].into(),
@@ -473,6 +481,7 @@ mod tests {
             r#"sluicegate_handler_duration_seconds_bucket{handler="relay",le="+Inf"} 257"#,
             r#"sluicegate_handler_duration_seconds_sum{handler="relay"} 40.000256"#,
             r#"sluicegate_handler_duration_seconds_count{handler="relay"} 257"#,
+            r#"sluicegate_handler_hung_threads{handler="relay"} 2"#,
             r#"sluicegate_handler_in_flight_records{handler="relay"} 5"#,
             r#"sluicegate_handler_parked_records{handler="relay"} 1"#,
             r#"sluicegate_handler_state{handler="relay",state="ACTIVE"} 1"#,

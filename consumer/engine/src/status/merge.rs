@@ -237,6 +237,8 @@ impl Handlers {
         handler.panics += pool.panics;
         handler.restarts += pool.restarts;
         handler.quarantined += pool.quarantined;
+        // Each of its versions has the count of the whole handler.
+        handler.hung = handler.hung.max(pool.hung);
         handler.durations.add(&pool.durations);
         for (topic, count) in pool.emitted {
             *handler.emitted.entry(topic).or_default() += count;
@@ -372,6 +374,7 @@ mod tests {
             },
             workers: 4,
             panics,
+            hung: 2,
             ..PoolReport::default()
         };
         let declared = DeclaredHandler {
@@ -399,7 +402,7 @@ mod tests {
             (relay.state, relay.gate, relay.workers),
             (HandlerState::Active, Gate::Closed, 4)
         );
-        assert_eq!(relay.panics, 4);
+        assert_eq!((relay.panics, relay.hung), (4, 2));
         let old = relay
             .versions
             .iter()

@@ -283,6 +283,9 @@ pub struct PoolReport {
     pub busy: u32,
     /// Threads abandoned after a call timeout.
     pub quarantined: u32,
+    /// Abandoned threads of the handler, of any generation, that have not returned.
+    #[serde(default)]
+    pub hung: u32,
     /// Panics contained in this generation.
     pub panics: u64,
     /// Instances rebuilt.
@@ -443,6 +446,9 @@ pub struct HandlerReport {
     pub busy: u32,
     /// Abandoned threads.
     pub quarantined: u32,
+    /// Abandoned threads that have not returned.
+    #[serde(default)]
+    pub hung: u32,
     /// Records in its lanes and pools.
     pub in_flight: u64,
     /// Records waiting for their next attempt.
