@@ -2,8 +2,9 @@
 //!
 //! Never shipped. Further handlers: `misbehave-drop` panics when it is dropped, `misbehave-create` when it is built,
 //! `misbehave-batch` is a batch handler that panics on a value `panic`, and `misbehave-wait` is an async one that waits for
-//! the number of milliseconds in its config or in the value.
+//! the number of milliseconds in its config or in the value. Those of [`hang`] hang at random.
 
+pub mod hang;
 pub mod predicate;
 
 use std::collections::HashMap;
@@ -381,4 +382,7 @@ sluicegate_sdk::export_handler! {
     "misbehave-create" => BadCreate,
     "misbehave-batch" => batch BadBatch,
     "misbehave-wait" => async Wait,
+    "misbehave-hang" => hang::HangCall,
+    "misbehave-hang-batch" => batch hang::HangBatch,
+    "misbehave-hang-async" => async hang::HangAsync,
 }

@@ -17,6 +17,8 @@ mod failed_handlers;
 mod first_record;
 mod fleet;
 mod flights;
+mod hanging;
+mod hangs;
 mod kills;
 mod log_ends;
 mod many_specs;
