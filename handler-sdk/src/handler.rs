@@ -26,8 +26,9 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG but does not imple
 /// 3. `assigned` is called before the first record of a partition (and epoch), `revoked` after the last; both are called
 ///    on every instance, and an error of either drops it. Between them, records of one partition arrive in offset order per key, at any idle worker; with
 ///    [`Handler::KEEPS_KEY_STATE`] a key stays with one instance of a generation.
-/// 4. After a record that emitted, or that was not acked or dropped, no later record of the same key is handled until it
-///    is settled, across retries and generations (G4).
+/// 4. After a record that was not acked or dropped, no later record of the same key is handled until it is settled, across
+///    retries and generations. Later ones may be handled while what a record has emitted is being written; it is written, and they
+///    settle, in the order of the records (G4).
 /// 5. A record may be redelivered (with a higher `attempt` after a retry or a panic, and with attempt 1 after a crash):
 ///    effects outside Kafka should be idempotent or fenced with `Context::token`.
 /// 6. A panic costs one instance: the record gets another attempt or is dead-lettered, the instance is dropped, and a new
@@ -120,8 +121,8 @@ pub trait Handler: Sized + 'static {
 
 /// Handles the records of a call together, for example in one transaction.
 ///
-/// The guarantees of [`Handler`] apply, except for the fourth: a call may contain several records of one key, in offset
-/// order, and the handler decides their outcomes. A panic counts as a failed attempt of every record of the call that has
+/// The guarantees of [`Handler`] apply, but a call may contain several records of one key, in offset order, and the handler decides
+/// their outcomes: the fourth applies between calls. A panic counts as a failed attempt of every record of the call that has
 /// no outcome yet.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `BatchHandler`, so it cannot be exported as `\"name\" => batch {Self}`",
