@@ -32,6 +32,7 @@ impl WorkerPool for Busy {
 struct Slow {
     flow: Flow<OwnedRecord>,
     pool: Arc<Busy>,
+    in_flight: u32,
     now_ms: u64,
 }
 
@@ -47,26 +48,36 @@ impl Slow {
             seed: 1,
         };
         let emitter = Arc::new(ScriptedEmitter::default());
-        let mut flow = Flow::new(settings, emitter, Arc::new(Inbox::new()));
-        let pool = Arc::new(Busy::default());
+        let flow = Flow::new(settings, emitter, Arc::new(Inbox::new()));
+        let mut slow = Self {
+            flow,
+            pool: Arc::default(),
+            in_flight,
+            now_ms: 0,
+        };
+        slow.apply(false);
+        slow
+    }
+
+    /// Applies a plan; with another one, batches that no worker has are filled again.
+    fn apply(&mut self, keeps_key_state: bool) {
         let route = Route {
             topics: vec![TopicPattern::Exact("t".into())],
             when: Predicate::always(),
         };
+        let target = Target {
+            keeps_key_state,
+            ..Target::only(GenerationId::new("1.0.0", 1), self.pool.clone())
+        };
         let settings = HandlerSettings {
-            targets: vec![Target::only(GenerationId::new("1.0.0", 1), pool.clone())],
+            targets: vec![target],
             first_call: 1,
-            max_in_flight_records: in_flight,
+            max_in_flight_records: self.in_flight,
             max_in_flight_bytes: 1 << 40,
             ..handler(HandlerIx(0), Arc::default())
         };
         let index = RoutingIndex::compile(1, vec![(HandlerIx(0), route)]).unwrap();
-        flow.apply(index, vec![(HandlerIx(0), settings)]);
-        Self {
-            flow,
-            pool,
-            now_ms: 0,
-        }
+        self.flow.apply(index, vec![(HandlerIx(0), settings)]);
     }
 
     fn assign(&mut self, partition: i32, start: i64) -> AssignmentId {
@@ -135,6 +146,7 @@ fn partitions_of_a_slow_handler_take_turns_whatever_their_offsets() {
     slow.deliver(high, 1_000_000..1_000_100);
     let (mut next, mut ran) = (1_000, 0);
     while ran < 3_000 {
+        slow.apply(ran % 3 == 0);
         let some = slow.turn() as i64;
         slow.deliver(low, next..next + some);
         next += some;
