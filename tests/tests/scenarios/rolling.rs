@@ -26,9 +26,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The broker's `group.consumer.heartbeat.interval.ms`, which applies under the newer protocol.
 const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// Duration of a hand-over in addition to the heartbeats: a rebalance, the offset queries and the first fetch, on a machine that
-/// also runs the broker and the other members.
-const HANDOVER_TIME: Duration = Duration::from_millis(1_500);
+/// Duration of a hand-over in addition to the heartbeats: a rebalance, the offset queries and the first fetch.
+const HANDOVER_TIME: Duration = Duration::from_secs(1);
 /// The shipped `processing.drain_timeout` plus the 5 s that a stop may take beyond it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20 + 5);
 /// Interval between checks of the members.
