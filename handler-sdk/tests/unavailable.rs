@@ -137,8 +137,14 @@ mod overlapping {
 
         async fn handle(&self, record: &Record<'_>, _: &mut Context<'_>) -> Result {
             if record.value_text() == Some("a") {
-                sluicegate_sdk::tokio::time::sleep(Duration::from_millis(20)).await;
-                return Ok(Outcome::Ack);
+                // Until the other record has found it away.
+                let away = async {
+                    while !IS_AWAY.get() {
+                        sluicegate_sdk::tokio::task::yield_now().await;
+                    }
+                };
+                let waited = sluicegate_sdk::tokio::time::timeout(Duration::from_secs(4), away);
+                return waited.await.map(|()| Outcome::Ack).retryable();
             }
             IS_AWAY.set(true);
             reach().unavailable()?;
@@ -147,7 +153,7 @@ mod overlapping {
     }
 
     #[test]
-    fn records_that_run_meanwhile_are_finished() {
+    fn records_that_are_running_are_finished() {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         let run = kit.run(four());
         is_away(&run);

@@ -12,6 +12,7 @@
 //!  workdir, service  a service's folder (config, specs, plugins) and the binary running in it
 //!  proxy             a TCP proxy that can be cut, stalled and made to lose events
 //!  metrics           parsed output of `/metrics`
+//!  steady            numbers at a steady rate, for loads
 //!  flights           the flights of 2013, and the expected output of the handlers
 //! ```
 //!
@@ -34,6 +35,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod service;
+pub mod steady;
 #[cfg(feature = "client")]
 mod topics;
 pub mod wait;

@@ -1,15 +1,11 @@
 //! A TCP proxy on the loopback address that can cut and stall connections, and swallow unsolicited server messages.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-
-/// Interval at which threads check whether the proxy has ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How traffic is currently treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,11 +247,11 @@ fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::
     let mut messages: BTreeMap<u32, u64> = BTreeMap::new();
     let mut head = [0; 9];
     loop {
-        read_whole(&mut from, &mut head)?;
+        from.read_exact(&mut head)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
         let mut body = vec![0; length as usize];
-        read_whole(&mut from, &mut body)?;
+        from.read_exact(&mut body)?;
         let Some(traffic) = shared.pass() else {
             return Ok(());
         };
@@ -280,9 +276,9 @@ fn zookeeper(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::
     let mut first = true;
     let mut head = [0; 4];
     loop {
-        read_whole(&mut from, &mut head)?;
+        from.read_exact(&mut head)?;
         let mut body = vec![0; u32::from_be_bytes(head) as usize];
-        read_whole(&mut from, &mut body)?;
+        from.read_exact(&mut body)?;
         let Some(traffic) = shared.pass() else {
             return Ok(());
         };
@@ -294,16 +290,5 @@ fn zookeeper(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::
         }
         to.write_all(&head)?;
         to.write_all(&body)?;
-    }
-}
-
-fn read_whole(from: &mut &TcpStream, buffer: &mut [u8]) -> std::io::Result<()> {
-    loop {
-        match from.read_exact(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {
-                std::thread::sleep(POLL_INTERVAL)
-            }
-            result => return result,
-        }
     }
 }

@@ -41,12 +41,29 @@ pub fn try_wait_for<T>(
 ///
 /// # Panics
 /// As soon as `condition` returns an error, with `what` and that error.
-pub fn stays(what: &str, span: Duration, mut condition: impl FnMut() -> Result<(), String>) {
+pub fn stays(what: &str, span: Duration, condition: impl FnMut() -> Result<(), String>) {
+    stays_by_samples(what, span, POLL_INTERVAL, condition);
+}
+
+/// As [`stays`], checked once per `interval`: for checks that cost something.
+///
+/// # Panics
+/// As [`stays`].
+pub fn stays_by_samples(
+    what: &str,
+    span: Duration,
+    interval: Duration,
+    mut condition: impl FnMut() -> Result<(), String>,
+) {
     let end = Instant::now() + span;
-    while Instant::now() < end {
+    loop {
         if let Err(broken) = condition() {
             panic!("{what} did not last {span:?}: {broken}");
         }
-        std::thread::sleep(POLL_INTERVAL);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(interval.min(left));
     }
 }

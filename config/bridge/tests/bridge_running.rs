@@ -8,13 +8,13 @@ mod foreign;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluicegate_bridge::{
     Bridge, BridgeSettings, BridgeStores, DryRunStep, PairRecord, SyncState, dry_run,
 };
 use sluicegate_config::control::{ControlKey, Pair, Side};
-use sluicegate_kit::wait::wait_until;
+use sluicegate_kit::wait::{stays, wait_until};
 use sluicegate_store::{Expected, MemoryStore, Store};
 
 struct Harness {
@@ -312,12 +312,10 @@ impl Harness {
 
     /// Checks that nothing is written during several resync intervals.
     fn stays(&self, etcd: usize, zookeeper: usize) {
-        let until = Instant::now() + Duration::from_millis(1_200);
-        while Instant::now() < until {
+        stays(Duration::from_millis(1_200), || {
             assert_eq!(self.values(Side::Etcd).len(), etcd);
             assert_eq!(self.values(Side::ZooKeeper).len(), zookeeper);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        });
     }
 }
 

@@ -62,10 +62,11 @@ impl WatchConnection for Script {
 
     async fn next(&mut self) -> WatchEvent {
         while matches!(self.steps.front(), Some(Step::UntilListed)) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            if self.was_called("list") {
-                self.steps.pop_front();
+            if !self.was_called("list") {
+                // Dropped when the connection is to list.
+                std::future::pending::<()>().await;
             }
+            self.steps.pop_front();
         }
         match self.steps.pop_front() {
             Some(Step::Event(event)) => event,
@@ -152,11 +153,14 @@ fn play(
                 seen.extend(updates.recv().await);
             }
         };
-        tokio::select! {
-            () = follow(script, timings, sink, rereads) => {}
-            () = collect => {}
-            () = tokio::time::sleep(Duration::from_secs(20)) => {}
-        }
+        let ends = async {
+            tokio::select! {
+                () = follow(script, timings, sink, rereads) => {}
+                () = collect => {}
+            }
+        };
+        // What is missing then is seen in the lines.
+        let _ = tokio::time::timeout(Duration::from_secs(20), ends).await;
         seen
     });
     let calls = calls.lock().expect("no panic while it is held").clone();

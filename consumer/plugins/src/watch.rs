@@ -180,17 +180,18 @@ impl Drop for FolderWatch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::sync_channel;
+
     use super::*;
 
     #[test]
     fn a_folder_that_changes_continuously_is_still_scanned() {
-        let (notices, inbox) = channel();
+        // Each change waits until the one before is received: there is always another one.
+        let (notices, inbox) = sync_channel(0);
         let (quiet, longest) = (Duration::from_millis(200), Duration::from_millis(600));
         let writer = std::thread::spawn(move || {
             let end = Instant::now() + Duration::from_secs(30);
-            while Instant::now() < end && notices.send(Notice::Changed).is_ok() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            while Instant::now() < end && notices.send(Notice::Changed).is_ok() {}
         });
         let started = Instant::now();
         assert!(await_quiet(&inbox, quiet, longest));

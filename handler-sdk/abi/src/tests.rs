@@ -218,19 +218,19 @@ fn a_call_crosses_the_boundary_and_comes_back() {
         record(b"four"),
     ];
     let records = BorrowedRecords::new(&parts);
-    let (board, cancel) = (SharedProgress::new(8), CancelFlag::default());
+    let (progress, cancel) = (SharedProgress::new(8), CancelFlag::default());
     let limits = CallLimits::default();
     let mut output = Collected::default();
-    let end = instance.handle(&records, 1, limits, &cancel, &board, &mut output);
+    let end = instance.handle(&records, 1, limits, &cancel, &progress, &mut output);
     assert_eq!(end, HostCallEnd::Poisoned);
-    assert_eq!(board.current(), Some((1, 2)));
+    assert_eq!(progress.current(), Some((1, 2)));
     let mut seen = Vec::new();
-    assert!(!board.read(2, &mut seen));
-    assert!(board.read(1, &mut seen));
+    assert!(!progress.read(2, &mut seen));
+    assert!(progress.read(1, &mut seen));
     let mut outcomes = [RawOutcome::default(); 4];
-    board.close(&mut outcomes);
+    progress.close(&mut outcomes);
     assert_eq!(seen, outcomes);
-    assert_eq!(board.current(), None);
+    assert_eq!(progress.current(), None);
     assert_eq!(outcomes.map(|o| o.code), [1, 1, outcome_code::PANICKED, 0]);
     assert_eq!((outcomes[0].arg, outcomes[2].detail), (7, 1));
     assert_eq!(output.details, ["said so"]);
@@ -238,7 +238,7 @@ fn a_call_crosses_the_boundary_and_comes_back() {
         output.emits[1],
         (1, "out".into(), Some(b"k".to_vec()), Some(b"two".to_vec()))
     );
-    let again = instance.handle(&records, 2, limits, &cancel, &board, &mut output);
+    let again = instance.handle(&records, 2, limits, &cancel, &progress, &mut output);
     assert_eq!(
         again,
         HostCallEnd::Poisoned,
@@ -353,9 +353,9 @@ fn a_new_config_is_applied_or_refused_and_a_panic_in_it_poisons_the_instance() {
 
 #[test]
 fn another_thread_reads_a_running_call() {
-    let board = Arc::new(SharedProgress::new(4));
-    board.open(9, 3);
-    let writer = Arc::clone(&board);
+    let progress = Arc::new(SharedProgress::new(4));
+    progress.open(9, 3);
+    let writer = Arc::clone(&progress);
     let call = std::thread::spawn(move || {
         for (i, slot) in writer.slots().iter().take(3).enumerate() {
             slot.store(RawOutcome {
@@ -370,7 +370,7 @@ fn another_thread_reads_a_running_call() {
         all
     });
     let mut seen = Vec::new();
-    while board.read(9, &mut seen) {
+    while progress.read(9, &mut seen) {
         for (i, outcome) in seen.drain(..).enumerate() {
             let whole = RawOutcome {
                 code: 1,

@@ -42,6 +42,23 @@ pub fn wait_for<T>(
     }
 }
 
+/// Checks that a condition holds throughout `span`: for things that must not happen.
+///
+/// # Panics
+/// As `check` does.
+#[track_caller]
+pub fn stays(span: Duration, mut check: impl FnMut()) {
+    let end = Instant::now() + span;
+    loop {
+        check();
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(POLL_INTERVAL.min(left));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;

@@ -172,7 +172,7 @@ impl ReadyRule {
             Deed::Hang => match self.duration {
                 Some(duration) => std::thread::sleep(duration),
                 None => loop {
-                    std::thread::sleep(Duration::from_secs(3600));
+                    std::thread::park();
                 },
             },
             Deed::Sleep => std::thread::sleep(self.duration.unwrap_or_default()),

@@ -8,8 +8,6 @@
 //! Command: `cargo xtask test --scenario databases`; with `--long` outages take 60 s instead of 20 s.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,7 +15,8 @@ use e2e::client::{Client, Outgoing};
 use e2e::kafka::Kafka;
 use e2e::postgres::{Postgres, Stop};
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::steady::Steady;
+use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 use e2e::{long, unique};
 
@@ -26,7 +25,8 @@ const PARTITIONS: i32 = 6;
 const BACKLOG: u64 = 200_000;
 /// Records per second of each load.
 const RATE: u64 = 5_000;
-const STEADY_SPAN: Duration = Duration::from_secs(20);
+/// Records of the steady load, in 20 s.
+const STEADY_LOAD: u64 = 20 * RATE;
 const MIN_ROWS_PER_TRANSACTION: f64 = 50.0;
 const MIN_ROWS_OF_ONE_WORKER: f64 = 25.0;
 /// How soon after an outage records must succeed again.
@@ -35,50 +35,30 @@ const FIRST_DEADLINE: Duration = Duration::from_secs(15);
 /// the delay between the health checks that build one doubles, 40 s after a minute.
 const ACTIVE_DEADLINE: Duration = Duration::from_secs(45);
 
-/// Records numbered from 0, at a steady rate until stopped.
+/// Records numbered from 0, at a steady rate until it ends.
 struct Load {
-    stop: Arc<AtomicBool>,
-    made: Arc<AtomicU64>,
+    numbers: Steady,
     producer: JoinHandle<u64>,
 }
 
 impl Load {
     fn start(client: &Client, topic: &str) -> Self {
-        let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let records = records(Arc::clone(&stop), Arc::clone(&made));
+        let numbers = Steady::new(RATE);
+        let records = numbers.numbers().map(record);
         let (client, topic) = (client.clone(), topic.to_owned());
         let producer = std::thread::spawn(move || client.produce(&topic, records));
-        Self {
-            stop,
-            made,
-            producer,
-        }
+        Self { numbers, producer }
     }
 
     fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
+        self.numbers.made()
     }
 
     /// Stops it and returns the number of records.
     fn end(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
+        self.numbers.stop();
         self.producer.join().expect("the records are produced")
     }
-}
-
-fn records(stop: Arc<AtomicBool>, made: Arc<AtomicU64>) -> impl Iterator<Item = Outgoing> {
-    let begun = Instant::now();
-    (0u64..)
-        .take_while(move |_| !stop.load(Ordering::Relaxed))
-        .map(move |number| {
-            made.store(number + 1, Ordering::Relaxed);
-            // Sleeps to keep the rate, not to wait for a condition.
-            if number % 50 == 0 {
-                let due = Duration::from_micros(number * 1_000_000 / RATE);
-                std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            }
-            record(number)
-        })
 }
 
 fn record(number: u64) -> Outgoing {
@@ -186,8 +166,10 @@ fn write_backlog_and_steady_load(name: &str, spec: &str) -> f64 {
 
     let _ = stage.postgres.query("TRUNCATE audit");
     let load = Load::start(&stage.client, &stage.audited);
-    // The span that is measured.
-    std::thread::sleep(STEADY_SPAN);
+    wait_for("the steady load", DEADLINE, || match load.made() {
+        made if made >= STEADY_LOAD => Ok(()),
+        made => Err(format!("{made} records")),
+    });
     let made = load.end();
     service.wait_outcomes("audit", "ack", BACKLOG + made, DEADLINE);
     let steady = stage.written().per_transaction();
@@ -243,10 +225,9 @@ fn endure(mut stage: Stage, name: &str, begin: fn(&mut Postgres), end: fn(&mut P
     begin(&mut stage.postgres);
     let begun = Instant::now();
     let before = service.outcomes("copy", "ack").expect("an answer");
-    while begun.elapsed() < outage {
-        observed.observe(&service).expect("an answer");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    stays("an outage without a failed handler", outage, || {
+        observed.observe(&service).map(drop)
+    });
     let copied = service.outcomes("copy", "ack").expect("an answer") - before;
     let pace = copied as f64 / begun.elapsed().as_secs_f64();
     let copies_waiting = relayed.made() - before - copied;
@@ -333,9 +314,14 @@ fn a_stopped_or_killed_server_keeps_its_rows_and_a_frozen_one_answers_later() {
     postgres.freeze();
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| postgres.number("SELECT count(*) FROM kept"));
-        // It cannot be observed that a question is not answered; the question can only be given time.
-        std::thread::sleep(Duration::from_secs(1));
-        assert!(!asked.is_finished());
+        stays(
+            "a question without an answer",
+            Duration::from_secs(1),
+            || match asked.is_finished() {
+                true => Err("it is answered".to_owned()),
+                false => Ok(()),
+            },
+        );
         postgres.thaw();
         assert_eq!(asked.join().expect("an answer"), 3);
     });

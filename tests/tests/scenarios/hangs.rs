@@ -10,17 +10,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::kafka::Kafka;
 use e2e::long;
 use e2e::process::Signal;
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::steady::Steady;
+use e2e::wait::{stays_by_samples, wait_for};
 
 use crate::hanging::account::{Copies, Pace, numbers};
-use crate::hanging::bounds::{check_bounds, not_returned};
+use crate::hanging::bounds::{check_bounds, is_settled, not_returned};
 use crate::hanging::samples::Sample;
 use crate::hanging::{
     self, DEAD_LETTERS, DRAIN_TIMEOUT, HANGING, NEIGHBOURS, Stage, TOGGLED, now_ms,
@@ -206,17 +206,16 @@ impl Soak<'_> {
     fn run(&mut self, length: Duration, check: impl Fn(&Sample)) -> (Range<u64>, Range<i64>) {
         let mut events = Events::new(&self.form, self.random);
         let (from, first_burst) = (now_ms(), self.bursts);
-        let end = Instant::now() + length;
         let mut told = Instant::now();
-        while Instant::now() < end {
+        stays_by_samples("bounds", length, SAMPLE_INTERVAL, || {
             self.happen(&mut events);
             let sample = self.sample();
             if is_due(&mut told, Duration::from_secs(10)) {
                 println!("{sample}");
             }
             check(&sample);
-            std::thread::sleep(SAMPLE_INTERVAL);
-        }
+            Ok(())
+        });
         self.random = events.next() | 1;
         let to = now_ms();
         self.end_second();
@@ -269,11 +268,14 @@ impl Soak<'_> {
 
     /// Stops the second member, if there is one.
     fn end_second(&mut self) {
-        while let Some(second) = &mut self.second {
+        wait_for("the second member to end", DEADLINE, || {
+            let Some(second) = &mut self.second else {
+                return Ok(());
+            };
             second.stop();
             self.check_second();
-            std::thread::sleep(SAMPLE_INTERVAL);
-        }
+            Err("it runs".to_owned())
+        });
     }
 
     /// A storm: calls hang until it ends. Then threads, images and memory return to those of `start`.
@@ -327,18 +329,16 @@ impl Soak<'_> {
     /// Waits until no call hangs, and threads and images are those of the start.
     fn wait_returned(&mut self, start: &Sample) {
         let released = Instant::now();
-        loop {
+        wait_for("what hung to return", RETURN_TIME, || {
             let sample = self.sample();
-            let Some(what) = not_returned(&sample, start) else {
-                println!("{:?} after the release: {sample}", released.elapsed());
-                return;
-            };
-            assert!(
-                released.elapsed() < RETURN_TIME,
-                "{RETURN_TIME:?} after the release: {what}; {sample}"
-            );
-            std::thread::sleep(SAMPLE_INTERVAL);
-        }
+            match not_returned(&sample, start) {
+                Some(what) => Err(format!("{what}; {sample}")),
+                None => {
+                    println!("{:?} after the release: {sample}", released.elapsed());
+                    Ok(())
+                }
+            }
+        });
     }
 
     /// Waits until the records that waited for calls that hung are handled. Then memory is near that of the start, and does
@@ -458,8 +458,12 @@ impl Soak<'_> {
             (acked > 0).then_some(()).ok_or_else(|| "none".to_owned())
         });
         // Both builds are loaded before anything is measured: images are never unmapped.
+        let loaded = self.sample().images;
         self.stage.upgrade();
-        std::thread::sleep(Duration::from_secs(3));
+        wait_for("the other build", DEADLINE, || match self.sample() {
+            sample if sample.images > loaded => Ok(()),
+            sample => Err(sample.to_string()),
+        });
         let (bursts, times) = self.run(self.form.calm, |sample| {
             assert_eq!(sample.marks.count(), 0, "{sample}");
         });
@@ -469,9 +473,13 @@ impl Soak<'_> {
         };
         self.stage.open_all();
         self.wait_active();
-        // What the last change has replaced is gone by then.
-        std::thread::sleep(2 * DRAIN_TIMEOUT);
-        let start = self.sample();
+        let start = wait_for("what was replaced to be released", RETURN_TIME, || {
+            let sample = self.sample();
+            match is_settled(&sample) {
+                true => Ok(sample),
+                false => Err(sample.to_string()),
+            }
+        });
         println!("at the start: {start}");
         let mut storms = Window {
             bursts: self.bursts..self.bursts,
@@ -507,19 +515,12 @@ fn handlers_that_hang_in_every_phase_cost_bounded_resources() {
         seen: BTreeMap::new(),
         most: None,
     };
-    let (over, written) = (AtomicBool::new(false), [0, 0].map(AtomicU64::new));
+    let loads = [(); 2].map(|()| Steady::new(hanging::RATE));
     let (calm, storms) = std::thread::scope(|scope| {
-        // Stops the producers even if something fails.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let _ends = Over(&over);
-        for (topic, written) in stage.topics().iter().zip(&written) {
-            let (client, over) = (&stage.client, &over);
-            scope.spawn(move || hanging::trickle(client, topic, over, written));
+        let _stops = loads.each_ref().map(Steady::stops);
+        for (topic, load) in stage.topics().iter().zip(&loads) {
+            let (client, records) = (&stage.client, load.numbers().map(hanging::record));
+            scope.spawn(move || client.produce(topic, records));
         }
         soak.weather()
     });
@@ -537,7 +538,7 @@ fn handlers_that_hang_in_every_phase_cost_bounded_resources() {
     soak.service.wait_caught_up(DEADLINE);
     assert!(soak.service.stop(DEADLINE).success());
     check_phases(&soak.seen);
-    let [hung, other] = written.map(AtomicU64::into_inner);
+    let [hung, other] = loads.map(|load| load.made());
     let written = [hung, other, soak.bursts * hanging::BURST];
     check_copies(&stage, written, &calm, &storms);
 }

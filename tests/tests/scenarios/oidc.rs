@@ -19,7 +19,7 @@ use e2e::certificates::Certificates;
 use e2e::client::{Client, Outgoing};
 use e2e::kafka::{Kafka, KafkaOptions};
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -78,7 +78,13 @@ impl Endpoint {
             }
         });
         // The broker ends the sessions of short-lived tokens with these.
-        std::thread::sleep(SHORT_LIFETIME);
+        let before = self.given.load(Ordering::SeqCst);
+        stays("long-lived tokens", SHORT_LIFETIME, || {
+            match self.given.load(Ordering::SeqCst) - before {
+                0 => Ok(()),
+                more => Err(format!("{more} further tokens")),
+            }
+        });
     }
 }
 

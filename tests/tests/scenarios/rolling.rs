@@ -8,7 +8,6 @@
 //! Command: `cargo xtask test --scenario rolling`, and with `--long` 200 stops each and 400,000 records
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::client::{Client, Outgoing, Read};
@@ -16,7 +15,8 @@ use e2e::kafka::{Kafka, KafkaOptions};
 use e2e::long;
 use e2e::process::Signal;
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::steady::Steady;
+use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 
 const PARTITIONS: i32 = 12;
@@ -31,7 +31,6 @@ const HANDOVER_TIME: Duration = Duration::from_secs(1);
 /// The shipped `processing.drain_timeout` plus the 5 s that a stop may take beyond it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20 + 5);
 /// Interval between checks of the members.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Records written per second: each partition gets one every 12 ms.
 const RATE: u64 = 1_000;
 
@@ -131,15 +130,12 @@ impl<'a> Members<'a> {
             .iter_mut()
             .filter_map(|member| member.restart_if_over(self.workdir));
         self.stops.extend(ended);
-        std::thread::sleep(POLL_INTERVAL);
     }
 
     /// Stops a random member, as soon as one can be stopped: another member must be there to take over its partitions,
     /// because an empty group owns nothing.
     fn stop_one(&mut self) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            assert!(Instant::now() < deadline, "no member can be stopped");
+        wait_for("a member that can be stopped", DEADLINE, || {
             let victim = (next(&mut self.random) % MEMBERS as u64) as usize;
             let stays = |(place, member): (usize, &mut Member)| {
                 place != victim && member.stopping.is_none() && member.has_joined()
@@ -148,25 +144,25 @@ impl<'a> Members<'a> {
                 self.all[victim].service.process().signal(Signal::TERM);
                 self.all[victim].stopping = Some(Instant::now());
                 self.told.push(now_ms());
-                return;
+                return Ok(());
             }
             self.restart_stopped();
-        }
+            Err("each is the last one that has joined".to_owned())
+        });
     }
 
     fn pause(&mut self) {
-        let over = Instant::now() + Duration::from_millis(next(&mut self.random) % 2_000);
-        while Instant::now() < over {
+        let span = Duration::from_millis(next(&mut self.random) % 2_000);
+        stays("stops in time", span, || {
             self.restart_stopped();
-        }
+            Ok(())
+        });
     }
 
     /// Waits until every partition has an owner, every member has partitions, and each owner has handled records.
     fn settle(&mut self) {
-        let deadline = Instant::now() + DEADLINE;
         let mut first: Option<BTreeMap<i64, i64>> = None;
-        loop {
-            assert!(Instant::now() < deadline, "the group does not settle");
+        wait_for("a settled group", DEADLINE, || {
             self.restart_stopped();
             let seen = self.frontiers();
             match (seen, &first) {
@@ -174,11 +170,12 @@ impl<'a> Members<'a> {
                 (Some(seen), None) => first = Some(seen),
                 (Some(seen), Some(first)) => {
                     if first.iter().all(|(at, from)| seen[at] > *from) {
-                        return;
+                        return Ok(());
                     }
                 }
             }
-        }
+            Err(format!("{first:?}"))
+        });
     }
 
     /// The frontier of every partition, if each has one owner and each member has partitions.
@@ -201,24 +198,9 @@ impl<'a> Members<'a> {
     }
 }
 
-/// Writes records at a steady rate until `over`, and at least `records`.
-fn produce(client: &Client, records: u64, over: &AtomicBool, written: &AtomicU64) {
-    let started = Instant::now();
-    let mut number = 0;
-    let numbers = std::iter::from_fn(|| {
-        if number >= records && over.load(Ordering::Relaxed) {
-            return None;
-        }
-        let due = started + Duration::from_micros(number * 1_000_000 / RATE);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let partition = (number % PARTITIONS as u64) as i32;
-        number += 1;
-        written.store(number, Ordering::Relaxed);
-        Some(
-            Outgoing::new(&format!("k{}", number % 1_000), number.to_string()).partition(partition),
-        )
-    });
-    client.produce("source", numbers);
+fn record(number: u64) -> Outgoing {
+    let partition = (number % PARTITIONS as u64) as i32;
+    Outgoing::new(&format!("k{}", number % 1_000), number.to_string()).partition(partition)
 }
 
 /// The partition and offset from which a copy was made.
@@ -341,17 +323,10 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
     client.create_topic_with("copy", PARTITIONS, 1, &handled_at);
     let workdir = workdir(kafka.bootstrap(), protocol);
     let mut members = Members::start(&workdir);
-    let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let load = Steady::new(RATE).at_least(records);
     std::thread::scope(|scope| {
-        let producer = scope.spawn(|| produce(&client, records, &over, &written));
-        // Stops the producer even if a stop fails.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let ends = Over(&over);
+        let producer = scope.spawn(|| client.produce("source", load.numbers().map(record)));
+        let ends = load.stops();
         wait_for("the first copies", DEADLINE, || {
             match client.count("copy") {
                 0 => Err("none".to_owned()),
@@ -369,7 +344,7 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
     println!(
         "{} stops, {} records: {} lost, {} handled again; the longest stop took {longest:?}",
         members.stops.len(),
-        written.load(Ordering::Relaxed),
+        load.made(),
         account.lost,
         account.repeated,
     );

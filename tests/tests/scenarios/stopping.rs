@@ -15,7 +15,7 @@ use e2e::client::{Client, Outgoing};
 use e2e::kafka::{Kafka, KafkaOptions};
 use e2e::process::Signal;
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -99,8 +99,10 @@ fn stop_three_within_their_join(kafka: &Kafka, client: &Client, assignor: &str, 
     let workdir = workdir_with(kafka, &group, assignor);
     let mut members: Vec<Service> = (0..3).map(|_| Service::start(&workdir, &[])).collect();
     await_members(client, &group, 3);
-    // The time of the stop is the test parameter; no condition is awaited.
-    std::thread::sleep(after);
+    stays("three members", after, || {
+        let ended = members.iter_mut().find_map(|one| one.process().exited());
+        ended.map_or(Ok(()), |status| Err(format!("one has ended with {status}")))
+    });
     let told = Instant::now();
     for member in &mut members {
         member.process().signal(Signal::TERM);

@@ -2,7 +2,7 @@
 
 use saphyr::{LoadableYamlNode, Yaml};
 
-use crate::sources::{all, assert_none, read, root};
+use crate::sources::{all, assert_none, read, root, rust};
 
 fn yaml(path: &str) -> Yaml<'static> {
     let text: &'static str = Box::leak(read(path).into_boxed_str());
@@ -328,6 +328,37 @@ fn the_patch_of_every_mutant_applies() {
     }
     assert_none(
         "renew these patches, so that they plant the same fault:",
+        &broken,
+    );
+}
+
+/// Where tests may sleep: between two checks of a condition, and where taking time is what is tested.
+const SLEEPERS: &[&str] = &[
+    "tests/src/wait.rs",
+    "tests/kit/src/wait.rs",
+    "tests/misbehave/src/",
+    "tests/tests/scenarios/waits.rs",
+    "handler-sdk/tests/rules.rs",
+];
+
+#[test]
+fn tests_wait_for_conditions() {
+    let of_tests = |path: &str| path.starts_with("tests/") || path.contains("/tests");
+    let mut broken = Vec::new();
+    for source in rust() {
+        let may = SLEEPERS.iter().any(|path| source.path.starts_with(path));
+        let held = source.path.starts_with("xtask/tests/tidy/");
+        if may || held || !(source.is_test() || of_tests(&source.path)) {
+            continue;
+        }
+        for (number, line) in (1..).zip(source.text.lines()) {
+            if line.contains("thread::sleep") || line.contains("time::sleep") {
+                broken.push(format!("{}:{number}", source.path));
+            }
+        }
+    }
+    assert_none(
+        "wait for the condition with a deadline (`wait_for`, `stays`):",
         &broken,
     );
 }

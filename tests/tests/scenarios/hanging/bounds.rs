@@ -11,6 +11,12 @@ const MAX_HUNG: u64 = 256;
 /// (`processing.memory`).
 const MORE_MEMORY_MIB: u64 = 256;
 
+/// Whether no generation is being replaced: there are the workers of the present ones, and nothing is prepared.
+pub(crate) fn is_settled(sample: &Sample) -> bool {
+    let threads = sample.threads;
+    threads.workers <= all_workers() && threads.preparing == 0 && threads.runtimes <= 2
+}
+
 /// What has not returned to the start yet.
 pub(crate) fn not_returned(sample: &Sample, start: &Sample) -> Option<String> {
     let Threads {

@@ -7,8 +7,7 @@ pub(crate) mod samples;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::artefacts;
 use e2e::client::{Client, Outgoing};
@@ -321,26 +320,9 @@ pub(crate) fn now_ms() -> i64 {
     clock.expect("a clock after 1970").as_millis() as i64
 }
 
-fn record(number: u64) -> Outgoing {
+pub(crate) fn record(number: u64) -> Outgoing {
     let value = format!("{number} {}", now_ms());
     Outgoing::new(&format!("k{}", number % KEYS), value).partition((number % PARTITIONS) as i32)
-}
-
-/// Writes records to a topic at a steady rate until `over`; returns their number.
-pub(crate) fn trickle(client: &Client, topic: &str, over: &AtomicBool, written: &AtomicU64) {
-    let started = Instant::now();
-    let mut number = 0;
-    let numbers = std::iter::from_fn(|| {
-        if over.load(Ordering::Relaxed) {
-            return None;
-        }
-        let due = started + Duration::from_micros(number * 1_000_000 / RATE);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        number += 1;
-        written.store(number, Ordering::Relaxed);
-        Some(record(number - 1))
-    });
-    client.produce(topic, numbers);
 }
 
 /// Writes the records of burst `index` at once.

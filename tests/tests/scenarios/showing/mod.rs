@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use e2e::service::Service;
-use e2e::wait::wait_for;
+use e2e::wait::{stays, wait_for};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -135,8 +135,8 @@ pub(crate) fn heals(service: &mut Service) {
 
 /// Waits for the rest of a minute since `began`, in which the log must stay short.
 pub(crate) fn minute(service: &mut Service, began: Instant, before: usize, what: &str) {
-    while began.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(200));
+    let left = Duration::from_secs(60).saturating_sub(began.elapsed());
+    stays("a short log", left, || {
         let lines = warnings(service) - before;
         assert!(
             lines <= MOST_LINES,
@@ -144,7 +144,8 @@ pub(crate) fn minute(service: &mut Service, began: Instant, before: usize, what:
             began.elapsed(),
             service.process().log_tail()
         );
-    }
+        Ok(())
+    });
     println!(
         "    {what}: {} warnings in the first minute",
         warnings(service) - before

@@ -2,14 +2,13 @@
 //! gate stays open, and the evaluation of where each toggle switched each partition.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::client::{Client, Outgoing};
 use e2e::kafka::Kafka;
 use e2e::service::Service;
+use e2e::steady::Steady;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::{control, unique};
@@ -34,32 +33,11 @@ pub(crate) fn now_ms() -> i64 {
     since.map_or(0, |since| since.as_millis() as i64)
 }
 
-/// State shared between the test and the producer.
-#[derive(Default)]
-struct Pace {
-    stop: AtomicBool,
-    /// Records produced so far.
-    made: AtomicU64,
-}
-
-/// Records numbered from 0 at the steady rate, until stopped, round-robin over the partitions; each contains its number and its
-/// creation time.
-fn records(pace: Arc<Pace>) -> impl Iterator<Item = Outgoing> {
-    let begun = Instant::now();
-    let until = Arc::clone(&pace);
-    (0u64..)
-        .take_while(move |_| !until.stop.load(Ordering::Relaxed))
-        .map(move |number| {
-            pace.made.store(number + 1, Ordering::Relaxed);
-            let due = Duration::from_micros(number * 1_000_000 / RATE);
-            // Sleeps to keep the rate, not to wait for a condition.
-            if number % 100 == 0 {
-                std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            }
-            let partition = i32::try_from(number % PARTITIONS).expect("it is small");
-            let value = format!("{number}:{}", now_ms());
-            Outgoing::new(&format!("k{}", number % 1_009), value).partition(partition)
-        })
+/// A record with its number and its creation time; they go round-robin over the partitions.
+fn record(number: u64) -> Outgoing {
+    let partition = i32::try_from(number % PARTITIONS).expect("it is small");
+    let value = format!("{number}:{}", now_ms());
+    Outgoing::new(&format!("k{}", number % 1_009), value).partition(partition)
 }
 
 /// One toggle of the gate.
@@ -87,7 +65,7 @@ pub(crate) struct Flow {
     copy: String,
     /// The copies of `steady`, likewise.
     steady: String,
-    pace: Arc<Pace>,
+    load: Steady,
     producer: Option<JoinHandle<u64>>,
     pub(crate) toggles: Vec<Toggle>,
 }
@@ -131,15 +109,15 @@ impl Flow {
             });
         }
         let service = Service::ready(&workdir, &[]);
-        let pace = Arc::new(Pace::default());
+        let load = Steady::new(RATE);
         let producer = {
-            let (pace, source) = (Arc::clone(&pace), source.clone());
+            let (numbers, source) = (load.numbers(), source.clone());
             let client = Client::new(kafka.bootstrap());
-            std::thread::spawn(move || client.produce(&source, records(pace)))
+            std::thread::spawn(move || client.produce(&source, numbers.map(record)))
         };
         // The backlog from the start must not count in the latency of a toggle.
         wait_for("the service to keep up", DEADLINE, || {
-            let made = pace.made.load(Ordering::Relaxed);
+            let made = load.made();
             match service.outcomes("moved", "ack")? {
                 acked if acked >= WARM_UP_RECORDS && acked + MAX_LAG >= made => Ok(()),
                 acked => Err(format!("{acked} of {made}")),
@@ -153,7 +131,7 @@ impl Flow {
             source,
             copy,
             steady,
-            pace,
+            load,
             producer: Some(producer),
             toggles: Vec::new(),
         }
@@ -192,7 +170,7 @@ impl Flow {
         self.service
             .wait_outcomes("moved", outcome, last.before + 1, DEADLINE);
         // The state is active: records produced from now on are processed in it. Partitions are filled round-robin.
-        let offset = self.pace.made.load(Ordering::Relaxed) / PARTITIONS + 1;
+        let offset = self.load.made() / PARTITIONS + 1;
         let past = i64::try_from(offset + MIN_OFFSETS).expect("it is small");
         wait_for("every partition to pass the offset", DEADLINE, || {
             let partitions = self.service.partitions()?;
@@ -206,7 +184,7 @@ impl Flow {
     /// Ends the flow and checks that every record was handled or counted as skipped, none twice, and that each toggle switched
     /// each partition at one offset.
     pub(crate) fn reckon(mut self) -> Reckoning {
-        self.pace.stop.store(true, Ordering::Relaxed);
+        self.load.stop();
         let producer = self.producer.take().map(JoinHandle::join);
         let sent = producer.and_then(Result::ok).expect("the producer ends");
         self.client

@@ -1,0 +1,124 @@
+//! Numbers at a steady rate, to write records by.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How much earlier than due a number may come: a wait for each of them would cost more than writing its record.
+const SLACK: Duration = Duration::from_millis(5);
+
+/// A steady rate, until it is stopped. Clones share the stop and the count.
+#[derive(Clone, Debug)]
+pub struct Steady {
+    per_second: u64,
+    least: u64,
+    shared: Arc<Shared>,
+}
+
+/// Stops the numbers when it is dropped, also by a failed check.
+#[derive(Debug)]
+pub struct Stop(Steady);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stopped: Mutex<bool>,
+    stop: Condvar,
+    made: AtomicU64,
+}
+
+impl Steady {
+    /// So many numbers per second.
+    #[must_use]
+    pub fn new(per_second: u64) -> Self {
+        Self {
+            per_second,
+            least: 0,
+            shared: Arc::default(),
+        }
+    }
+
+    /// A stop takes effect after so many numbers.
+    #[must_use]
+    pub fn at_least(self, least: u64) -> Self {
+        Self { least, ..self }
+    }
+
+    /// Stops them when it is dropped.
+    #[must_use]
+    pub fn stops(&self) -> Stop {
+        Stop(self.clone())
+    }
+
+    /// The numbers from 0, each when it is due; ends once stopped.
+    pub fn numbers(&self) -> impl Iterator<Item = u64> + Send + 'static {
+        let (begun, steady) = (Instant::now(), self.clone());
+        (0u64..).take_while(move |number| {
+            let due = Duration::from_nanos(number * 1_000_000_000 / steady.per_second);
+            let left = due.saturating_sub(begun.elapsed());
+            let continues = steady.wait(left) || *number < steady.least;
+            if continues {
+                steady.shared.made.store(number + 1, Ordering::Relaxed);
+            }
+            continues
+        })
+    }
+
+    /// Waits for the stop, at most until a number is due; `false`: stopped.
+    fn wait(&self, left: Duration) -> bool {
+        let stopped = self.shared.stopped.lock();
+        let stopped = stopped.unwrap_or_else(PoisonError::into_inner);
+        if left < SLACK {
+            return !*stopped;
+        }
+        let ends = self.made() >= self.least;
+        let stop = &self.shared.stop;
+        let waited = stop.wait_timeout_while(stopped, left, |stopped| !(*stopped && ends));
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// How many numbers there have been.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.shared.made.load(Ordering::Relaxed)
+    }
+
+    /// Ends the numbers.
+    pub fn stop(&self) {
+        *self
+            .shared
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.stop.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_their_rate_and_end_when_stopped() {
+        let steady = Steady::new(1_000);
+        let begun = Instant::now();
+        let mut numbers = steady.numbers();
+        assert_eq!(numbers.by_ref().take(101).last(), Some(100));
+        assert!(begun.elapsed() >= Duration::from_millis(100) - SLACK);
+        assert_eq!(steady.made(), 101);
+        // The next one of a slow rate is due in a quarter of an hour.
+        let slow = Steady::new(1);
+        let mut numbers = slow.numbers().skip(1).step_by(900);
+        let waiting = std::thread::spawn(move || numbers.nth(1));
+        drop(slow.stops());
+        assert_eq!(waiting.join().expect("it ends"), None);
+        let some = Steady::new(1_000).at_least(3);
+        some.stop();
+        assert_eq!(some.numbers().count(), 3);
+    }
+}
