@@ -214,6 +214,31 @@ fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 
+/// The lifecycle calls, which hang in the same way in all three kinds of handlers.
+macro_rules! hangs_between_calls {
+    ([$($mutable:tt)?] $($kind:tt)+) => {
+        $($kind)+ health(&$($mutable)? self) -> Result<()> {
+            self.0.at(Phase::Health);
+            Ok(())
+        }
+
+        $($kind)+ assigned(&$($mutable)? self, _: &Partition<'_>) -> Result<()> {
+            self.0.at(Phase::Assigned);
+            Ok(())
+        }
+
+        $($kind)+ revoked(&$($mutable)? self, partition: &Partition<'_>) -> Result<()> {
+            self.0.partition(partition);
+            Ok(())
+        }
+
+        $($kind)+ drain(&$($mutable)? self, _: Duration) -> Result<()> {
+            self.0.at(Phase::Drain);
+            Ok(())
+        }
+    };
+}
+
 /// One record at a time.
 pub struct HangCall(Hanging);
 
@@ -235,25 +260,7 @@ impl Handler for HangCall {
         self.0.reconfigure(config)
     }
 
-    fn health(&mut self) -> Result<()> {
-        self.0.at(Phase::Health);
-        Ok(())
-    }
-
-    fn assigned(&mut self, _: &Partition<'_>) -> Result<()> {
-        self.0.at(Phase::Assigned);
-        Ok(())
-    }
-
-    fn revoked(&mut self, partition: &Partition<'_>) -> Result<()> {
-        self.0.partition(partition);
-        Ok(())
-    }
-
-    fn drain(&mut self, _: Duration) -> Result<()> {
-        self.0.at(Phase::Drain);
-        Ok(())
-    }
+    hangs_between_calls!([mut] fn);
 }
 
 /// All records of a call together; a new config needs a new generation.
@@ -274,25 +281,7 @@ impl BatchHandler for HangBatch {
         Ok(Outcome::Ack)
     }
 
-    fn health(&mut self) -> Result<()> {
-        self.0.at(Phase::Health);
-        Ok(())
-    }
-
-    fn assigned(&mut self, _: &Partition<'_>) -> Result<()> {
-        self.0.at(Phase::Assigned);
-        Ok(())
-    }
-
-    fn revoked(&mut self, partition: &Partition<'_>) -> Result<()> {
-        self.0.partition(partition);
-        Ok(())
-    }
-
-    fn drain(&mut self, _: Duration) -> Result<()> {
-        self.0.at(Phase::Drain);
-        Ok(())
-    }
+    hangs_between_calls!([mut] fn);
 }
 
 /// Several records at a time; half of its hangs block the thread, the others only wait.
@@ -321,23 +310,5 @@ impl AsyncHandler for HangAsync {
         self.0.reconfigure(config)
     }
 
-    async fn health(&self) -> Result<()> {
-        self.0.at(Phase::Health);
-        Ok(())
-    }
-
-    async fn assigned(&self, _: &Partition<'_>) -> Result<()> {
-        self.0.at(Phase::Assigned);
-        Ok(())
-    }
-
-    async fn revoked(&self, partition: &Partition<'_>) -> Result<()> {
-        self.0.partition(partition);
-        Ok(())
-    }
-
-    async fn drain(&self, _: Duration) -> Result<()> {
-        self.0.at(Phase::Drain);
-        Ok(())
-    }
+    hangs_between_calls!([] async fn);
 }

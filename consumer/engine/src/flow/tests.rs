@@ -146,6 +146,16 @@ impl Bench {
         Self::with(handlers, 100)
     }
 
+    /// Of one handler that takes batches as a whole.
+    fn of_batches() -> Self {
+        let mut bench = Self::new(1);
+        bench.apply(|_, settings| {
+            generation_of(settings).takes_batches = true;
+            true
+        });
+        bench
+    }
+
     fn with(handlers: usize, max_uncommitted: i64) -> Self {
         let inbox = Arc::new(Inbox::new());
         let emitter = Arc::new(ScriptedEmitter::default());
@@ -263,6 +273,24 @@ impl Bench {
 }
 
 /// What the handler's only target runs.
+fn acked() -> RawOutcome {
+    RawOutcome {
+        code: ACK,
+        ..RawOutcome::default()
+    }
+}
+
+/// Finishes everything that becomes due; returns the offsets that ran.
+fn finish_all(bench: &mut Bench) -> Vec<i64> {
+    let mut ran = Vec::new();
+    for turn in 1..100 {
+        bench.flow.tick(100_000 + turn * 1_000);
+        bench.flow.dispatch();
+        ran.extend(bench.finish(0, |_| ACK));
+    }
+    ran
+}
+
 fn generation_of(settings: &mut HandlerSettings) -> &mut GenerationId {
     Arc::make_mut(&mut settings.targets[0].generation)
 }

@@ -188,11 +188,7 @@ fn a_trouble_is_over_when_the_batch_that_it_waits_for_is_taken_apart() {
 
 #[test]
 fn a_batch_handler_whose_later_record_is_refused_for_its_target_ends_both() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        generation_of(settings).takes_batches = true;
-        true
-    });
+    let mut bench = Bench::of_batches();
     bench.deliver(0..2, key);
     let mut batch = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     batch.outcomes = vec![outcome(outcome_code::RETRY), outcome(ACK)];

@@ -107,12 +107,8 @@ impl Slow {
         let taken = std::mem::take(&mut *self.pool.taken.lock().unwrap());
         let mut ran = 0;
         for mut batch in taken {
-            let ack = RawOutcome {
-                code: ACK,
-                ..RawOutcome::default()
-            };
             ran += batch.records.len();
-            batch.outcomes = vec![ack; batch.records.len()];
+            batch.outcomes = vec![acked(); batch.records.len()];
             batch.elapsed_us = 150_000 * batch.records.len() as u64;
             self.flow.receive(PumpMessage::Finished(batch));
         }

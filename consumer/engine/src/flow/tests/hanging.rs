@@ -47,11 +47,7 @@ fn records_that_an_overlapping_call_has_finished_count_wherever_it_hangs() {
 
 #[test]
 fn a_hang_of_a_batch_handler_fails_all_its_records_which_then_run_alone() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        generation_of(settings).takes_batches = true;
-        true
-    });
+    let mut bench = Bench::of_batches();
     bench.deliver(0..4, |offset| Some(offset.to_string()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     assert_eq!(hung.keys.len(), 4);
@@ -112,22 +108,14 @@ fn a_hung_call_fails_only_the_record_it_hangs_on() {
 
 #[test]
 fn a_batch_handler_that_hangs_after_its_last_outcome_has_failed_all_its_records() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        generation_of(settings).takes_batches = true;
-        true
-    });
+    let mut bench = Bench::of_batches();
     bench.deliver(0..3, |offset| Some(offset.to_string()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
-    let ack = RawOutcome {
-        code: ACK,
-        ..RawOutcome::default()
-    };
     time_out(
         &mut bench,
         &hung,
         Published {
-            outcomes: vec![ack; 3],
+            outcomes: vec![acked(); 3],
             current: 2,
         },
     );
@@ -195,55 +183,31 @@ fn after_a_call_that_ran_nothing_each_record_is_called_alone() {
 /// G4: what a batch handler has settled in a call that hangs runs again, and before the failed records of its key.
 #[test]
 fn a_batch_handler_that_hangs_runs_the_records_of_a_key_again_in_order() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        generation_of(settings).takes_batches = true;
-        true
-    });
+    let mut bench = Bench::of_batches();
     bench.deliver(0..3, |_| Some("a".to_owned()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
-    let ack = RawOutcome {
-        code: ACK,
-        ..RawOutcome::default()
-    };
     time_out(
         &mut bench,
         &hung,
         Published {
-            outcomes: vec![ack, RawOutcome::default(), RawOutcome::default()],
+            outcomes: vec![acked(), RawOutcome::default(), RawOutcome::default()],
             current: 0,
         },
     );
-    let mut ran = Vec::new();
-    for turn in 1..20 {
-        ran.extend(bench.finish(0, |_| ACK));
-        bench.flow.tick(turn * 1_000);
-        bench.flow.dispatch();
-    }
-    assert_eq!(ran, [0, 1, 2]);
+    assert_eq!(finish_all(&mut bench), [0, 1, 2]);
     assert_eq!(bench.frontier(), 3);
 }
 
 /// G4, the same for a call that returns: a record that found no room in it comes before a failed one of its key.
 #[test]
 fn a_record_of_a_batch_that_was_not_run_comes_before_a_failed_one_behind_it() {
-    let mut bench = Bench::new(1);
-    bench.apply(|_, settings| {
-        generation_of(settings).takes_batches = true;
-        true
-    });
+    let mut bench = Bench::of_batches();
     bench.deliver(0..2, |_| Some("a".to_owned()));
     let fails = |offset: i64| match offset {
         0 => outcome_code::NOT_RUN,
         _ => outcome_code::RETRY,
     };
     assert_eq!(bench.finish(0, fails), [1]);
-    let mut ran = Vec::new();
-    for turn in 1..20 {
-        ran.extend(bench.finish(0, |_| ACK));
-        bench.flow.tick(turn * 1_000);
-        bench.flow.dispatch();
-    }
-    assert_eq!(ran, [0, 1]);
+    assert_eq!(finish_all(&mut bench), [0, 1]);
     assert_eq!(bench.frontier(), 2);
 }

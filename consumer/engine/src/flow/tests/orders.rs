@@ -21,17 +21,6 @@ fn renewed(order: Order, number: u64) -> impl Fn(usize, &mut HandlerSettings) ->
     }
 }
 
-/// Finishes everything that becomes due; returns the offsets that ran.
-fn finish_all(bench: &mut Bench) -> Vec<i64> {
-    let mut ran = Vec::new();
-    for turn in 1..100 {
-        bench.flow.tick(100_000 + turn * 1_000);
-        bench.flow.dispatch();
-        ran.extend(bench.finish(0, |_| ACK));
-    }
-    ran
-}
-
 #[test]
 fn a_retry_comes_before_later_records_of_its_key_in_another_order() {
     for (before, after) in [

@@ -103,11 +103,7 @@ impl Topics {
         for pool in &self.pools {
             let taken = std::mem::take(&mut *pool.taken.lock().unwrap());
             for mut batch in taken {
-                let ack = RawOutcome {
-                    code: ACK,
-                    ..RawOutcome::default()
-                };
-                batch.outcomes = vec![ack; batch.records.len()];
+                batch.outcomes = vec![acked(); batch.records.len()];
                 self.flow.receive(PumpMessage::Finished(batch));
             }
         }
