@@ -61,7 +61,7 @@ impl Steady {
         (0u64..).take_while(move |number| {
             let due = Duration::from_nanos(number * 1_000_000_000 / steady.per_second);
             let left = due.saturating_sub(begun.elapsed());
-            let continues = steady.wait(left) || *number < steady.least;
+            let continues = steady.wait(*number, left);
             if continues {
                 steady.shared.made.store(number + 1, Ordering::Relaxed);
             }
@@ -69,17 +69,17 @@ impl Steady {
         })
     }
 
-    /// Waits for the stop, at most until a number is due; `false`: stopped.
-    fn wait(&self, left: Duration) -> bool {
+    /// Waits for the stop, at most until the number is due; `false`: it is over.
+    fn wait(&self, number: u64, left: Duration) -> bool {
+        let is_over = |stopped: &mut bool| *stopped && number >= self.least;
         let stopped = self.shared.stopped.lock();
-        let stopped = stopped.unwrap_or_else(PoisonError::into_inner);
+        let mut stopped = stopped.unwrap_or_else(PoisonError::into_inner);
         if left < SLACK {
-            return !*stopped;
+            return !is_over(&mut stopped);
         }
-        let ends = self.made() >= self.least;
         let stop = &self.shared.stop;
-        let waited = stop.wait_timeout_while(stopped, left, |stopped| !(*stopped && ends));
-        !*waited.unwrap_or_else(PoisonError::into_inner).0
+        let waited = stop.wait_timeout_while(stopped, left, |stopped| !is_over(stopped));
+        !is_over(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// How many numbers there have been.

@@ -108,27 +108,28 @@ impl Postgres {
 
     /// Whether the rows of a failed attempt are there is unknown; they are left unchanged by another one.
     async fn insert(&mut self, rows: &[Row<'_>]) -> Result<u64, WriteError> {
-        if let Some(mut connection) = self.connection.take() {
-            let done = bind(self.insert.clone(), rows)
-                .execute(&mut connection)
-                .await;
-            match done {
-                // It may have broken while it was idle.
-                Err(error) if is_away(&error) => {}
+        let mut kept = self.connection.take();
+        loop {
+            // One that was kept may have broken while it was idle: then another one is tried.
+            let was_kept = kept.is_some();
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => {
+                    let connected = PgConnection::connect_with(&self.options).await;
+                    connected.map_err(WriteError::Away)?
+                }
+            };
+            let insert = bind(self.insert.clone(), rows);
+            match insert.execute(&mut connection).await {
+                Err(error) if is_away(&error) && was_kept => {}
+                Err(error) if is_away(&error) => return Err(WriteError::Away(error)),
                 done => {
                     self.connection = Some(connection);
-                    return done.map(|done| done.rows_affected()).map_err(failed);
+                    let written = done.map(|done| done.rows_affected());
+                    return written.map_err(WriteError::Refused);
                 }
             }
         }
-        let connected = PgConnection::connect_with(&self.options).await;
-        let mut connection = connected.map_err(WriteError::Away)?;
-        let done = bind(self.insert.clone(), rows)
-            .execute(&mut connection)
-            .await;
-        let done = done.map_err(failed)?;
-        self.connection = Some(connection);
-        Ok(done.rows_affected())
     }
 
     /// Checks that the database answers; a broken connection is replaced.
@@ -142,13 +143,6 @@ impl Postgres {
         let connected = self.connect(PING_TIMEOUT.min(self.timeout)).await?;
         self.connection = Some(connected);
         Ok(())
-    }
-}
-
-fn failed(error: sqlx::Error) -> WriteError {
-    match is_away(&error) {
-        true => WriteError::Away(error),
-        false => WriteError::Refused(error),
     }
 }
 

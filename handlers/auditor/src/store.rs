@@ -53,11 +53,7 @@ impl<'a> Row<'a> {
 }
 
 fn hex(id: [u8; 16]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let nibbles = id.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles
-        .map(|nibble| char::from(DIGITS[usize::from(nibble)]))
-        .collect()
+    format!("{:032x}", u128::from_be_bytes(id))
 }
 
 fn headers(record: &Record<'_>) -> String {
