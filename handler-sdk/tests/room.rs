@@ -1,5 +1,5 @@
-//! Situation: a batch emits more than a call may. Property: what was not run, and what stands behind it in its lane, is handled again in
-//! order (G4).
+//! Situation: a batch has more records than its handler wishes for, or emits more than a call may. Property: what was not run, and what
+//! stands behind it in its lane, is handled in order by the next call (G4).
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use serde_json::json;
@@ -52,4 +52,36 @@ fn what_a_batch_emits_behind_a_record_that_found_no_room_is_not_taken_before_it(
         .iter()
         .map(|emit| emit.value.as_ref().map_or(0, Vec::len));
     assert_eq!(sizes.collect::<Vec<_>>(), [20 << 20, 20 << 20, 1_000]);
+}
+
+/// Emits the number of records of each call.
+struct Pairs;
+
+impl BatchHandler for Pairs {
+    const MAX_RECORDS: u32 = 2;
+    type Config = ();
+
+    fn new((): (), _: &mut Setup) -> sluicegate_sdk::Result<Self> {
+        Ok(Self)
+    }
+
+    fn handle_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        ctx: &mut BatchContext<'_>,
+    ) -> sluicegate_sdk::Result {
+        let records = batch.len().to_string();
+        ctx.emit(0, Emit::to("sizes").value(records.as_bytes()));
+        Ok(Outcome::Ack)
+    }
+}
+
+#[test]
+fn a_batch_has_at_most_as_many_records_as_its_handler_wishes_for() {
+    let mut kit = Kit::of_batch::<Pairs>(json!({})).unwrap();
+    let run = kit.settle((0..5).map(|offset| record("t").at(0, offset)));
+    let sizes: Vec<_> = run.emits.iter().map(|emit| emit.value.as_deref()).collect();
+    assert_eq!(sizes, [Some(&b"2"[..]), Some(b"2"), Some(b"1")]);
+    let too_many = || kit.run((0..3).map(|offset| record("t").at(0, offset)));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(too_many)).is_err());
 }

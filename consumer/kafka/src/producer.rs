@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
-use sluicegate_config::secret::{Redaction, Redactor};
+use sluicegate_config::secret::Redaction;
 use sluicegate_engine::dispatch::Inbox;
 use sluicegate_engine::emit::{EmitToken, Emitter, ProducerRecord, Sent, Way};
 
@@ -29,26 +29,25 @@ pub struct KafkaEmitter {
     batched: Arc<Slot>,
     alone: Arc<Slot>,
     pumps: Arc<Pumps>,
-    /// Secrets to redact from librdkafka's messages, some of which name topics.
+    /// Those that librdkafka's messages are shown without.
     secrets: Arc<Redaction>,
 }
 
 impl KafkaEmitter {
-    /// Creates a producer; it connects in the background.
+    /// Creates a producer; it connects in the background. librdkafka's messages, some of which name topics, are shown without `secrets`.
     ///
     /// # Errors
     /// If librdkafka rejects the config, with its error.
-    pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
-        let secrets = Arc::new(Redaction::default());
+    pub fn new(settings: &ClientSettings, secrets: &Arc<Redaction>) -> Result<Self, KafkaError> {
         let pumps = Arc::new(Pumps::default());
-        let slot = |config, way| Slot::new(config, way, Arc::clone(&pumps), Arc::clone(&secrets));
+        let slot = |config, way| Slot::new(config, way, Arc::clone(&pumps), Arc::clone(secrets));
         let batched = slot(settings.producer(), Way::Batched);
         batched.prepare()?;
         Ok(Self {
             batched,
             alone: slot(settings.lone_producer(), Way::Alone),
             pumps,
-            secrets,
+            secrets: Arc::clone(secrets),
         })
     }
 
@@ -111,10 +110,6 @@ impl Emitter for KafkaEmitter {
                 refusal::at_once(code, refused, limits)
             }
         }))
-    }
-
-    fn hide(&self, secrets: &Redactor) {
-        self.secrets.add(secrets);
     }
 }
 

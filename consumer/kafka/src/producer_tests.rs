@@ -85,7 +85,8 @@ fn all_acknowledged(answers: &[Option<Box<EmitFailure>>]) -> bool {
 fn bytes_pass_through_unchanged_and_each_record_is_answered() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter =
+        KafkaEmitter::new(&settings(&kafka.bootstrap_servers()), &Arc::default()).unwrap();
     let mut block = Vec::new();
     let odd: [(&[u8], Option<&[u8]>); 3] = [
         (b"not \xff text", Some(b"\x00\xfe")),
@@ -118,7 +119,8 @@ fn bytes_pass_through_unchanged_and_each_record_is_answered() {
 fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter =
+        KafkaEmitter::new(&settings(&kafka.bootstrap_servers()), &Arc::default()).unwrap();
     let large = vec![0; 10 << 20];
     let large = record(None, Some(&large), &[]);
     assert!(all_acknowledged(&send_all(
@@ -130,7 +132,7 @@ fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
 
     let producer = [("message.max.bytes", "2000000")];
     let settings = with_producer(&kafka, &producer);
-    let emitter = KafkaEmitter::new(&settings).unwrap();
+    let emitter = KafkaEmitter::new(&settings, &Arc::default()).unwrap();
     let refused = refusal(send_all(&emitter, Way::Batched, &[large]));
     assert_eq!(refused.kind, FailureKind::Record);
     let text = refused.to_string();
@@ -141,7 +143,7 @@ fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
         "{text}"
     );
     let queue = [("queue.buffering.max.kbytes", "1024")];
-    let emitter = KafkaEmitter::new(&with_producer(&kafka, &queue)).unwrap();
+    let emitter = KafkaEmitter::new(&with_producer(&kafka, &queue), &Arc::default()).unwrap();
     let refused = refusal(send_all(&emitter, Way::Batched, &[large]));
     assert_eq!(refused.kind, FailureKind::Record);
     let text = refused.to_string();
@@ -163,7 +165,8 @@ fn with_producer(kafka: &MockKafka, keys: &[(&str, &str)]) -> ClientSettings {
 fn a_refused_batch_counts_against_a_record_only_if_it_was_alone() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter =
+        KafkaEmitter::new(&settings(&kafka.bootstrap_servers()), &Arc::default()).unwrap();
     let cluster = kafka.cluster().unwrap();
     let too_large = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
     let records = [record(None, Some(b"a"), &[]), record(None, Some(b"b"), &[])];
@@ -185,7 +188,7 @@ fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("other", 1).unwrap();
     let quick = [("topic.metadata.propagation.max.ms", "100")];
-    let emitter = KafkaEmitter::new(&with_producer(&kafka, &quick)).unwrap();
+    let emitter = KafkaEmitter::new(&with_producer(&kafka, &quick), &Arc::default()).unwrap();
     let cluster = kafka.cluster().unwrap();
     let unknown = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
     cluster.topic_error("out", unknown).unwrap();
@@ -213,7 +216,8 @@ fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
 fn unanswered() -> (MockKafka, KafkaEmitter, Arc<Inbox>) {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter =
+        KafkaEmitter::new(&settings(&kafka.bootstrap_servers()), &Arc::default()).unwrap();
     let one = [record(None, Some(b"a"), &[])];
     assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
     kafka.cluster().unwrap().broker_down(1).unwrap();
@@ -257,7 +261,11 @@ fn lines_of_a_producer_are_logged() {
     let _ = tracing::subscriber::set_global_default(&LINES);
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&with_producer(&kafka, &[("debug", "broker,msg")])).unwrap();
+    let emitter = KafkaEmitter::new(
+        &with_producer(&kafka, &[("debug", "broker,msg")]),
+        &Arc::default(),
+    )
+    .unwrap();
     let one = [record(None, Some(b"a"), &[])];
     assert!(all_acknowledged(&send_all(&emitter, Way::Batched, &one)));
     let lines = || LINES.0.load(Ordering::Relaxed);
@@ -273,7 +281,8 @@ fn lines_of_a_producer_are_logged() {
 fn everything_is_answered_when_a_flush_returns() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter =
+        KafkaEmitter::new(&settings(&kafka.bootstrap_servers()), &Arc::default()).unwrap();
     let many = vec![record(None, Some(b"a"), &[]); 200];
     let inbox = Arc::new(Inbox::new());
     for round in 0..100 {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use semver::Version;
@@ -16,18 +16,18 @@ use sluicegate_pool::{
     CallWatchdog, ConfigNotTaken, HandlerPool, HandlerSetup, HungThreads, ProbeError,
     RestartPolicy, ThreadPool, ThreadPoolSettings,
 };
-use sluicegate_runtime::{HandlerInfo, LoadError, VerifiedArtefact};
+use sluicegate_runtime::{HandlerInfo, LoadError, LoadedPlugin, VerifiedArtefact};
 
 use super::catalogue::Artefact;
 use super::generation::{
-    Code, CodeOrigin, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
+    CodeOrigin, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
 };
 use super::outputs;
 use super::redaction::Redacted;
 use super::services::HandlerServices;
 use super::settings::RegistrySettings;
 
-/// Builds generations; shares loaded code by hash, and thread pools by name.
+/// Builds generations; shares thread pools by name.
 pub(super) struct GenerationBuilder {
     cache: PathBuf,
     create_timeout: Duration,
@@ -42,7 +42,7 @@ pub(super) struct GenerationBuilder {
     provenance: bool,
     watchdog: CallWatchdog,
     numbers: AtomicU64,
-    shared: Mutex<Shared>,
+    thread_pools: Mutex<ThreadPools>,
 }
 
 /// Input for one generation.
@@ -141,13 +141,8 @@ impl fmt::Display for PluginUser {
     }
 }
 
-#[derive(Default)]
-struct Shared {
-    /// By hash. The lock of one is held while it is loaded, which can take long: others load at the same time.
-    code: HashMap<String, Arc<Mutex<Weak<Code>>>>,
-    /// By pool name, hash and number of workers.
-    thread_pools: HashMap<(String, String, u32), Weak<ThreadPool>>,
-}
+/// Thread pools by pool name, hash of the code, and number of workers.
+type ThreadPools = HashMap<(String, String, u32), Weak<ThreadPool>>;
 
 impl GenerationBuilder {
     pub(super) fn new(settings: RegistrySettings) -> std::io::Result<Self> {
@@ -159,11 +154,11 @@ impl GenerationBuilder {
             hung: settings.hung,
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
-            secrets: Arc::default(),
+            secrets: settings.secrets,
             provenance: settings.provenance,
             watchdog: CallWatchdog::start()?,
             numbers: AtomicU64::new(1),
-            shared: Mutex::default(),
+            thread_pools: Mutex::default(),
         })
     }
 
@@ -199,9 +194,10 @@ impl GenerationBuilder {
         self.check_hung(job)?;
         // Signatures are not supported yet, so every artefact that the catalogue returns was allowed explicitly.
         status.advance(GenerationState::Verified);
-        let code = self.load(artefact, *number)?;
+        let verified = VerifiedArtefact::new(&artefact.path, &artefact.identity);
+        let plugin = artefact.runtime.load(&verified, &self.cache, *number)?;
         status.advance(GenerationState::Loaded);
-        let infos = code.plugin.handlers();
+        let infos = plugin.handlers();
         let info = infos.iter().find(|info| info.name == *handler).cloned();
         let info = info.ok_or_else(|| {
             PrepareError::NotExported(Box::new(PluginUser {
@@ -210,12 +206,13 @@ impl GenerationBuilder {
                 version: artefact.version.clone(),
             }))
         })?;
+        let info = Arc::new(info);
         if let Some(reason) = outputs::refusal(&info, spec) {
             let user = PluginUser::of(job);
             return Err(PrepareError::EmitLoop { user, reason }.into());
         }
         status.advance(GenerationState::Compatible);
-        let pool = self.join(job, &code, self.setup(job, &info, &code, status));
+        let pool = self.join(job, self.setup(job, &info, &plugin, status));
         // A shared pool may serve a thousand handlers: their instances are built on first use.
         let keep = spec.pool.is_none();
         let timeout = self.create_timeout + Duration::from_secs(1);
@@ -224,7 +221,7 @@ impl GenerationBuilder {
             version: artefact.version.to_string().into(),
             spec: Arc::clone(spec),
             info,
-            code,
+            plugin,
             origin: Arc::new(CodeOrigin::of(artefact)),
             pool,
             status: Arc::clone(status),
@@ -281,15 +278,14 @@ impl GenerationBuilder {
     fn hide(&self, job: &PrepareJob) {
         let secrets = job.spec.config.redactor();
         job.counters.hide(secrets);
-        self.emitter.hide(secrets);
         self.secrets.add(secrets);
     }
 
     fn setup(
         &self,
         job: &PrepareJob,
-        info: &HandlerInfo,
-        code: &Code,
+        info: &Arc<HandlerInfo>,
+        plugin: &Arc<dyn LoadedPlugin>,
         status: &GenerationStatus,
     ) -> HandlerSetup {
         let (spec, counters) = (&job.spec, &job.counters);
@@ -305,10 +301,10 @@ impl GenerationBuilder {
         let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
             name: status.handler(),
-            info: info.clone(),
+            info: Arc::clone(info),
             generation: job.number,
             plugin: Arc::new(Redacted {
-                plugin: Arc::clone(&code.plugin),
+                plugin: Arc::clone(plugin),
                 redaction,
             }),
             config: spec.config.expose().to_string().into(),
@@ -324,34 +320,8 @@ impl GenerationBuilder {
         }
     }
 
-    /// The artefact's code: already loaded, or loaded now from exactly the bytes that the catalogue has read (G11).
-    fn load(&self, artefact: &Artefact, number: u64) -> Result<Arc<Code>, PrepareError> {
-        let sha256 = &artefact.identity.sha256;
-        let slot = {
-            let mut shared = relock(&self.shared);
-            // Without the lock of a slot: one that is locked or referenced is in use.
-            shared.code.retain(|_, slot| {
-                let is_unused = |code: MutexGuard<'_, Weak<Code>>| code.strong_count() == 0;
-                Arc::strong_count(slot) > 1 || !slot.try_lock().is_ok_and(is_unused)
-            });
-            Arc::clone(shared.code.entry(sha256.clone()).or_default())
-        };
-        let mut loaded = relock(&slot);
-        if let Some(code) = loaded.upgrade() {
-            return Ok(code);
-        }
-        let verified = VerifiedArtefact::new(&artefact.path, &artefact.identity);
-        let plugin = artefact.runtime.load(&verified, &self.cache, number)?;
-        let code = Arc::new(Code {
-            sha256: sha256.clone(),
-            plugin,
-        });
-        *loaded = Arc::downgrade(&code);
-        Ok(code)
-    }
-
     /// Joins the shared pool that the spec names, or a new thread pool of its own.
-    fn join(&self, job: &PrepareJob, code: &Code, setup: HandlerSetup) -> Arc<HandlerPool> {
+    fn join(&self, job: &PrepareJob, setup: HandlerSetup) -> Arc<HandlerPool> {
         let settings = |name: &str| ThreadPoolSettings {
             name: name.to_owned(),
             generation: job.number,
@@ -365,9 +335,10 @@ impl GenerationBuilder {
         let Some(pool) = &job.spec.pool else {
             return ThreadPool::new(settings(&job.spec.name), &self.watchdog).join_first(setup);
         };
-        let mut shared = relock(&self.shared);
-        let key = (pool.clone(), code.sha256.clone(), job.workers);
-        let known = shared.thread_pools.get(&key).and_then(Weak::upgrade);
+        let mut thread_pools = relock(&self.thread_pools);
+        let sha256 = job.artefact.identity.sha256.clone();
+        let key = (pool.clone(), sha256, job.workers);
+        let known = thread_pools.get(&key).and_then(Weak::upgrade);
         let setup = match known {
             None => setup,
             Some(threads) => match threads.join(setup) {
@@ -376,10 +347,8 @@ impl GenerationBuilder {
             },
         };
         let threads = ThreadPool::new(settings(pool), &self.watchdog);
-        shared
-            .thread_pools
-            .retain(|_, threads| threads.strong_count() > 0);
-        shared.thread_pools.insert(key, Arc::downgrade(&threads));
+        thread_pools.retain(|_, threads| threads.strong_count() > 0);
+        thread_pools.insert(key, Arc::downgrade(&threads));
         threads.join_first(setup)
     }
 }

@@ -113,14 +113,6 @@ impl GenerationStatus {
     }
 }
 
-/// The loaded code of one artefact, shared by all generations that run it.
-pub struct Code {
-    /// Hash of the artefact's bytes.
-    pub sha256: String,
-    /// The code.
-    pub plugin: Arc<dyn LoadedPlugin>,
-}
-
 /// The plugin file whose code a generation runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CodeOrigin {
@@ -195,9 +187,9 @@ pub struct Generation {
     /// The spec that it was built from.
     pub spec: Arc<HandlerSpec>,
     /// The plugin's description of the handler.
-    pub info: HandlerInfo,
-    /// Its code.
-    pub code: Arc<Code>,
+    pub info: Arc<HandlerInfo>,
+    /// Its use of the loaded code.
+    pub plugin: Arc<dyn LoadedPlugin>,
     /// Where its code is from.
     pub origin: Arc<CodeOrigin>,
     /// The pool that runs it.
@@ -221,7 +213,7 @@ impl Generation {
             && self.pool.unhealthy_reason().is_none();
         let serving = Serving {
             spec: &self.spec,
-            sha256: &self.code.sha256,
+            sha256: &self.origin.sha256,
             version: &self.version,
             takes_config,
         };
@@ -234,7 +226,7 @@ impl Generation {
             generation: self.number,
             version: Arc::clone(&self.version),
             origin: Arc::clone(&self.origin),
-            info: self.info.clone(),
+            info: Arc::clone(&self.info),
             pool: Arc::clone(&self.pool) as _,
             buckets: BUCKETS,
         }
@@ -252,7 +244,7 @@ impl Generation {
             watch: self.pool.release_watch(),
             name: Arc::from(self.spec.name.as_str()),
             number: self.number,
-            code: self.code,
+            plugin: self.plugin,
             status: self.status,
         }
     }
@@ -265,7 +257,7 @@ pub struct Retired {
     /// Its number.
     pub number: u64,
     pub(super) watch: ReleaseWatch,
-    pub(super) code: Arc<Code>,
+    pub(super) plugin: Arc<dyn LoadedPlugin>,
     /// Its state.
     pub status: Arc<GenerationStatus>,
 }

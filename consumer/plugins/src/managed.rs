@@ -57,6 +57,15 @@ pub(super) struct RejectedChange {
     unhealthy: bool,
 }
 
+/// What it has cost to find out that a spec is rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RefusalCost {
+    /// Something was tried: the delay of the next attempt grows.
+    Attempt,
+    /// Nothing.
+    Nothing,
+}
+
 impl ManagedHandler {
     pub(super) fn take_over(&mut self, spec: &Arc<HandlerSpec>) {
         self.reset_if_opened(spec);
@@ -79,7 +88,7 @@ impl ManagedHandler {
             ..HandlerSpec::clone(spec)
         }));
         let reason = format!("gate held closed until its instances are healthy: {why}");
-        self.record_refusal(spec, None, reason);
+        self.record_refusal(spec, None, reason, RefusalCost::Attempt);
         if let Some(refused) = &mut self.refused {
             refused.unhealthy = true;
         }
@@ -150,18 +159,25 @@ impl ManagedHandler {
         spec: &Arc<HandlerSpec>,
         sha256: Option<String>,
         reason: String,
+        cost: RefusalCost,
     ) {
         self.follow_gate(spec);
-        self.record_refusal(spec, sha256, reason);
+        self.record_refusal(spec, sha256, reason, cost);
     }
 
-    fn record_refusal(&mut self, spec: &Arc<HandlerSpec>, sha256: Option<String>, reason: String) {
+    fn record_refusal(
+        &mut self,
+        spec: &Arc<HandlerSpec>,
+        sha256: Option<String>,
+        reason: String,
+        cost: RefusalCost,
+    ) {
         let same = self
             .refused
             .as_ref()
             .filter(|old| old.is_of(spec, sha256.as_deref()));
-        let attempts = same.map_or(0, |old| old.attempts) + 1;
-        let wait = INITIAL_RETRY_DELAY * (1 << (attempts - 1).min(6));
+        let attempts = same.map_or(0, |old| old.attempts) + u32::from(cost == RefusalCost::Attempt);
+        let wait = INITIAL_RETRY_DELAY * (1 << attempts.saturating_sub(1).min(6));
         self.refused = Some(RejectedChange {
             spec: Arc::clone(spec),
             sha256,
@@ -170,14 +186,6 @@ impl ManagedHandler {
             again_at: Instant::now() + wait,
             unhealthy: false,
         });
-    }
-
-    /// The change that was just rejected was not tried: its retries cost nothing, so their delay does not grow.
-    pub(super) fn was_not_tried(&mut self) {
-        if let Some(refused) = &mut self.refused {
-            refused.attempts = 0;
-            refused.again_at = Instant::now() + INITIAL_RETRY_DELAY;
-        }
     }
 
     /// Whether this spec was rejected before there was anything to build.

@@ -38,7 +38,7 @@ use super::catalogue::Catalogue;
 use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
 use super::lookup::Lookup;
-use super::managed::{DesiredSpec, ManagedHandler, PendingChange, reset_in_place};
+use super::managed::{DesiredSpec, ManagedHandler, PendingChange, RefusalCost, reset_in_place};
 use super::outputs;
 use super::reconcile::{Required, SpecEffect};
 use super::release::Releaser;
@@ -213,7 +213,13 @@ impl Registry {
                     "preparing the generation panicked: {message}; this is a bug in the plugin or in the service: report it. It is \
                      retried later, or at once by `sluicegate handlers restart {name}`"
                 );
-                refuse(&mut relock(&self.inner), &name, &job, reason);
+                refuse(
+                    &mut relock(&self.inner),
+                    &name,
+                    &job,
+                    reason,
+                    RefusalCost::Attempt,
+                );
             }
         }
         true
@@ -225,7 +231,13 @@ impl Registry {
                 // Build a new generation, which need not wait for the calls of the old one.
                 Ok(false) => {}
                 Err(error) => {
-                    refuse(&mut relock(&self.inner), name, job, error.to_string());
+                    refuse(
+                        &mut relock(&self.inner),
+                        name,
+                        job,
+                        error.to_string(),
+                        RefusalCost::Attempt,
+                    );
                     return;
                 }
                 Ok(true) => {
@@ -242,12 +254,11 @@ impl Registry {
                 if let Some(leftover) = error.leftover {
                     self.releaser.follow(*leftover);
                 }
-                refuse(&mut inner, name, job, error.error.to_string());
-                if let PrepareError::TooManyHung { .. } = error.error
-                    && let Some(live) = inner.live.get_mut(name)
-                {
-                    live.was_not_tried();
-                }
+                let cost = match error.error {
+                    PrepareError::TooManyHung { .. } => RefusalCost::Nothing,
+                    _ => RefusalCost::Attempt,
+                };
+                refuse(&mut inner, name, job, error.error.to_string(), cost);
             }
         }
     }
@@ -375,7 +386,7 @@ impl Registry {
             }
             Err(error) => {
                 live.end_restart(Some(&error.to_string()));
-                live.refuse(spec, None, error.to_string());
+                live.refuse(spec, None, error.to_string(), RefusalCost::Attempt);
                 return PendingChange::Nothing;
             }
         };
@@ -512,13 +523,13 @@ fn runs(serving: Option<&Generation>, spec: &HandlerSpec, found: Option<&str>) -
 }
 
 /// Rejects the spec of `job`, if it is still wanted.
-fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
+fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String, cost: RefusalCost) {
     let live = inner.live.get_mut(name);
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
         live.next = PendingChange::Nothing;
         live.end_restart(Some(&reason));
         let sha256 = job.artefact.identity.sha256.clone();
-        live.refuse(&job.spec, Some(sha256), reason);
+        live.refuse(&job.spec, Some(sha256), reason, cost);
     }
 }
 
@@ -532,6 +543,6 @@ fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
     let serving = live.generation.as_ref().filter(|_| !same);
     match serving.and_then(|generation| outputs::refusal(&generation.info, spec)) {
         None => live.take_over_if_healthy(spec),
-        Some(reason) => live.refuse(spec, None, reason),
+        Some(reason) => live.refuse(spec, None, reason, RefusalCost::Attempt),
     }
 }

@@ -131,16 +131,12 @@ impl Shared {
                     generation,
                     "generation quarantined: some of its code hangs; its thread and memory stay until that returns"
                 );
-                // Its code is still running, so it is never shut down: also not with a later generation of the same file, of
-                // which this one remains an owner.
-                std::mem::forget(retired.code);
+                // Its code is still running. It is shut down with its last instance.
                 return None;
             }
         }
-        if let Some(code) = Arc::into_inner(retired.code) {
-            let deadline_ms = self.shutdown_timeout.as_millis() as u64;
-            code.plugin.shutdown(deadline_ms);
-        }
+        let deadline_ms = self.shutdown_timeout.as_millis() as u64;
+        retired.plugin.shutdown(deadline_ms);
         None
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_config::secret::Redaction;
 use sluicegate_engine::emit::Emitter;
 use sluicegate_pool::HungThreads;
 use sluicegate_runtime::HandlerRuntime;
@@ -30,6 +31,8 @@ pub struct RegistrySettings {
     pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
     /// Where emitted records go.
     pub emitter: Arc<dyn Emitter>,
+    /// Gets the secrets of each handler's config before its instances get that config.
+    pub secrets: Arc<Redaction>,
     /// Whether emitted records get provenance headers.
     pub provenance: bool,
 }

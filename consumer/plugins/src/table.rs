@@ -80,7 +80,7 @@ pub struct HandlerTarget {
     /// Where its code is from.
     pub origin: Arc<CodeOrigin>,
     /// What the plugin says about the handler.
-    pub info: HandlerInfo,
+    pub info: Arc<HandlerInfo>,
     /// Its pool.
     pub pool: Arc<dyn WorkerPool>,
     /// Number of key buckets that it gets ([`sluicegate_engine::queue::Target::buckets`]).

@@ -74,6 +74,7 @@ impl Service {
             hung: HungThreads::default(),
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,
+            secrets: Arc::default(),
             provenance: false,
         });
         Self {

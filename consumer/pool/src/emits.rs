@@ -1,21 +1,20 @@
-//! Sends the records that a call emitted to the producer, for input records with a final outcome: ack, drop or dead letter. An
-//! attempt that is followed by another one emits nothing.
+//! Sends the records that a call emitted to the producer. They are those of input records with a final outcome
+//! ([`sluicegate_runtime::call()`]): an attempt that is followed by another one emits nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, Inbox};
 use sluicegate_engine::emit::{EmitCounts, EmitToken, Emitter, Sent, Way, answer_unsent};
-use sluicegate_runtime::{Emit, RawOutcome};
+use sluicegate_runtime::Emit;
 
 /// Delay before the first retry while the producer's queue is full; doubled from there on.
 const INITIAL_RETRY_DELAY: Duration = Duration::from_micros(200);
 /// Upper bound of the retry delay.
 const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Sends the emits of `batch`, in the order of its records; the answers arrive at `reply_to`. Keeps only what counts: the pump takes it
-/// over with the batch. Blocks while the producer's queue is full, up to `timeout` without progress; emits that still find no room
-/// are left to the pump, which sends them again.
+/// Sends the emits of `batch`, in the order of its records; the answers arrive at `reply_to`. Blocks while the producer's queue
+/// is full, up to `timeout` without progress; emits that still find no room are left to the pump, which sends them again.
 pub(super) fn send(
     batch: &mut Batch,
     reply_to: &Arc<Inbox>,
@@ -23,13 +22,7 @@ pub(super) fn send(
     counts: &Arc<EmitCounts>,
     timeout: Duration,
 ) {
-    let outcomes = &batch.outcomes;
     let emits = &mut batch.output.emits;
-    emits.retain(|record| {
-        outcomes
-            .get(record as usize)
-            .is_some_and(RawOutcome::is_final)
-    });
     // A batch handler may emit in any order; within a record, the order of emitting stays.
     emits.sort_by_record();
     if emits.is_empty() {

@@ -24,7 +24,7 @@ pub struct HandlerSetup {
     /// The handler's name in its spec.
     pub name: Arc<str>,
     /// What the plugin says about it, and the name under which it exports it.
-    pub info: HandlerInfo,
+    pub info: Arc<HandlerInfo>,
     /// Number of the handler's generation: what its instances share is told apart by it.
     pub generation: u64,
     /// The loaded code.

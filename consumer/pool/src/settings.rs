@@ -1,7 +1,6 @@
 //! Settings of a thread pool.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +32,6 @@ pub struct ThreadPoolSettings {
 #[derive(Clone, Debug)]
 pub struct HungThreads {
     max: usize,
-    all: Arc<AtomicUsize>,
     /// By handler, over all of its generations.
     by_handler: Arc<Mutex<BTreeMap<Arc<str>, usize>>>,
 }
@@ -54,7 +52,6 @@ impl HungThreads {
     pub fn new(max: usize) -> Self {
         Self {
             max,
-            all: Arc::default(),
             by_handler: Arc::default(),
         }
     }
@@ -68,7 +65,7 @@ impl HungThreads {
     /// The threads that hang now.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.all.load(Ordering::Relaxed)
+        relock(&self.by_handler).values().sum()
     }
 
     /// The threads that hang in a handler, whatever generation of it.
@@ -78,14 +75,14 @@ impl HungThreads {
         by_handler.get(handler).copied().unwrap_or_default()
     }
 
-    /// Records that a thread of a handler was abandoned, which [`Self::add`] has counted.
+    /// A thread of a handler was abandoned.
     pub(crate) fn abandoned(&self, handler: &Arc<str>) {
         *relock(&self.by_handler)
             .entry(Arc::clone(handler))
             .or_default() += 1;
     }
 
-    /// Records that it has returned.
+    /// It has returned.
     pub(crate) fn returned(&self, handler: &str) {
         let mut by_handler = relock(&self.by_handler);
         if let Some(hung) = by_handler.get_mut(handler) {
@@ -94,13 +91,5 @@ impl HungThreads {
                 by_handler.remove(handler);
             }
         }
-    }
-
-    pub(crate) fn add(&self) {
-        self.all.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn remove(&self, threads: usize) {
-        self.all.fetch_sub(threads, Ordering::Relaxed);
     }
 }

@@ -242,11 +242,6 @@ impl ThreadPool {
                     }
                 }
                 Effect::ThreadEnded => self.ended.notify_all(),
-                Effect::Returned(handler) => self.settings.hung.returned(&handler),
-                Effect::Abandoned(member, slot, hung_in) => {
-                    self.settings.hung.abandoned(&member.setup.name);
-                    record_abandoned(&member, slot, hung_in);
-                }
                 effect => publish(effect),
             }
         }
@@ -274,11 +269,7 @@ impl Watched for ThreadPool {
 /// Carries out an effect that concerns a handler or a pump.
 fn publish(effect: Effect) {
     match effect {
-        Effect::Wake(_)
-        | Effect::Spawn(_)
-        | Effect::ThreadEnded
-        | Effect::Abandoned(..)
-        | Effect::Returned(_) => {}
+        Effect::Wake(_) | Effect::Spawn(_) | Effect::ThreadEnded => {}
         Effect::Cancel(flag) => flag.set(),
         Effect::Stop(flag) => flag.stop(),
         Effect::Kill(monitor, serial) => monitor.kill(serial),
@@ -293,6 +284,7 @@ fn publish(effect: Effect) {
             member.set_tripped(Some(&why));
             member.setup.stats.failed(&why);
         }
+        Effect::Abandoned(member, slot, hung_in) => record_abandoned(&member, slot, hung_in),
         Effect::Untripped(member) => member.set_tripped(None),
         Effect::Health(member, slot, why) => {
             if let Some(why) = &why {

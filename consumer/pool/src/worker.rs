@@ -243,10 +243,7 @@ impl Worker {
             failed: failed
                 .as_ref()
                 .map(|(failure, why)| (*failure, why.as_str())),
-            made_progress: batch
-                .outcomes
-                .iter()
-                .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
+            made_progress: batch.outcomes.iter().any(RawOutcome::succeeds),
         };
         if !self.threads.report(self.id, report, ended) {
             // The pump has recalled these records and only waits to free their memory. The emits of this call are

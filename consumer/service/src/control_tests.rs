@@ -1,6 +1,7 @@
 //! The controller with pumps that are slow to apply a plan or fail to subscribe, and its reports during that.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
@@ -9,7 +10,7 @@ use sluicegate_config::service::read_service_config;
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use sluicegate_engine::dispatch::HandlerIx;
 use sluicegate_engine::engine::EngineSettings;
-use sluicegate_engine::queue::BUCKETS;
+use sluicegate_engine::queue::{BUCKETS, Target};
 use sluicegate_engine::source::{Source, SourceError, StartAt};
 use sluicegate_engine::status::ProblemKind;
 use sluicegate_kafka::RecordBuf;
@@ -48,6 +49,7 @@ impl Harness {
             drain_timeout: Duration::from_secs(1),
             runtimes: Vec::new(),
             emitter: Arc::new(NoEmitter),
+            secrets: Arc::default(),
             provenance: false,
         });
         let registry = Arc::new(registry.expect("threads"));
@@ -144,7 +146,7 @@ fn target(sha256: &str) -> HandlerTarget {
             path: "plugins/libp.so".into(),
             sha256: sha256.to_owned(),
         }),
-        info: HandlerInfo::new("p", "{}"),
+        info: Arc::new(HandlerInfo::new("p", "{}")),
         pool: Arc::new(HeldPool::default()),
         buckets: BUCKETS,
     }
@@ -348,4 +350,34 @@ fn a_handler_without_a_spec_is_reported_as_deleted_while_it_is_still_listed() {
     harness.view.record_held(None);
     let told = harness.view.restart("x").expect_err("no such handler");
     assert_eq!(told.to_string(), "no handler `x`; known handlers: h");
+}
+
+/// A plugin that takes batches has one timeout for a call; what it wishes for reaches the pumps.
+#[test]
+fn what_a_plugin_says_about_a_handler_reaches_the_pumps() {
+    let mut running = target("00");
+    let info = Arc::make_mut(&mut running.info);
+    (info.takes_batches, info.max_batch) = (true, 7);
+    (info.concurrency, info.keeps_key_state) = (3, true);
+    let plan = HandlerPlan {
+        targets: vec![running, target("01")],
+        ..applied(&spec("t")).1.plan.handlers.remove(0)
+    };
+    let settings = crate::settings::handler(&plan);
+    let [batches, records] = &settings.targets[..] else {
+        panic!("{} targets", settings.targets.len());
+    };
+    let told = |target: &Target| {
+        let generation = &target.generation;
+        (
+            generation.takes_batches,
+            generation.concurrency,
+            generation.max_batch.map(NonZeroU32::get),
+            generation.call_timeout_ms,
+            target.keeps_key_state,
+        )
+    };
+    let timeout_ms = plan.spec.timeout.as_millis() as u64;
+    assert_eq!(told(batches), (true, 3, Some(7), timeout_ms, true));
+    assert_eq!(told(records), (false, 1, Some(u32::MAX), 0, false));
 }

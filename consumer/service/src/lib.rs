@@ -135,11 +135,13 @@ impl Service {
             );
         }
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
-        let emitter = KafkaEmitter::new(&client)
+        // The producer's messages and what plugins write are shown without the secrets of any handler.
+        let secrets = Arc::default();
+        let emitter = KafkaEmitter::new(&client, &secrets)
             .map(Arc::new)
             .map_err(StartError::part("kafka producer"))?;
         let group = RunningGroup::start(config, &client, &emitter, join_gate)?;
-        let registry = Registry::new(settings::registry(config, emitter.clone()))
+        let registry = Registry::new(settings::registry(config, emitter.clone(), secrets))
             .map(Arc::new)
             .map_err(StartError::part("worker threads"))?;
         let view = Arc::new(ServiceStatus::new(

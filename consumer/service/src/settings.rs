@@ -1,9 +1,11 @@
 //! Maps the service's config to the settings of its parts.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_config::ServiceConfig;
+use sluicegate_config::secret::Redaction;
 use sluicegate_config::service::{OffsetOutOfRange, Start};
 use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
 use sluicegate_engine::emit::Emitter;
@@ -68,7 +70,11 @@ pub(super) fn pump(
 }
 
 /// The settings of the registry.
-pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> RegistrySettings {
+pub(super) fn registry(
+    config: &ServiceConfig,
+    emitter: Arc<dyn Emitter>,
+    secrets: Arc<Redaction>,
+) -> RegistrySettings {
     RegistrySettings {
         folder: config.plugins.folder.clone(),
         cache: config.plugins.cache.clone(),
@@ -80,6 +86,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
         hung: HungThreads::default(),
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,
+        secrets,
         provenance: config.emit.provenance,
     }
 }
@@ -127,7 +134,7 @@ fn target_of(target: &HandlerTarget, plan: &HandlerPlan) -> Target {
         config_digest: digest(plan.spec.config.expose().to_string().as_bytes()),
         takes_batches: info.takes_batches,
         concurrency: info.concurrency,
-        max_batch: info.max_batch,
+        max_batch: NonZeroU32::new(info.max_batch),
         call_timeout_ms: match info.takes_batches {
             true => u64::try_from(plan.spec.timeout.as_millis()).unwrap_or(u64::MAX),
             false => 0,

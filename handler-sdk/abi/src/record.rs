@@ -269,6 +269,12 @@ pub struct RawOutcome {
 }
 
 impl RawOutcome {
+    /// Whether its handler is done with the record: it is acknowledged or dropped.
+    #[inline]
+    pub fn succeeds(&self) -> bool {
+        matches!(self.code, outcome_code::ACK | outcome_code::DROP)
+    }
+
     /// Whether no other attempt follows, so that what this one has emitted is produced.
     #[inline]
     pub fn is_final(&self) -> bool {

@@ -40,12 +40,14 @@ pub(crate) struct Code {
     users: AtomicU32,
     /// Its living instances, on any thread.
     instances: AtomicU32,
-    /// It has had an instance since it was last shut down.
+    /// It has had an instance since it was last shut down: only then there is something to shut down.
     is_used: AtomicBool,
+    slot: Weak<Mutex<Slot>>,
 }
 
-/// Deadline of the shutdown of code whose last user was dropped without one, as after a refusal.
-const DROPPED_DEADLINE_MS: u64 = 1_000;
+/// Deadline of a shutdown for which none is set: the last user was dropped without it, as after a refusal, or was gone when the last
+/// instance ended, on a thread that had hung.
+pub(crate) const DROPPED_DEADLINE_MS: u64 = 1_000;
 
 /// Counts an instance of the code as long as it lives.
 pub(crate) struct Living(Arc<Code>);
@@ -60,7 +62,14 @@ impl Living {
 
 impl Drop for Living {
     fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::SeqCst);
+        let Self(code) = self;
+        let others = code.instances.fetch_sub(1, Ordering::SeqCst) - 1;
+        if others == 0
+            && code.users.load(Ordering::SeqCst) == 0
+            && let Some(slot) = code.slot.upgrade()
+        {
+            lock(&slot).end_unused(code, DROPPED_DEADLINE_MS);
+        }
     }
 }
 
@@ -94,7 +103,6 @@ enum State {
 /// A use of loaded code.
 pub(crate) struct Use {
     pub(crate) code: Arc<Code>,
-    pub(crate) control: ControlThread,
     /// Kept so that a panic's backtrace finds the file.
     _copy: Option<Arc<PrivateCopy>>,
 }
@@ -111,8 +119,11 @@ pub(crate) fn lock(slot: &SharedSlot) -> MutexGuard<'_, Slot> {
 
 impl Slot {
     /// Adds a user of the code; reads and opens the file only if the code is not loaded yet.
+    ///
+    /// `slot` is this one, which the code refers to.
     pub(crate) fn join(
         &mut self,
+        slot: &SharedSlot,
         artefact: &VerifiedArtefact,
         cache: &Path,
         generation: u64,
@@ -121,22 +132,28 @@ impl Slot {
         if let State::Refused { gate, why } = &self.state {
             return Err(refused(path, gate, why.clone()));
         }
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let control = ControlThread::start(&format!("{name}-{generation}"))
-            .map_err(|error| unreadable(path, format!("cannot start a thread: {error}")))?;
+        let control = || {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            ControlThread::start(&format!("{name}-{generation}"))
+                .map_err(|error| unreadable(path, format!("cannot start a thread: {error}")))
+        };
         let mut copy = self.copy.upgrade();
         let code = match std::mem::take(&mut self.state) {
             State::Loaded(code) => {
                 self.state = State::Loaded(Arc::clone(&code));
                 code
             }
-            State::Pending(identity, answer) => self.take(path, identity, Ok(answer.poll()))?,
+            State::Pending(identity, answer) => {
+                self.take(slot, path, identity, Ok(answer.poll()))?
+            }
             State::Mapped(identity, module) => {
+                self.state = State::Mapped(identity.clone(), module);
                 let describe = move || Ok((module, module.describe()));
-                let answered = control.begin(LOAD_TIMEOUT, describe);
-                self.take(path, identity, answered)?
+                let answered = control()?.begin(LOAD_TIMEOUT, describe);
+                self.take(slot, path, identity, answered)?
             }
             State::Absent | State::Refused { .. } => {
+                let control = control()?;
                 let read = Artefact::read_verified(artefact)?;
                 let identity = read.identity.clone();
                 let written = PrivateCopy::write(cache, &read.bytes, &identity.sha256, generation)?;
@@ -148,20 +165,17 @@ impl Slot {
                     Ok((module, module.describe()))
                 };
                 let answered = control.begin(LOAD_TIMEOUT, open);
-                self.take(path, identity, answered)?
+                self.take(slot, path, identity, answered)?
             }
         };
         code.users.fetch_add(1, Ordering::SeqCst);
-        Ok(Use {
-            code,
-            control,
-            _copy: copy,
-        })
+        Ok(Use { code, _copy: copy })
     }
 
-    /// Takes over what opening it has come to; the state is `Absent` before.
+    /// Takes over what opening it has come to.
     fn take(
         &mut self,
+        slot: &SharedSlot,
         path: &Path,
         identity: PluginIdentity,
         answered: Result<Answered<Opened>, NoAnswer>,
@@ -201,41 +215,41 @@ impl Slot {
             users: AtomicU32::new(0),
             instances: AtomicU32::new(0),
             is_used: AtomicBool::new(false),
+            slot: Arc::downgrade(slot),
         });
         self.state = State::Loaded(Arc::clone(&code));
         Ok(code)
     }
 
-    /// Removes a user that was dropped without a shutdown. Code that has never had an instance has nothing to shut down.
-    pub(crate) fn drop_user(&mut self, code: &Arc<Code>, control: &ControlThread) {
-        match code.is_used.load(Ordering::SeqCst) {
-            true => self.leave(code, control, DROPPED_DEADLINE_MS),
-            false => _ = leave(code),
-        }
+    /// Removes a user, and shuts the code down if it was the last one and no instance is left.
+    pub(crate) fn leave(&mut self, code: &Arc<Code>, deadline_ms: u64) {
+        code.users.fetch_sub(1, Ordering::SeqCst);
+        self.end_unused(code, deadline_ms);
     }
 
-    /// Removes a user, and shuts the code down if it was the last one and no instance is left.
-    pub(crate) fn leave(&mut self, code: &Arc<Code>, control: &ControlThread, deadline_ms: u64) {
-        let others = leave(code) > 0;
-        // An instance without a user is on a thread that was abandoned in a call: its code is still running.
-        if others || code.instances.load(Ordering::SeqCst) > 0 {
+    /// Shuts the code down if it has no user and no instance. An instance without a user is on a thread that was abandoned in a call: its
+    /// code is still running, and the end of that instance comes here too.
+    fn end_unused(&mut self, code: &Arc<Code>, deadline_ms: u64) {
+        let is_in_use = [&code.users, &code.instances];
+        if is_in_use
+            .iter()
+            .any(|count| count.load(Ordering::SeqCst) > 0)
+            || !code.is_used.swap(false, Ordering::SeqCst)
+        {
             return;
         }
-        code.is_used.store(false, Ordering::SeqCst);
         let module = code.module;
         let timeout = Duration::from_millis(deadline_ms).saturating_add(Duration::from_secs(1));
-        let ended = control.run(timeout, move || module.shutdown(deadline_ms));
+        let control = ControlThread::start(&format!("{}-end", code.identity.name));
+        let ended = control.map_or(Err(NoAnswer::Gone), |control| {
+            control.run(timeout, move || module.shutdown(deadline_ms))
+        });
         let is_current = matches!(&self.state, State::Loaded(loaded) if Arc::ptr_eq(loaded, code));
         if ended != Ok(true) && is_current {
             // It may be running, or half ended: the next user gets an image of its own.
             self.state = State::Absent;
         }
     }
-}
-
-/// Removes a user without shutting anything down; returns the number of those left.
-fn leave(code: &Code) -> u32 {
-    code.users.fetch_sub(1, Ordering::SeqCst) - 1
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl NativePlugin {
         cache: &Path,
         generation: u64,
     ) -> Result<Self, LoadError> {
-        let used = loaded::lock(&slot).join(artefact, cache, generation)?;
+        let used = loaded::lock(&slot).join(&slot, artefact, cache, generation)?;
         Ok(Self {
             used,
             slot,
@@ -80,18 +80,20 @@ impl LoadedPlugin for NativePlugin {
     }
 
     fn shutdown(&self, deadline_ms: u64) {
-        let mut slot = loaded::lock(&self.slot);
+        self.leave(deadline_ms);
+    }
+}
+
+impl NativePlugin {
+    fn leave(&self, deadline_ms: u64) {
         if !self.left.swap(true, Ordering::SeqCst) {
-            slot.leave(&self.used.code, &self.used.control, deadline_ms);
+            loaded::lock(&self.slot).leave(&self.used.code, deadline_ms);
         }
     }
 }
 
 impl Drop for NativePlugin {
     fn drop(&mut self) {
-        if !self.left.swap(true, Ordering::SeqCst) {
-            let mut slot = loaded::lock(&self.slot);
-            slot.drop_user(&self.used.code, &self.used.control);
-        }
+        self.leave(loaded::DROPPED_DEADLINE_MS);
     }
 }

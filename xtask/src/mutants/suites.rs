@@ -33,6 +33,7 @@ pub(super) const GAP_DETECTOR: &[&str] = &[
 ];
 pub(super) const STATUS: &[&str] = &["-p", "sluicegate-engine", "--lib", "status::"];
 pub(super) const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
+pub(super) const SERVICE_LIB: &[&str] = &["-p", "sluicegate-service", "--lib"];
 pub(super) const PUMP: &[&str] = &["-p", "sluicegate-service", "--lib", "pump::"];
 /// The Kafka source on an in-process cluster.
 pub(super) const SOURCE: &[&str] = &["-p", "sluicegate-kafka", "--test", "kafka_source"];

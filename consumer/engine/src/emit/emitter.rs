@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 pub use sluicegate_abi::record::ProducerRecord;
-use sluicegate_config::secret::Redactor;
 
 use super::failure::EmitFailure;
 use super::token::EmitToken;
@@ -39,7 +38,4 @@ pub trait Emitter: Send + Sync {
         reply_to: &Arc<Inbox>,
         token: EmitToken,
     ) -> Sent;
-
-    /// Redacts these secrets, which topic names may contain, from the client's own messages from now on.
-    fn hide(&self, _secrets: &Redactor) {}
 }

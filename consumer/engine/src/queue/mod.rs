@@ -51,6 +51,7 @@ pub use targets::{BUCKETS, GenerationId, Target};
 pub(crate) use report::ReportTime;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::dispatch::{BatchId, HandlerIx, OwnedPartition, RecordId};
@@ -321,10 +322,7 @@ impl HandlerQueue {
         let overlapping = generation.concurrency.saturating_mul(2);
         Declared {
             concurrency: generation.concurrency,
-            wish: match generation.max_batch {
-                0 => u32::MAX,
-                wish => wish,
-            },
+            wish: generation.max_batch.map_or(u32::MAX, NonZeroU32::get),
             timeout_us: generation.call_timeout_ms.saturating_mul(1_000),
             // One more than there are workers, so that a call waits for the worker that ends first.
             share: (in_flight / workers.saturating_add(1))

@@ -329,7 +329,7 @@ impl HandlerQueue {
         detail: Option<Arc<str>>,
     ) {
         let (key, lane) = (returned.key, returned.lane);
-        if matches!(outcome.code, outcome_code::ACK | outcome_code::DROP) {
+        if outcome.succeeds() {
             self.errors.succeeded();
         }
         if ctx.records.is_over(key) {

@@ -38,11 +38,11 @@ impl HandlerQueue {
                 .filter(|(key, outcome)| {
                     let lane = lane(**key);
                     let is_first = lane == 0 || !open.contains(&lane);
-                    if !is_final(outcome) {
+                    if !settles_at_once(outcome) {
                         open.insert(lane);
                     }
                     // Nor do those settle before the ones of their lane that wait for the producer.
-                    let settles = is_first && is_final(outcome) && !self.chains.has(lane);
+                    let settles = is_first && settles_at_once(outcome) && !self.chains.has(lane);
                     settles && wanted(&ctx.records, key)
                 })
                 .map(|(key, outcome)| (*key, outcome.code))
@@ -89,7 +89,6 @@ impl HandlerQueue {
 }
 
 /// Whether a published outcome settles its record at once.
-fn is_final(outcome: &RawOutcome) -> bool {
-    matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
-        && outcome.flags & outcome_flag::EMITTED == 0
+fn settles_at_once(outcome: &RawOutcome) -> bool {
+    outcome.succeeds() && outcome.flags & outcome_flag::EMITTED == 0
 }

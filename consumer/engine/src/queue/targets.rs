@@ -8,6 +8,7 @@
 //! the lane joins a batch of another target, so a plan that gives buckets to another generation keeps the order of keys
 //! (G4), just as one that changes the number of workers. Records that no worker has join other batches then.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -33,8 +34,8 @@ pub struct GenerationId {
     pub takes_batches: bool,
     /// Records that an instance handles at a time; 0 and 1 mean one after the other.
     pub concurrency: u32,
-    /// Maximum number of records per call that it wishes for; 0 means none.
-    pub max_batch: u32,
+    /// Maximum number of records per call that it wishes for.
+    pub max_batch: Option<NonZeroU32>,
     /// Timeout of a whole call in milliseconds; 0 means that each record has one of its own.
     pub call_timeout_ms: u64,
 }

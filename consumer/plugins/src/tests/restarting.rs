@@ -52,7 +52,6 @@ fn a_restart_gives_a_tripped_handler_a_new_generation_of_the_same_code() {
     assert_eq!(applied.plan.handlers[0].generation(), now);
     assert_eq!(state(&harness), HandlerState::Active);
     assert_eq!(run_one(&applied.plan.handlers[0]), [outcome_code::ACK]);
-    assert_eq!(harness.loads(), 1, "the code is the same");
     assert!(!harness.registry.prepare_next(), "once is enough");
 }
 

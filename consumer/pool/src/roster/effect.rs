@@ -54,8 +54,6 @@ pub(crate) enum Effect {
     Health(Arc<PoolMember>, usize, Option<String>),
     /// Record that the thread of a slot was abandoned.
     Abandoned(Arc<PoolMember>, usize, HungIn),
-    /// Record that an abandoned thread of a handler has returned.
-    Returned(Arc<str>),
     /// Publish that no worker has an instance of a released handler any more. Once per handler.
     Released(Arc<PoolMember>, Release),
     /// Publish that a closing pool has one thread less.
@@ -72,7 +70,6 @@ impl Effect {
                 | Self::Untripped(..)
                 | Self::Health(..)
                 | Self::Abandoned(..)
-                | Self::Returned(..)
         )
     }
 }

@@ -1,5 +1,5 @@
-//! The roster of a thread pool: which thread does what next. Pure: it starts no thread, locks nothing, reads no clock and
-//! sends nothing.
+//! The roster of a thread pool: which thread does what next. Pure: it starts no thread, reads no clock and sends nothing;
+//! the count of hung threads, which the pools of a process share, is the only lock that it takes.
 //!
 //! ```text
 //!  pump, registry ── submit, Event ─────────► ┌────────┐

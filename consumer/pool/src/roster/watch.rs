@@ -99,7 +99,7 @@ impl Roster {
                 present: self.members.keys().copied().collect(),
             };
             self.abandoned.insert(thread, abandoned);
-            self.settings.hung.add();
+            self.settings.hung.abandoned(&member.setup.name);
         }
         let member = phase.member().cloned();
         match phase {
@@ -216,8 +216,7 @@ impl Roster {
     /// An abandoned thread has returned after all: its place is free again.
     pub(super) fn abandoned_ended(&mut self, worker: WorkerId, effects: &mut Effects) {
         if let Some(thread) = self.abandoned.remove(&worker) {
-            self.settings.hung.remove(1);
-            effects.push(Effect::Returned(thread.handler));
+            self.settings.hung.returned(&thread.handler);
             self.untrip_returned(effects);
         }
     }

@@ -202,12 +202,11 @@ impl Roster {
                 }
                 match failed {
                     None => {}
-                    Some((Failure::Poisoned, why)) => {
-                        let failure = Failure::Poisoned;
-                        self.instance_failed((worker.slot, member), failure, why, now, effects);
-                    }
                     Some((Failure::Unavailable, why)) => {
                         self.unavailable(worker.slot, member, why.to_owned(), now, effects);
+                    }
+                    Some((failure, why)) => {
+                        self.instance_failed((worker.slot, member), failure, why, now, effects);
                     }
                 }
             }

@@ -82,7 +82,7 @@ impl PoolHarness {
         HandlerSetup {
             generation: 1,
             name: name.into(),
-            info: HandlerInfo::new("scripted", "{}"),
+            info: Arc::new(HandlerInfo::new("scripted", "{}")),
             plugin: ScriptedPlugin::new(&self.script),
             config: "{}".into(),
             provenance: None,

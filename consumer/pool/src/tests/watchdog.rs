@@ -295,7 +295,7 @@ fn a_call_of_overlapping_records_returns_once_it_is_longer_than_the_timeout_of_o
     let harness = PoolHarness::new(&[(1, Step::Hang("first")), (2, Step::Hang("second"))]);
     let threads = harness.unwatched(1);
     let mut setup = harness.setup("one");
-    setup.info.concurrency = 8;
+    Arc::make_mut(&mut setup.info).concurrency = 8;
     let timeout = setup.timeout;
     let pool = threads.join_first(setup);
     let mut replies = Replies::new();

@@ -188,7 +188,7 @@ impl Subject {
                     "record {index} did not run although nothing of its lane is open"
                 ));
             }
-            let plain = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP);
+            let plain = outcome.succeeds();
             blocked |= !plain;
             // Plugins may wait until it is written, but need not: the service settles a lane in order.
             emitted |= outcome.flags & outcome_flag::EMITTED != 0;

@@ -106,10 +106,10 @@ fn code_is_shut_down_with_its_last_user_and_used_again_afterwards() {
     let _alone = alone();
     let mapped = Mapped::new();
     let (one, two) = (mapped.load().unwrap(), mapped.load().unwrap());
+    drop(create(&one));
     one.shutdown(100);
     assert_eq!(shut_down(), 0, "another generation uses it");
     drop(one);
-    drop(create(&two));
     two.shutdown(100);
     two.shutdown(100);
     assert_eq!(shut_down(), 1, "once, however often it is asked for");
@@ -126,6 +126,19 @@ fn code_is_shut_down_with_its_last_user_and_used_again_afterwards() {
 }
 
 #[test]
+fn users_of_loaded_code_cost_no_thread() {
+    let _alone = alone();
+    let mapped = Mapped::new();
+    let first = mapped.load().unwrap();
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let many: Vec<_> = (0..200).map(|_| mapped.load().unwrap()).collect();
+    assert!(threads() < before + 100, "{} threads", threads());
+    drop((many, first));
+    assert_eq!(shut_down(), 0, "none of them has had an instance");
+}
+
+#[test]
 fn code_with_an_instance_on_an_abandoned_thread_is_not_shut_down() {
     let _alone = alone();
     let mapped = Mapped::new();
@@ -135,9 +148,9 @@ fn code_with_an_instance_on_an_abandoned_thread_is_not_shut_down() {
     later.shutdown(100);
     assert_eq!(shut_down(), 0, "an instance is left");
     drop((hung, instance));
-    let again = mapped.load().unwrap();
-    again.shutdown(100);
     assert_eq!(shut_down(), 1, "the instance has come back");
+    mapped.load().unwrap().shutdown(100);
+    assert_eq!(shut_down(), 1, "it has had no instance since");
 }
 
 #[test]
@@ -145,6 +158,7 @@ fn code_whose_shutdown_failed_is_not_used_again() {
     let _alone = alone();
     let mapped = Mapped::new();
     let one = mapped.load().unwrap();
+    drop(create(&one));
     FAILS.store(1, Ordering::SeqCst);
     one.shutdown(100);
     // The file would have to be read again.

@@ -2,6 +2,7 @@
 
 use super::{
     FLOW, Mutant, NATIVE, PLUGINS, POOL, QUEUE, RUNTIME, SDK_OUTAGES, SDK_ROOM, SDK_RULES,
+    SERVICE_LIB,
 };
 
 /// Of calls that end early.
@@ -100,5 +101,30 @@ pub(super) const CALLS: &[Mutant] = &[
         name: "refused-user-keeps-code-running",
         what: "code without users and instances keeps running because its last user was refused",
         suite: NATIVE,
+    },
+    Mutant {
+        name: "hung-rebuild-at-each-check",
+        what: "an instance that hangs while it is built is built again at each health check",
+        suite: POOL,
+    },
+    Mutant {
+        name: "hung-check-at-each-check",
+        what: "an instance whose health check hangs is built again at each health check",
+        suite: POOL,
+    },
+    Mutant {
+        name: "wish-does-not-reach-the-pumps",
+        what: "the number of records that a batch handler wishes for is lost between its plugin and the pumps",
+        suite: SERVICE_LIB,
+    },
+    Mutant {
+        name: "kit-ignores-the-wish",
+        what: "the test kit calls a batch handler with more records than it wishes for",
+        suite: SDK_ROOM,
+    },
+    Mutant {
+        name: "share-of-one-worker",
+        what: "a call takes what may be in flight at all the workers of its handler",
+        suite: FLOW,
     },
 ];

@@ -51,13 +51,23 @@ pub(super) const FOLDER: &[Mutant] = &[
         suite: NATIVE,
     },
     Mutant {
+        name: "hung-call-keeps-code-running",
+        what: "code is not shut down once the call that hung in it has returned",
+        suite: NATIVE,
+    },
+    Mutant {
+        name: "users-cost-a-thread",
+        what: "each generation of loaded code keeps a thread",
+        suite: NATIVE,
+    },
+    Mutant {
         name: "foreign-files-cleaned-up",
         what: "files of others in the folder of private copies are removed",
         suite: NATIVE,
     },
     Mutant {
         name: "quarantined-code-shut-down",
-        what: "a later generation shuts down code that still runs in a quarantined one",
+        what: "a quarantined generation ends its use of the code although one of its calls still runs",
         suite: PLUGINS,
     },
     Mutant {

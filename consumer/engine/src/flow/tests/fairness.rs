@@ -34,6 +34,10 @@ struct Slow {
     pool: Arc<Busy>,
     in_flight: u32,
     now_ms: u64,
+    /// Time that a call of so many records takes.
+    call_us: fn(usize) -> u64,
+    /// Records of the largest call so far.
+    largest: usize,
 }
 
 impl Slow {
@@ -54,6 +58,8 @@ impl Slow {
             pool: Arc::default(),
             in_flight,
             now_ms: 0,
+            call_us: |records| 150_000 * records as u64,
+            largest: 0,
         };
         slow.apply(false);
         slow
@@ -100,7 +106,7 @@ impl Slow {
         self.flow.dispatch();
     }
 
-    /// All running calls end, each after 150 ms per record.
+    /// All running calls end.
     fn turn(&mut self) -> usize {
         self.now_ms += 150;
         self.flow.tick(self.now_ms);
@@ -108,8 +114,9 @@ impl Slow {
         let mut ran = 0;
         for mut batch in taken {
             ran += batch.records.len();
+            self.largest = self.largest.max(batch.records.len());
             batch.outcomes = vec![acked(); batch.records.len()];
-            batch.elapsed_us = 150_000 * batch.records.len() as u64;
+            batch.elapsed_us = (self.call_us)(batch.records.len());
             self.flow.receive(PumpMessage::Finished(batch));
         }
         self.flow.receive(PumpMessage::PoolFree);
@@ -149,4 +156,20 @@ fn partitions_of_a_slow_handler_take_turns_whatever_their_offsets() {
         ran += some;
     }
     assert_eq!(slow.frontier(high), 1_000_100, "of {ran} records that ran");
+}
+
+#[test]
+fn a_call_takes_no_more_of_what_may_be_in_flight_than_leaves_some_for_each_worker() {
+    let mut slow = Slow::new(2_000, 100);
+    slow.call_us = |_| 5_000;
+    let slot = slow.assign(0, 0);
+    slow.deliver(slot, 0..1_000);
+    let mut turns = 0;
+    while slow.frontier(slot) < 1_000 {
+        turns += 1;
+        assert!(turns < 1_000, "at {}", slow.frontier(slot));
+        slow.turn();
+    }
+    // A share for each of the four workers, and one that waits.
+    assert_eq!(slow.largest, 100 / 5);
 }

@@ -81,24 +81,37 @@ fn a_rebuild_that_hangs_is_abandoned_and_stays_unhealthy() {
 
 #[test]
 fn instances_that_hang_are_built_again_at_growing_intervals() {
-    let (mut table, one, worker) = unhealthy();
-    let mut built = Vec::new();
-    for check in 1..20 {
-        table.tick(HEALTH_INTERVAL);
-        table.next(worker);
-        match table.roster.begin_rebuild(worker, &one, table.now) {
-            Rebuild::Build(_) => {
-                built.push(check);
-                let state = table.roster.members.get_mut(&one.id);
-                state.expect("it is a member").hung_at(0);
+    for (hung_in, timeout) in [
+        ("creation", CREATE_TIMEOUT),
+        ("health check", HEALTH_TIMEOUT),
+    ] {
+        let (mut table, one, mut worker) = unhealthy();
+        let mut built = Vec::new();
+        for check in 1..20 {
+            table.tick(HEALTH_INTERVAL);
+            assert_eq!(table.next(worker), "check, 1 missing");
+            match table.roster.begin_rebuild(worker, &one, table.now) {
+                Rebuild::Build(_) => {
+                    built.push(check);
+                    if hung_in == "health check" {
+                        assert!(table.report(worker, Report::HealthCheck(&one)));
+                    }
+                    table.tick(timeout);
+                    assert_eq!(table.roster.settings.hung.of("one"), 1, "{hung_in}");
+                    table.step(Event::AbandonedThreadEnded(worker));
+                    worker.thread_epoch += 1;
+                }
+                Rebuild::NotNow => {
+                    assert!(
+                        table.report(worker, Report::HealthChecked(&one, Some("no".to_owned())))
+                    );
+                    assert_eq!(table.next(worker), "park");
+                }
+                Rebuild::Abandoned => panic!("abandoned in {hung_in}"),
             }
-            Rebuild::NotNow => {}
-            Rebuild::Abandoned => panic!("abandoned"),
         }
-        assert!(table.report(worker, Report::HealthChecked(&one, Some("no".to_owned()))));
-        table.next(worker);
+        assert_eq!(built, [1, 2, 4, 8, 16], "{hung_in}");
     }
-    assert_eq!(built, [1, 2, 4, 8, 16]);
 }
 
 #[test]

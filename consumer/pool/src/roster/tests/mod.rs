@@ -48,7 +48,7 @@ fn setup(name: &str, max_restarts: u32) -> HandlerSetup {
     HandlerSetup {
         generation: 1,
         name: name.into(),
-        info: HandlerInfo::new("scripted", "{}"),
+        info: Arc::new(HandlerInfo::new("scripted", "{}")),
         plugin: ScriptedPlugin::new(&Script::new(&[])),
         config: "{}".into(),
         provenance: None,
@@ -306,7 +306,6 @@ fn words(effect: Effect) -> String {
         Effect::Health(_, slot, Some(why)) => format!("unhealthy {slot} {why}"),
         Effect::Health(_, slot, None) => format!("healthy {slot}"),
         Effect::Abandoned(_, slot, _) => format!("abandoned {slot}"),
-        Effect::Returned(handler) => format!("returned {handler}"),
         Effect::Released(member, release) => format!("released {} {release:?}", member.setup.name),
         Effect::ThreadEnded => "thread ended".to_owned(),
     }

@@ -68,7 +68,6 @@ impl Model {
             Effect::Released(member, release) => self.released(member.id, release),
             Effect::Answer(reply, result) => drop(reply.try_send(result)),
             Effect::Abandoned(..)
-            | Effect::Returned(_)
             | Effect::Cancel(_)
             | Effect::Stop(_)
             | Effect::Kill(..)
