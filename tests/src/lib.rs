@@ -12,7 +12,7 @@
 //!  workdir, service  a service's folder (config, specs, plugins) and the binary running in it
 //!  proxy             a TCP proxy that can be cut, stalled and made to lose events
 //!  metrics           parsed output of `/metrics`
-//!  steady            numbers at a steady rate, for loads
+//!  steady            loads: records at a steady rate
 //!  flights           the flights of 2013, and the expected output of the handlers
 //! ```
 //!
@@ -42,10 +42,39 @@ pub mod wait;
 pub mod workdir;
 pub mod zookeeper;
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 /// Whether the long forms of the scenarios are requested (`cargo xtask test --long`).
 #[must_use]
 pub fn long() -> bool {
     std::env::var_os("SLUICEGATE_TEST_LONG").is_some()
+}
+
+/// The time of the clock, since 1970.
+///
+/// # Panics
+/// If the clock is before that.
+#[must_use]
+pub fn since_epoch() -> Duration {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    elapsed.expect("a clock after 1970")
+}
+
+/// The time of the clock in milliseconds since 1970, as Kafka and the service count it.
+///
+/// # Panics
+/// If the clock is before that.
+#[must_use]
+pub fn now_ms() -> i64 {
+    since_epoch().as_millis() as i64
+}
+
+/// Random numbers whose seed the output of the test says.
+#[must_use]
+pub fn random() -> fastrand::Rng {
+    let seed = fastrand::u64(..);
+    println!("seed {seed:#x}");
+    fastrand::Rng::with_seed(seed)
 }
 
 /// A name that no earlier test on this broker has used: `base` and a suffix from the clock and the process.
@@ -53,9 +82,7 @@ pub fn long() -> bool {
 pub fn unique(base: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.subsec_nanos());
+    let nanos = since_epoch().subsec_nanos();
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{base}-{:x}-{nanos:x}-{count}", std::process::id())
 }

@@ -1,11 +1,6 @@
-//! PostgreSQL for tests: the server named in the environment, or one started from an installation or from Debian's packages.
+//! PostgreSQL for tests, started from an installation or from Debian's packages: it can be stopped, started again and frozen.
 //!
-//! ```text
-//! Postgres::start()      the server of SLUICEGATE_TEST_POSTGRES_URL, else a started one
-//! Postgres::start_own()  a started one, which can be stopped, started again and frozen
-//! ```
-//!
-//! A started server accepts connections on the loopback address only, with no password. Root may not run it, so that root
+//! A server accepts connections on the loopback address only, with no password. Root may not run it, so that root
 //! starts it as another user.
 
 use std::io::Write;
@@ -23,7 +18,7 @@ use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
 use crate::{cache, debian};
 
-/// Variable with the URL of a server (`postgres://user:password@host/database`) to use instead of starting one.
+/// Variable with the URL of a server (`postgres://user:password@host/database`) for the tests of handlers.
 pub const URL: &str = "SLUICEGATE_TEST_POSTGRES_URL";
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -61,14 +56,10 @@ pub enum Stop {
     Kill,
 }
 
-/// A PostgreSQL server; a started one ends when the value is dropped or the process ends.
+/// A PostgreSQL server; it ends when the value is dropped or the process ends.
 pub struct Postgres {
     url: String,
     programs: Programs,
-    own: Option<Own>,
-}
-
-struct Own {
     user: Option<User>,
     // Before the folder: the server ends before its folder is removed.
     process: Option<Guarded>,
@@ -94,20 +85,8 @@ struct User {
 /// Prepares what [`Postgres::start`] needs on this machine and describes it briefly.
 ///
 /// # Errors
-/// If no server is available; the message says what to install or to set.
-pub fn provision() -> Result<String> {
-    match std::env::var(URL) {
-        // Without the URL, which can contain a password.
-        Ok(_) => Ok(format!("PostgreSQL of {URL}")),
-        Err(_) => provision_own(),
-    }
-}
-
-/// As [`provision`], for tests that need their own server regardless of the environment.
-///
-/// # Errors
 /// If no server can be started here; the message says what to install.
-pub fn provision_own() -> Result<String> {
+pub fn provision() -> Result<String> {
     let programs = Programs::find()?;
     let version = run(programs.command("postgres").arg("--version"))?;
     server_user()?;
@@ -117,26 +96,11 @@ pub fn provision_own() -> Result<String> {
 }
 
 impl Postgres {
-    /// The server named in the environment, else a started one.
+    /// Starts a server.
     ///
     /// # Errors
     /// If none is available or it does not start; the message then ends with its log.
     pub fn start() -> Result<Self> {
-        match std::env::var(URL) {
-            Ok(url) => Ok(Self {
-                url,
-                programs: Programs::find()?,
-                own: None,
-            }),
-            Err(_) => Self::start_own(),
-        }
-    }
-
-    /// Starts a server, regardless of the environment.
-    ///
-    /// # Errors
-    /// If none is available or it does not start; the message then ends with its log.
-    pub fn start_own() -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-postgres-")
             .tempdir()?;
@@ -160,11 +124,9 @@ impl Postgres {
         let mut postgres = Self {
             url: format!("postgres://postgres@127.0.0.1:{port}/postgres"),
             programs,
-            own: Some(Own {
-                user,
-                process: None,
-                folder,
-            }),
+            user,
+            process: None,
+            folder,
         };
         postgres.start_again()?;
         Ok(postgres)
@@ -173,15 +135,14 @@ impl Postgres {
     /// Starts a stopped server again, with its data, and waits until it answers.
     ///
     /// # Errors
-    /// If it was not started here or does not start; the message then ends with its log.
+    /// If it does not start; the message then ends with its log.
     pub fn start_again(&mut self) -> Result<()> {
-        let own = self.own.as_mut().context("it was not started here")?;
-        let folder = own.folder.path();
-        let mut command = as_user(own.user, &self.programs.command("postgres"), folder);
+        let folder = self.folder.path();
+        let mut command = as_user(self.user, &self.programs.command("postgres"), folder);
         command.arg("-D").arg(folder.join("data"));
         let log = folder.join("postgres.log");
         let process = Guarded::start("PostgreSQL", &mut command, &log, Some(folder))?;
-        let process = own.process.insert(process);
+        let process = self.process.insert(process);
         let programs = &self.programs;
         let came_up = try_wait_for(START_DEADLINE, || match process.exited() {
             Some(status) => Ok(Err(format!("it exited with {status}"))),
@@ -198,13 +159,12 @@ impl Postgres {
         })
     }
 
-    /// Stops a started server and waits for its end.
+    /// Stops the server and waits for its end.
     ///
     /// # Panics
-    /// If it was not started here, is not running, or does not end.
+    /// If it is not running, or does not end.
     pub fn stop(&mut self, how: Stop) {
-        let own = self.own.as_mut().expect("a server that was started here");
-        let mut process = own.process.take().expect("a server that runs");
+        let mut process = self.process.take().expect("a server that runs");
         let signal = match how {
             Stop::Fast => Signal::INT,
             Stop::Immediate => Signal::QUIT,
@@ -216,10 +176,10 @@ impl Postgres {
             .unwrap_or_else(|error| panic!("{error:#}"));
     }
 
-    /// Stops all processes of a started server with SIGSTOP: connections stay open and are not answered.
+    /// Stops all processes of the server with SIGSTOP: connections stay open and are not answered.
     ///
     /// # Panics
-    /// If it was not started here, or is not running.
+    /// If it is not running.
     pub fn freeze(&self) {
         // The process that accepts connections is frozen first, so that no child is added.
         self.process().signal_with_children(Signal::STOP);
@@ -228,14 +188,13 @@ impl Postgres {
     /// Lets a frozen server continue.
     ///
     /// # Panics
-    /// If it was not started here, or is not running.
+    /// If it is not running.
     pub fn thaw(&self) {
         self.process().signal_with_children(Signal::CONT);
     }
 
     fn process(&self) -> &Guarded {
-        let own = self.own.as_ref().expect("a server that was started here");
-        own.process.as_ref().expect("a server that runs")
+        self.process.as_ref().expect("a server that runs")
     }
 
     /// `postgres://user@host:port/database`, for clients.
@@ -275,7 +234,7 @@ impl Postgres {
     }
 }
 
-impl Drop for Own {
+impl Drop for Postgres {
     fn drop(&mut self) {
         // Killed at once, it would leave a segment of shared memory.
         if let Some(process) = &mut self.process {
@@ -314,13 +273,13 @@ fn as_user(user: Option<User>, command: &Command, folder: &Path) -> Command {
     done
 }
 
-/// The user that a started server runs as, if it is another one: `postgres`, else the unprivileged one.
+/// The user that the server runs as, if it is another one: `postgres`, else the unprivileged one.
 fn server_user() -> Result<Option<User>> {
     if !rustix::process::getuid().is_root() {
         return Ok(None);
     }
     if !works(Command::new("setpriv").arg("--version")) {
-        bail!("root may not run PostgreSQL: install setpriv (util-linux), or set {URL}");
+        bail!("root may not run PostgreSQL: install setpriv (util-linux)");
     }
     let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
     let user =
@@ -359,9 +318,7 @@ impl Programs {
             let programs = Self::unpacked(&root)?;
             run(programs.command("postgres").arg("--version")).map(drop)
         });
-        let cached = cached.with_context(|| {
-            format!("no PostgreSQL: install it, with psql, or set {URL}=postgres://user:password@host/database")
-        })?;
+        let cached = cached.context("no PostgreSQL: install it, with psql")?;
         Self::unpacked(&cached.join("package"))
     }
 

@@ -204,16 +204,10 @@ impl Guarded {
         tail(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
     }
 
-    /// Resident memory in bytes, while the process runs.
+    /// [`resident_bytes`] of the process.
     #[must_use]
     pub fn resident_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        line.split_whitespace()
-            .nth(1)?
-            .parse::<u64>()
-            .ok()
-            .map(|kib| kib * 1024)
+        resident_bytes(self.pid())
     }
 
     /// Sends `signal` to the process and its children.
@@ -251,6 +245,15 @@ fn tail(path: &Path) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Resident memory of a process in bytes, while it runs.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
-//! Numbers at a steady rate, to write records by.
+//! Numbers at a steady rate, and records that are written by them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+#[cfg(feature = "client")]
+use crate::client::{Client, Outgoing};
 
 /// How much earlier than due a number may come: a wait for each of them would cost more than writing its record.
 const SLACK: Duration = Duration::from_millis(5);
@@ -96,6 +99,50 @@ impl Steady {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = true;
         self.shared.stop.notify_all();
+    }
+}
+
+/// Records that a thread writes at a steady rate, until it is stopped or dropped.
+#[cfg(feature = "client")]
+pub struct Load {
+    numbers: Steady,
+    producer: Option<std::thread::JoinHandle<u64>>,
+    _stop: Stop,
+}
+
+#[cfg(feature = "client")]
+impl Load {
+    /// Begins to write `record` of each number to the topic.
+    #[must_use]
+    pub fn start(
+        client: &Client,
+        topic: &str,
+        numbers: Steady,
+        record: impl Fn(u64) -> Outgoing + Send + 'static,
+    ) -> Self {
+        let (client, topic) = (client.clone(), topic.to_owned());
+        let records = numbers.numbers().map(record);
+        Self {
+            producer: Some(std::thread::spawn(move || client.produce(&topic, records))),
+            _stop: numbers.stops(),
+            numbers,
+        }
+    }
+
+    /// How many numbers there have been.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.numbers.made()
+    }
+
+    /// Stops it and returns the number of records, all of which are written.
+    ///
+    /// # Panics
+    /// If they cannot be written, or it has ended before.
+    pub fn end(&mut self) -> u64 {
+        self.numbers.stop();
+        let producer = self.producer.take().expect("it has not ended");
+        producer.join().expect("the records are produced")
     }
 }
 

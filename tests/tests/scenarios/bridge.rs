@@ -394,7 +394,7 @@ fn two_bridges_converge_through_store_restarts() {
     let mut harness = Harness::start();
     let mut bridges = vec![harness.bridge(), harness.bridge()];
     let edits = if long() { 10_000 } else { 600 };
-    let mut random = Random(0x5eed);
+    let mut random = fastrand::Rng::with_seed(0x5eed);
     let mut known: BTreeMap<ControlKey, Edits> = BTreeMap::new();
     let mut conflicts = 0;
     for number in 0..edits {
@@ -461,21 +461,21 @@ fn difference(
 }
 
 /// A random edit. Handlers a and b are edited on one side each, the others on both.
-fn edit(harness: &Harness, random: &mut Random, known: &mut BTreeMap<ControlKey, Edits>) {
-    let name = ["a", "b", "c", "d", "e", "f", "g", "h"][random.below(8)];
+fn edit(harness: &Harness, random: &mut fastrand::Rng, known: &mut BTreeMap<ControlKey, Edits>) {
+    let name = ["a", "b", "c", "d", "e", "f", "g", "h"][random.usize(..8)];
     let side = match name {
         "a" => Side::Etcd,
         "b" => Side::ZooKeeper,
-        _ => Side::BOTH[random.below(2)],
+        _ => Side::BOTH[random.usize(..2)],
     };
-    let (key, value) = match random.below(2) {
-        0 => (gate(name), ["true", "false"][random.below(2)].to_owned()),
+    let (key, value) = match random.usize(..2) {
+        0 => (gate(name), ["true", "false"][random.usize(..2)].to_owned()),
         _ => (
             ControlKey::config(name).expect("a handler's name"),
-            format!("{{\"value\": {}}}", random.below(1_000)),
+            format!("{{\"value\": {}}}", random.usize(..1_000)),
         ),
     };
-    let value = (random.below(4) > 0).then_some(value);
+    let value = (random.usize(..4) > 0).then_some(value);
     let last = known.entry(key.clone()).or_default().last.of_mut(side);
     match harness
         .store(side)
@@ -487,17 +487,5 @@ fn edit(harness: &Harness, random: &mut Random, known: &mut BTreeMap<ControlKey,
         // A bridge was faster; ZooKeeper may report this even for an unconditional write.
         Err(StoreError::Conflict { .. }) => {}
         Err(error) => panic!("{error}"),
-    }
-}
-
-/// A small random number generator, so that a run can be reproduced.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound
     }
 }

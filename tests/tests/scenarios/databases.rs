@@ -8,14 +8,13 @@
 //! Command: `cargo xtask test --scenario databases`; with `--long` outages take 60 s instead of 20 s.
 
 use std::collections::BTreeMap;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use e2e::client::{Client, Outgoing};
 use e2e::kafka::Kafka;
 use e2e::postgres::{Postgres, Stop};
 use e2e::service::Service;
-use e2e::steady::Steady;
+use e2e::steady::{Load, Steady};
 use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 use e2e::{long, unique};
@@ -31,35 +30,8 @@ const MIN_ROWS_PER_TRANSACTION: f64 = 50.0;
 const MIN_ROWS_OF_ONE_WORKER: f64 = 25.0;
 /// How soon after an outage records must succeed again.
 const FIRST_DEADLINE: Duration = Duration::from_secs(15);
-/// How soon after an outage the handler must be active. Until then a worker that gets no records may be without an instance:
-/// the delay between the health checks that build one doubles, 40 s after a minute.
-const ACTIVE_DEADLINE: Duration = Duration::from_secs(45);
-
-/// Records numbered from 0, at a steady rate until it ends.
-struct Load {
-    numbers: Steady,
-    producer: JoinHandle<u64>,
-}
-
-impl Load {
-    fn start(client: &Client, topic: &str) -> Self {
-        let numbers = Steady::new(RATE);
-        let records = numbers.numbers().map(record);
-        let (client, topic) = (client.clone(), topic.to_owned());
-        let producer = std::thread::spawn(move || client.produce(&topic, records));
-        Self { numbers, producer }
-    }
-
-    fn made(&self) -> u64 {
-        self.numbers.made()
-    }
-
-    /// Stops it and returns the number of records.
-    fn end(self) -> u64 {
-        self.numbers.stop();
-        self.producer.join().expect("the records are produced")
-    }
-}
+/// How soon after an outage the handler must be active: each health check, 5 s apart, builds missing instances.
+const ACTIVE_DEADLINE: Duration = Duration::from_secs(15);
 
 fn record(number: u64) -> Outgoing {
     let value = format!("{number} {}", "x".repeat(200));
@@ -82,7 +54,7 @@ impl Stage {
     fn new(spec: &str) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
-        let postgres = Postgres::start_own().unwrap_or_else(|error| panic!("{error:#}"));
+        let postgres = Postgres::start().unwrap_or_else(|error| panic!("{error:#}"));
         let (audited, relayed) = (unique("audited"), unique("relayed"));
         let (copies, letters) = (format!("{relayed}.copies"), format!("{audited}.dlt"));
         for topic in [&audited, &relayed, &copies, &letters] {
@@ -112,6 +84,10 @@ impl Stage {
             letters,
             group,
         }
+    }
+
+    fn load(&self, topic: &str) -> Load {
+        Load::start(&self.client, topic, Steady::new(RATE), record)
     }
 
     fn written(&self) -> Written {
@@ -165,7 +141,7 @@ fn write_backlog_and_steady_load(name: &str, spec: &str) -> f64 {
     stage.assert_complete(BACKLOG);
 
     let _ = stage.postgres.query("TRUNCATE audit");
-    let load = Load::start(&stage.client, &stage.audited);
+    let mut load = stage.load(&stage.audited);
     wait_for("the steady load", DEADLINE, || match load.made() {
         made if made >= STEADY_LOAD => Ok(()),
         made => Err(format!("{made} records")),
@@ -215,8 +191,8 @@ impl Observed {
 /// Makes the database unavailable under load with `begin`, ends that with `end`, and compares what is there afterwards.
 fn endure(mut stage: Stage, name: &str, begin: fn(&mut Postgres), end: fn(&mut Postgres)) {
     let mut service = Service::ready(&stage.workdir, &[]);
-    let audited = Load::start(&stage.client, &stage.audited);
-    let relayed = Load::start(&stage.client, &stage.relayed);
+    let mut audited = stage.load(&stage.audited);
+    let mut relayed = stage.load(&stage.relayed);
     service.wait_outcomes("audit", "ack", 2 * RATE, DEADLINE);
     service.wait_outcomes("copy", "ack", 2 * RATE, DEADLINE);
 
@@ -268,6 +244,12 @@ fn endure(mut stage: Stage, name: &str, begin: fn(&mut Postgres), end: fn(&mut P
         service.outcomes("audit", "retry"),
     );
     stage.assert_complete(made);
+    assert_eq!(service.outcomes("audit", "retry"), Ok(0), "no attempts");
+    let quarantined = service.metrics().expect("metrics").sum(
+        "sluicegate_handler_quarantined_workers",
+        &[("handler", "audit")],
+    );
+    assert_eq!(quarantined, 0.0, "no call hangs");
     assert!(pace >= 0.9 * RATE as f64, "{pace}");
     assert!(service.stop(DEADLINE).success());
 }
@@ -291,7 +273,7 @@ fn a_frozen_database_loses_nothing_and_fails_no_handler() {
 
 #[test]
 fn a_stopped_or_killed_server_keeps_its_rows_and_a_frozen_one_answers_later() {
-    let mut postgres = Postgres::start_own().unwrap_or_else(|error| panic!("{error:#}"));
+    let mut postgres = Postgres::start().unwrap_or_else(|error| panic!("{error:#}"));
     let _ = postgres.query("CREATE TABLE kept (number INT)");
     for (number, how) in [Stop::Fast, Stop::Immediate, Stop::Kill]
         .into_iter()

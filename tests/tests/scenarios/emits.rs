@@ -6,7 +6,7 @@
 //! Command: `cargo xtask test --scenario emits`
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use e2e::client::{Client, Outgoing, Read};
 use e2e::kafka::Kafka;
@@ -189,10 +189,7 @@ fn a_refused_record_does_not_affect_its_batch() {
     let copies = harness.topic("copies", &[]);
     let letters = harness.topic("copy", &[]);
     harness.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("a clock");
-    let now_ms = now.as_millis() as i64;
+    let now_ms = e2e::now_ms();
     let is_bad = |number: u64| number % 10 == 3;
     let record = |number: u64| {
         let ahead_ms = if is_bad(number) { 7_200_000 } else { 0 };

@@ -13,18 +13,16 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use e2e::kafka::Kafka;
-use e2e::long;
 use e2e::process::Signal;
 use e2e::service::Service;
 use e2e::steady::Steady;
 use e2e::wait::{stays_by_samples, wait_for};
+use e2e::{long, now_ms};
 
 use crate::hanging::account::{Copies, Pace, numbers};
 use crate::hanging::bounds::{check_bounds, is_settled, not_returned};
 use crate::hanging::samples::Sample;
-use crate::hanging::{
-    self, DEAD_LETTERS, DRAIN_TIMEOUT, HANGING, NEIGHBOURS, Stage, TOGGLED, now_ms,
-};
+use crate::hanging::{self, DEAD_LETTERS, DRAIN_TIMEOUT, HANGING, NEIGHBOURS, Stage, TOGGLED};
 
 const DEADLINE: Duration = Duration::from_secs(180);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(200);
@@ -84,7 +82,7 @@ impl Form {
 
 /// What happens to the service: at the same intervals with and without hangs.
 struct Events {
-    random: u64,
+    random: fastrand::Rng,
     change_due: Instant,
     upgrade_due: Instant,
     member_due: Instant,
@@ -98,7 +96,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(9);
 const BURST_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Events {
-    fn new(form: &Form, random: u64) -> Self {
+    fn new(form: &Form, random: fastrand::Rng) -> Self {
         let now = Instant::now();
         Self {
             random,
@@ -107,14 +105,6 @@ impl Events {
             member_due: now + MEMBER_INTERVAL / 2,
             burst_due: now + BURST_INTERVAL / 2,
         }
-    }
-
-    fn next(&mut self) -> u64 {
-        let state = &mut self.random;
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        *state >> 1
     }
 }
 
@@ -132,7 +122,7 @@ struct Soak<'a> {
     form: Form,
     service: Service,
     second: Option<Second>,
-    random: u64,
+    random: fastrand::Rng,
     bursts: u64,
     /// Names of the marks of calls that hung, by phase.
     seen: BTreeMap<String, BTreeSet<String>>,
@@ -204,7 +194,7 @@ impl Soak<'_> {
 
     /// Lets things happen for `length`, and checks every sample. Returns what is to be measured of it.
     fn run(&mut self, length: Duration, check: impl Fn(&Sample)) -> (Range<u64>, Range<i64>) {
-        let mut events = Events::new(&self.form, self.random);
+        let mut events = Events::new(&self.form, self.random.fork());
         let (from, first_burst) = (now_ms(), self.bursts);
         let mut told = Instant::now();
         stays_by_samples("bounds", length, SAMPLE_INTERVAL, || {
@@ -216,7 +206,6 @@ impl Soak<'_> {
             check(&sample);
             Ok(())
         });
-        self.random = events.next() | 1;
         let to = now_ms();
         self.end_second();
         (first_burst..self.bursts, from..to)
@@ -230,8 +219,8 @@ impl Soak<'_> {
         if is_due(&mut events.upgrade_due, self.form.upgrade_interval) {
             self.stage.upgrade();
         } else if is_due(&mut events.change_due, CHANGE_INTERVAL) {
-            let at = events.next();
-            match events.next() % 8 {
+            let at = events.random.u64(..);
+            match events.random.u8(..8) {
                 0 | 1 => self.stage.toggle(),
                 2 | 3 => drop(self.stage.renew(at)),
                 _ => drop(self.stage.reconfigure(at)),
@@ -366,13 +355,12 @@ impl Soak<'_> {
     }
 
     /// Waits until no handler is tripped by threads that have returned.
-    fn wait_active(&self) {
+    fn wait_active(&mut self) {
         wait_for("every handler to be active", RETURN_TIME, || {
-            let handlers = self.service.api("handlers")?;
-            let list = handlers.as_array().or(handlers["handlers"].as_array());
-            let list = list.ok_or("a list")?;
-            let failed = list.iter().find(|row| row["state"] == "FAILED");
-            failed.map_or(Ok(()), |row| Err(row.to_string()))
+            match self.sample() {
+                sample if sample.failed > 0 => Err(sample.to_string()),
+                _ => Ok(()),
+            }
         });
     }
 }
@@ -503,14 +491,12 @@ fn handlers_that_hang_in_every_phase_cost_bounded_resources() {
     let kafka = Kafka::shared();
     let stage = Stage::new(kafka.bootstrap());
     let service = Service::ready(&stage.workdir, &[]);
-    let random = now_ms() as u64 | 1;
-    println!("seed {random}");
     let mut soak = Soak {
         stage: &stage,
         form: Form::new(),
         service,
         second: None,
-        random,
+        random: e2e::random(),
         bursts: 0,
         seen: BTreeMap::new(),
         most: None,

@@ -197,21 +197,6 @@ fn record(number: u64) -> Outgoing {
     Outgoing::new(&format!("k{}", number % 1000), number.to_string())
 }
 
-/// A random seed, which a failure reports.
-fn seed() -> u64 {
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("a clock after 1970");
-    clock.as_nanos() as u64 | 1
-}
-
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
 fn start(options: KafkaOptions) -> Kafka {
     // Members are considered dead early, and so are brokers.
     let extra = [
@@ -233,7 +218,7 @@ struct Flow {
     services: [Service; 2],
     client: Client,
     workdir: Workdir,
-    random: u64,
+    random: fastrand::Rng,
 }
 
 impl Flow {
@@ -246,13 +231,11 @@ impl Flow {
         }
         let workdir = workdir(kafka.bootstrap(), group, CLIENT, "source", "copy");
         let services = [Service::ready(&workdir, &[]), Service::ready(&workdir, &[])];
-        let random = seed();
-        println!("seed {random:#x}");
         Self {
             services,
             client,
             workdir,
-            random,
+            random: e2e::random(),
         }
     }
 
@@ -261,7 +244,7 @@ impl Flow {
         let share = records / events;
         for at in 0..events {
             let begin = at * share;
-            let moment = begin + next(&mut self.random) % share;
+            let moment = begin + self.random.u64(..share);
             let client = self.client.clone();
             std::thread::scope(|scope| {
                 scope.spawn(|| client.produce("source", (begin..begin + share).map(record)));
@@ -276,7 +259,7 @@ impl Flow {
 
     /// A random process.
     fn victim(&mut self) -> usize {
-        (next(&mut self.random) % 2) as usize
+        self.random.usize(..2)
     }
 
     /// Waits until everything is committed, stops the processes, and returns the number of copies that repeat others.
@@ -334,7 +317,7 @@ fn kills_of_processes_and_brokers_lose_nothing() {
     let mut bounced = 0;
     flow.run(records, kills, |flow, kill| {
         let how = [Signal::KILL, Signal::STOP][bounced % 2];
-        let node = (next(&mut flow.random) % 3) as usize;
+        let node = flow.random.usize(..3);
         let with_broker = (kill + 1) * bounces / kills > kill * bounces / kills;
         if with_broker {
             take_away(&mut kafka, &flow.client, node, how);

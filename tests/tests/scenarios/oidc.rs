@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -157,10 +157,7 @@ fn answer(
 
 /// An unsigned token that is valid for some seconds, which the test's broker accepts.
 fn token(seconds: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("a clock")
-        .as_secs();
+    let now = e2e::since_epoch().as_secs();
     let part = |text: String| URL_SAFE_NO_PAD.encode(text);
     let claims = format!(
         "{{\"sub\": \"service\", \"iat\": {now}, \"exp\": {}}}",

@@ -13,13 +13,13 @@ use sluicegate_config::control::ControlKey;
 use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
 use sluicegate_store::{OpenStore, Store};
 
-use crate::toggling::{DEADLINE, Flow, now_ms, put};
+use crate::toggling::{DEADLINE, Flow, put};
 use e2e::etcd::{Etcd, EtcdOptions};
-use e2e::long;
 use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use e2e::{long, now_ms};
 
 /// Time limit for a toggle to take effect after recovery, in milliseconds.
 const HEALED_MS: i64 = 5_000;

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use e2e::client::{Client, Outgoing, Read};
 use e2e::kafka::{Kafka, KafkaOptions};
-use e2e::long;
 use e2e::process::Signal;
 use e2e::service::Service;
 use e2e::steady::Steady;
 use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
+use e2e::{long, now_ms};
 
 const PARTITIONS: i32 = 12;
 const MEMBERS: usize = 3;
@@ -30,7 +30,6 @@ const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 const HANDOVER_TIME: Duration = Duration::from_secs(1);
 /// The shipped `processing.drain_timeout` plus the 5 s that a stop may take beyond it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20 + 5);
-/// Interval between checks of the members.
 /// Records written per second: each partition gets one every 12 ms.
 const RATE: u64 = 1_000;
 
@@ -103,7 +102,7 @@ struct Members<'a> {
     stops: Vec<Duration>,
     /// The time of each stop request, in milliseconds since the epoch, like the timestamps of copies.
     told: Vec<i64>,
-    random: u64,
+    random: fastrand::Rng,
 }
 
 impl<'a> Members<'a> {
@@ -112,14 +111,12 @@ impl<'a> Members<'a> {
         for member in &mut all {
             member.service.wait_ready();
         }
-        let random = seed();
-        println!("seed {random:#x}");
         Self {
             workdir,
             all,
             stops: Vec::new(),
             told: Vec::new(),
-            random,
+            random: e2e::random(),
         }
     }
 
@@ -136,7 +133,7 @@ impl<'a> Members<'a> {
     /// because an empty group owns nothing.
     fn stop_one(&mut self) {
         wait_for("a member that can be stopped", DEADLINE, || {
-            let victim = (next(&mut self.random) % MEMBERS as u64) as usize;
+            let victim = self.random.usize(..MEMBERS);
             let stays = |(place, member): (usize, &mut Member)| {
                 place != victim && member.stopping.is_none() && member.has_joined()
             };
@@ -152,7 +149,7 @@ impl<'a> Members<'a> {
     }
 
     fn pause(&mut self) {
-        let span = Duration::from_millis(next(&mut self.random) % 2_000);
+        let span = Duration::from_millis(self.random.u64(..2_000));
         stays("stops in time", span, || {
             self.restart_stopped();
             Ok(())
@@ -289,28 +286,6 @@ fn account(client: &Client, told: &[i64]) -> Account {
     }
     assert!(copied.is_empty(), "copies of partitions that do not exist");
     account
-}
-
-fn now_ms() -> i64 {
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("a clock after 1970");
-    clock.as_millis() as i64
-}
-
-/// A random seed, which a failure reports.
-fn seed() -> u64 {
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("a clock after 1970");
-    clock.as_nanos() as u64 | 1
-}
-
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state >> 1
 }
 
 /// Lets records flow while `roll` stops members; none may be lost or handled twice. Returns the longest gaps.

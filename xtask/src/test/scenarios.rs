@@ -263,7 +263,7 @@ pub(super) fn provision() -> (Report, Servers) {
     };
     let zookeeper = try_one("ZooKeeper", zookeeper::provision);
     let etcd = try_one("etcd", etcd::provision);
-    let own_postgres = try_one("PostgreSQL", postgres::provision_own);
+    let own_postgres = try_one("PostgreSQL", postgres::provision);
     report.note = [&kafka, &zookeeper, &etcd, &own_postgres]
         .into_iter()
         .flatten()

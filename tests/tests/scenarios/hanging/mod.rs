@@ -7,12 +7,12 @@ pub(crate) mod samples;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use e2e::artefacts;
 use e2e::client::{Client, Outgoing};
-use e2e::unique;
 use e2e::workdir::Workdir;
+use e2e::{now_ms, unique};
 
 /// Partitions of every topic.
 pub(crate) const PARTITIONS: u64 = 6;
@@ -315,11 +315,6 @@ impl Stage {
 }
 
 /// Milliseconds since the epoch.
-pub(crate) fn now_ms() -> i64 {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH);
-    clock.expect("a clock after 1970").as_millis() as i64
-}
-
 pub(crate) fn record(number: u64) -> Outgoing {
     let value = format!("{number} {}", now_ms());
     Outgoing::new(&format!("k{}", number % KEYS), value).partition((number % PARTITIONS) as i32)

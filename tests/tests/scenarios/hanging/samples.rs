@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use e2e::metrics::Metrics;
+use e2e::process::resident_bytes;
 
 /// Threads of a process, by kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,7 +113,7 @@ impl Sample {
         let threads = Threads::of(pid);
         Self {
             threads,
-            resident_mib: resident_kib(pid) >> 10,
+            resident_mib: resident_bytes(pid).expect("a running process") >> 20,
             images: images(pid),
             marks: Marks::read(marks, pid, seen),
             failed: metrics.sum("sluicegate_handler_state", &[("state", "FAILED")]) as u64,
@@ -154,14 +155,6 @@ impl std::fmt::Display for Sample {
             self.in_flight_bytes >> 10,
         )
     }
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-    let status = status.expect("a running process");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let words = line.and_then(|line| line.split_whitespace().nth(1));
-    words.map_or(0, |kib| kib.parse().expect("a number"))
 }
 
 /// The private copies of plugins that are mapped, each counted by its executable mapping.

@@ -1,6 +1,6 @@
 //! Checks of the scenario `problems` for each cause: where it is shown, how few log lines it causes, and that it clears.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use e2e::service::Service;
 use e2e::wait::{stays, wait_for};
@@ -95,8 +95,7 @@ pub(crate) fn shows(service: &mut Service, before: usize, shown: &Shown<'_>) {
 pub(crate) fn heals(service: &mut Service) {
     let kinds = |body: &Value| -> Vec<String> {
         let problems = body["problems"].as_array().into_iter().flatten();
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_ms = now_ms.map_or(0, |now| now.as_millis() as i64);
+        let now_ms = e2e::now_ms();
         let stood = problems.filter(|one| {
             let since_ms = one["since_ms"].as_i64();
             since_ms.is_some_and(|since_ms| now_ms - since_ms > 8_000)

@@ -2,16 +2,15 @@
 //! gate stays open, and the evaluation of where each toggle switched each partition.
 
 use std::collections::BTreeMap;
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use e2e::client::{Client, Outgoing};
 use e2e::kafka::Kafka;
 use e2e::service::Service;
-use e2e::steady::Steady;
+use e2e::steady::{Load, Steady};
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
-use e2e::{control, unique};
+use e2e::{control, now_ms, unique};
 use sluicegate_config::control::ControlKey;
 use sluicegate_store::Store;
 
@@ -27,11 +26,6 @@ const WARM_UP_RECORDS: u64 = 2_000;
 const MAX_LAG: u64 = RATE / 10;
 /// Offsets of each partition that are processed in a new state before the next toggle.
 const MIN_OFFSETS: u64 = 100;
-
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as i64)
-}
 
 /// A record with its number and its creation time; they go round-robin over the partitions.
 fn record(number: u64) -> Outgoing {
@@ -65,8 +59,7 @@ pub(crate) struct Flow {
     copy: String,
     /// The copies of `steady`, likewise.
     steady: String,
-    load: Steady,
-    producer: Option<JoinHandle<u64>>,
+    load: Load,
     pub(crate) toggles: Vec<Toggle>,
 }
 
@@ -109,12 +102,7 @@ impl Flow {
             });
         }
         let service = Service::ready(&workdir, &[]);
-        let load = Steady::new(RATE);
-        let producer = {
-            let (numbers, source) = (load.numbers(), source.clone());
-            let client = Client::new(kafka.bootstrap());
-            std::thread::spawn(move || client.produce(&source, numbers.map(record)))
-        };
+        let load = Load::start(&client, &source, Steady::new(RATE), record);
         // The backlog from the start must not count in the latency of a toggle.
         wait_for("the service to keep up", DEADLINE, || {
             let made = load.made();
@@ -132,7 +120,6 @@ impl Flow {
             copy,
             steady,
             load,
-            producer: Some(producer),
             toggles: Vec::new(),
         }
     }
@@ -184,9 +171,7 @@ impl Flow {
     /// Ends the flow and checks that every record was handled or counted as skipped, none twice, and that each toggle switched
     /// each partition at one offset.
     pub(crate) fn reckon(mut self) -> Reckoning {
-        self.load.stop();
-        let producer = self.producer.take().map(JoinHandle::join);
-        let sent = producer.and_then(Result::ok).expect("the producer ends");
+        let sent = self.load.end();
         self.client
             .wait_committed(&self.group, &self.source, DEADLINE);
         assert_eq!(self.outcomes("steady", "ack"), sent);
