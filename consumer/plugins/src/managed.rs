@@ -60,9 +60,9 @@ pub(super) struct RejectedChange {
 /// What it has cost to find out that a spec is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefusalCost {
-    /// Something was tried: the delay of the next attempt grows.
+    /// Something was tried, and the next attempt is delayed for longer.
     Attempt,
-    /// Nothing.
+    /// Nothing: the delay is the initial one.
     Nothing,
 }
 
@@ -176,8 +176,11 @@ impl ManagedHandler {
             .refused
             .as_ref()
             .filter(|old| old.is_of(spec, sha256.as_deref()));
-        let attempts = same.map_or(0, |old| old.attempts) + u32::from(cost == RefusalCost::Attempt);
-        let wait = INITIAL_RETRY_DELAY * (1 << attempts.saturating_sub(1).min(6));
+        let before = same.map_or(0, |old| old.attempts);
+        let (attempts, wait) = match cost {
+            RefusalCost::Attempt => (before + 1, INITIAL_RETRY_DELAY * (1 << before.min(6))),
+            RefusalCost::Nothing => (before, INITIAL_RETRY_DELAY),
+        };
         self.refused = Some(RejectedChange {
             spec: Arc::clone(spec),
             sha256,
@@ -234,5 +237,33 @@ pub(super) fn reset_in_place(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>)
             "artefact no longer in the plugins folder; resetting the current generation instead of building a new one"
         );
         generation.pool.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::registry::spec;
+
+    #[test]
+    fn only_what_was_tried_delays_the_next_attempt_for_longer() {
+        let mut handler = ManagedHandler::default();
+        let wanted = Arc::new(spec("one", "*", "a"));
+        let mut delays = Vec::new();
+        let costs = [RefusalCost::Attempt; 9]
+            .into_iter()
+            .chain([RefusalCost::Nothing; 2])
+            .chain([RefusalCost::Attempt]);
+        for cost in costs {
+            let before = Instant::now();
+            handler.refuse(&wanted, None, "why".to_owned(), cost);
+            let refused = handler.refused.as_ref().expect("it was refused");
+            delays.push(refused.again_at.duration_since(before).as_secs() / 30);
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 64, 64, 1, 1, 64]);
+        let other = Arc::new(spec("one", "*", "b"));
+        handler.refuse(&other, None, "why".to_owned(), RefusalCost::Attempt);
+        let refused = handler.refused.as_ref().expect("it was refused");
+        assert!(refused.again_at <= Instant::now() + INITIAL_RETRY_DELAY);
     }
 }

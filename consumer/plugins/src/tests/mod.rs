@@ -8,7 +8,7 @@ mod held;
 mod held_back;
 mod lookup;
 mod preparing;
-mod registry;
+pub(crate) mod registry;
 mod restarting;
 mod unread;
 mod watch;

@@ -197,7 +197,7 @@ pub(super) fn age(path: &Path) {
         .unwrap();
 }
 
-pub(super) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
+pub(crate) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
     let text = format!(
         "name: {name}\nplugin: copy\nversion: \"{version}\"\nroute: {{ topics: [t] }}\nworkers: 1\ntimeout: 20s\n"
     );
