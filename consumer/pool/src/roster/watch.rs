@@ -164,10 +164,10 @@ impl Roster {
         effects.push(Effect::TimedOut(call.timed_out(published)));
     }
 
-    /// Trips a member of which too many threads hang, or the first one if too many hang in the process.
+    /// Trips a member that has hung if too many threads of its handler hang, whatever generation of it, or too many in the process.
     fn trip_if_hung(&mut self, member: &Arc<PoolMember>, effects: &mut Effects) {
         let bound = self.hung_bound();
-        let hung = self.hung(member.id);
+        let hung = self.settings.hung.of(&member.setup.name);
         let is_tripped = |state: &MemberState| state.tripped.is_some();
         if self.members.get(&member.id).is_none_or(is_tripped)
             || (hung < bound && !self.settings.hung.is_full())
@@ -184,13 +184,7 @@ impl Roster {
         self.trip(member, TrippedBy::Hangs, why, effects);
     }
 
-    /// Number of threads that hang in the member's code.
-    fn hung(&self, member: MemberId) -> usize {
-        let hung = self.abandoned.values();
-        hung.filter(|thread| thread.member == member).count()
-    }
-
-    /// Number of hung threads at which a member is tripped.
+    /// Number of hung threads of a handler from which on each further one trips it.
     fn hung_bound(&self) -> usize {
         (MAX_HUNG_PER_WORKER * self.slots.len()).min(MAX_HUNG_PER_HANDLER)
     }
@@ -205,7 +199,7 @@ impl Roster {
         let tripped = self.members.values();
         let tripped = tripped.filter(|state| state.tripped == Some(TrippedBy::Hangs));
         let returned: Vec<_> = tripped
-            .filter(|state| self.hung(state.member.id) <= bound / 2)
+            .filter(|state| self.settings.hung.of(&state.member.setup.name) <= bound / 2)
             .map(|state| Arc::clone(&state.member))
             .collect();
         for member in returned {

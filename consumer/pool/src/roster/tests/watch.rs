@@ -307,6 +307,36 @@ fn threads_are_bounded_whatever_they_hang_in_and_their_places_come_back() {
 }
 
 #[test]
+fn the_bound_of_a_handler_covers_its_earlier_generations() {
+    let mut earlier = Table::new(1);
+    let one = earlier.add("one");
+    let mut hung = Vec::new();
+    for number in 0..4 {
+        earlier.tick(Duration::from_secs(60));
+        hung.push(hang_in(&mut earlier, &one, "creation", number));
+    }
+    assert!(earlier.tripped(&one));
+
+    let mut later = Table::new(1);
+    later.roster.settings.hung = earlier.roster.settings.hung.clone();
+    let fixed = later.add("one");
+    let worker = later.running(&fixed, 1);
+    later.tick(SECOND);
+    assert!(later.call_ended(worker, &fixed, None));
+    later.next(worker);
+    assert!(!later.tripped(&fixed), "it does not hang");
+    hang_in(&mut later, &fixed, "health check", 2);
+    assert!(later.tripped(&fixed), "it does, and is the fifth");
+    later.tick(SECOND);
+    assert!(later.tripped(&fixed), "most still hang");
+    for worker in hung {
+        earlier.step(Event::AbandonedThreadEnded(worker));
+    }
+    later.tick(SECOND);
+    assert!(!later.tripped(&fixed), "most have returned");
+}
+
+#[test]
 fn a_handler_with_many_workers_is_tripped_before_it_takes_the_threads_of_others() {
     let mut table = Table::new(40);
     let one = table.add("one");
