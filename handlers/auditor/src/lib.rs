@@ -82,7 +82,7 @@ impl BatchHandler for Auditor {
                 Ok(Outcome::Ack)
             }
             Err(WriteError::Away(error)) => Err(HandlerError::unavailable(format!(
-                "the database is away: {error}"
+                "the database takes no rows: {error}"
             ))),
             // Nothing was written, so every record of the call is retried.
             Err(WriteError::Refused(error)) => Ok(Outcome::retry(format!(

@@ -27,6 +27,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(4);
 /// Codes of errors with which a server that is stopping, starting or full ends or refuses a connection.
 const AWAY: [&str; 6] = ["57P01", "57P02", "57P03", "57P05", "53300", "25P03"];
 
+/// Classes of errors that are about the rows: data exceptions, integrity constraints, program limits.
+const ROWS: [&str; 3] = ["22", "23", "54"];
+
 /// A table, and the connection to it.
 #[derive(Debug)]
 pub(crate) struct Postgres {
@@ -50,6 +53,8 @@ impl Postgres {
                 "`url` is not a PostgreSQL URL: postgres://user:password@host/database",
             )
         })?;
+        // Each instance would be told that the table exists.
+        let options = options.options([("client_min_messages", "warning")]);
         let mut opened = Self {
             options,
             timeout,
@@ -122,7 +127,7 @@ impl Postgres {
             let insert = bind(self.insert.clone(), rows);
             match insert.execute(&mut connection).await {
                 Err(error) if is_away(&error) && was_kept => {}
-                Err(error) if is_away(&error) => return Err(WriteError::Away(error)),
+                Err(error) if !is_of_rows(&error) => return Err(WriteError::Away(error)),
                 done => {
                     self.connection = Some(connection);
                     let written = done.map(|done| done.rows_affected());
@@ -156,6 +161,19 @@ fn is_away(error: &sqlx::Error) -> bool {
             // Class 08 is that of connections.
             AWAY.contains(&code) || code.starts_with("08")
         }
+        _ => false,
+    }
+}
+
+/// Whether the server refuses these rows: data that it cannot store, constraints, and limits of a row. Everything else is its state, or that of
+/// the table: it would refuse any row.
+fn is_of_rows(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            ROWS.iter().any(|class| code.starts_with(class))
+        }
+        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => true,
         _ => false,
     }
 }

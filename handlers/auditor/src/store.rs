@@ -71,7 +71,7 @@ fn headers(record: &Record<'_>) -> String {
 /// Why rows were not written, or may not have been.
 #[derive(Debug)]
 pub(crate) enum WriteError {
-    /// The database does not answer, or takes no connection: no row could be written.
+    /// The database does not answer, or is in no state to take any row.
     Away(sqlx::Error),
     /// It refused these rows.
     Refused(sqlx::Error),
@@ -122,9 +122,11 @@ impl Store {
             Self::Postgres(postgres) => return postgres.write(rows, deadline).await,
             Self::Sqlite { pool, table } => (pool, table),
         };
-        write_sqlite(pool, table, rows)
-            .await
-            .map_err(WriteError::Refused)
+        let written = write_sqlite(pool, table, rows).await;
+        written.map_err(|error| match is_of_rows(&error) {
+            true => WriteError::Refused(error),
+            false => WriteError::Away(error),
+        })
     }
 
     /// Checks that the database answers.
@@ -133,6 +135,21 @@ impl Store {
             Self::Sqlite { pool, .. } => sqlx::query("SELECT 1").execute(&*pool).await.map(drop),
             Self::Postgres(postgres) => postgres.ping().await,
         }
+    }
+}
+
+/// Whether SQLite refuses these rows: their size, constraints, or types. Everything else is the state of the file.
+fn is_of_rows(error: &sqlx::Error) -> bool {
+    /// `SQLITE_TOOBIG`, `SQLITE_CONSTRAINT`, `SQLITE_MISMATCH`.
+    const ROWS: [u32; 3] = [18, 19, 20];
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().and_then(|code| code.parse::<u32>().ok());
+            // The lowest byte is the class.
+            code.is_some_and(|code| ROWS.contains(&(code & 0xff)))
+        }
+        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => true,
+        _ => false,
     }
 }
 

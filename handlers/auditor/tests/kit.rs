@@ -108,6 +108,12 @@ fn a_failing_database_writes_nothing_and_causes_a_retry() {
         10.0,
         "the first attempt left no rows"
     );
+    // No record is to blame; another instance creates the table.
+    runtime().block_on(other("DROP TABLE t"));
+    let run = kit.run(batch(0, 10));
+    assert_eq!(run.outcomes, vec![Outcome::NotRun; 10]);
+    assert!(run.unavailable.is_some());
+    assert_eq!(kit.settle(batch(0, 10)).outcomes, vec![Outcome::Ack; 10]);
 }
 
 #[test]
@@ -245,11 +251,45 @@ fn records_make_no_attempt_while_postgres_takes_no_connection() {
     let away = kit.run(batch(0, 10));
     assert_eq!(away.outcomes, vec![Outcome::NotRun; 10]);
     let why = away.unavailable.expect("it is away");
-    assert!(why.starts_with("the database is away: "), "{why}");
+    assert!(why.starts_with("the database takes no rows: "), "{why}");
     assert!(kit.health().is_err() && kit.run(batch(0, 10)).unavailable.is_some());
     run(format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true"));
     assert_eq!(kit.settle(batch(0, 10)).outcomes, vec![Outcome::Ack; 10]);
     assert_eq!(number(&own, "SELECT count(*) FROM audit".into()), 10);
+
+    // As after a failover to a server that does not lead, or of a table that was replaced.
+    let connected = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+    );
+    for (begin, end) in [
+        (
+            format!("ALTER DATABASE {database} SET default_transaction_read_only = on"),
+            format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+        ),
+        (
+            format!("ALTER DATABASE {database} SET search_path = nowhere"),
+            format!("ALTER DATABASE {database} RESET search_path"),
+        ),
+    ] {
+        run(begin);
+        run(connected.clone());
+        let run_there = kit.run(batch(10, 20));
+        assert_eq!(run_there.outcomes, vec![Outcome::NotRun; 10]);
+        assert!(run_there.unavailable.is_some());
+        run(end);
+        run(connected.clone());
+        assert_eq!(kit.settle(batch(10, 20)).outcomes, vec![Outcome::Ack; 10]);
+    }
+    // A constraint is about the rows: they are retried, and dead-lettered in the end.
+    let own_run = |sql: &'static str| {
+        let done =
+            runtime().block_on(async { sqlx::query(sql).execute(&mut connect(&own).await).await });
+        done.expect("the statement succeeds");
+    };
+    own_run("ALTER TABLE audit ADD CHECK (record_offset < 25)");
+    let refused = kit.run(batch(20, 30)).outcomes;
+    let is_retry = |outcome: &Outcome| matches!(outcome, Outcome::Retry(None, _));
+    assert!(refused.iter().all(is_retry), "{refused:?}");
     drop(kit);
     run(format!("DROP DATABASE {database} WITH (FORCE)"));
 }
