@@ -252,6 +252,20 @@ impl<'a> Checker<'a> {
         None
     }
 
+    /// As [`Self::refuse`], without the value, which can contain a secret: a handler's config, or the client's properties.
+    pub fn refuse_unquoted(&mut self, node: &Node, expected: &str, path: &str) {
+        let found = match &node.value {
+            Value::Scalar(_) => "another value",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a map",
+        };
+        self.report(
+            &node.place,
+            path,
+            format!("expected {expected}, found {found}"),
+        );
+    }
+
     /// Reports that `node` is not what was `expected`.
     pub fn refuse(&mut self, node: &Node, expected: &str, path: &str) {
         let message = format!("expected {expected}, found {}", node.describe());

@@ -246,7 +246,7 @@ pub(crate) fn read(
         Value::Map(entries) => entries.as_slice(),
         _ if node.is_null() => &[],
         _ => {
-            checker.refuse(node, "a map of librdkafka keys", path);
+            checker.refuse_unquoted(node, "a map of librdkafka keys", path);
             &[]
         }
     };

@@ -155,7 +155,7 @@ fn config_of(
     checker: &mut Checker<'_>,
 ) -> Option<HandlerConfig> {
     if !matches!(node.value, Value::Map(_)) {
-        checker.refuse(node, "a map", path);
+        checker.refuse_unquoted(node, "a map", path);
         return None;
     }
     let root = Trail::Root(path);
