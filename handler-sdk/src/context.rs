@@ -170,7 +170,7 @@ impl Room {
 /// The service counts it as a failed attempt if the time was over, not if it stopped the call itself.
 const TOO_LATE: &str = "it emitted after its timeout, or after its call was stopped";
 const TOO_MUCH: &str = "it emits more than a call may";
-const DENIED: &str = "a record that it emits cannot be produced: it has no topic, or key, value or headers of 4 GiB or more";
+const DENIED: &str = "a record that it emits cannot be produced: it has no topic or one of more than 249 bytes, or key, value or headers of 4 GiB or more";
 
 /// An emitted record was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

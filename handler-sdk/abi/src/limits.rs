@@ -6,3 +6,5 @@ pub const MAX_EMITTED: usize = 32 << 20;
 pub const MAX_DETAIL: usize = 8 << 10;
 /// Maximum bytes of all texts of a call: those beyond are not kept.
 pub const MAX_DETAILS: usize = 4 << 20;
+/// Bytes of the longest name of a topic that Kafka takes: an emit to a longer one is denied.
+pub const MAX_TOPIC: usize = 249;

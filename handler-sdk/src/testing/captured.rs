@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluicegate_abi::header_block::Headers;
 use sluicegate_abi::host::{CallSink, HostSink, LogLine};
-use sluicegate_abi::limits::{MAX_DETAIL, MAX_EMITTED};
+use sluicegate_abi::limits::{MAX_DETAIL, MAX_DETAILS, MAX_EMITTED, MAX_TOPIC};
 use sluicegate_abi::plugin::EmitResult;
 use sluicegate_abi::progress::CancelFlag;
 use sluicegate_abi::record::ProducerRecord;
@@ -80,6 +80,7 @@ pub(super) struct Collected {
     bytes: usize,
     pub(super) emits: Vec<Emitted>,
     details: Vec<String>,
+    detail_bytes: usize,
 }
 
 impl Collected {
@@ -90,6 +91,7 @@ impl Collected {
             bytes: 0,
             emits: Vec::new(),
             details: Vec::new(),
+            detail_bytes: 0,
         }
     }
 
@@ -122,7 +124,7 @@ impl Collected {
 
 impl CallSink for Collected {
     fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult {
-        if emitted.topic.is_empty() {
+        if !(1..=MAX_TOPIC).contains(&emitted.topic.len()) {
             return EmitResult::Denied;
         }
         if self.cancel.is_cancelled() {
@@ -155,6 +157,10 @@ impl CallSink for Collected {
 
     fn detail(&mut self, text: &str) -> u32 {
         let text = &text[..text.floor_char_boundary(MAX_DETAIL)];
+        if self.detail_bytes + text.len() > MAX_DETAILS {
+            return 0;
+        }
+        self.detail_bytes += text.len();
         self.details.push(text.to_string());
         self.details.len() as u32
     }

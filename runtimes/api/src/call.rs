@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sluicegate_abi::host::CallSink;
-use sluicegate_abi::limits::{MAX_DETAIL, MAX_DETAILS, MAX_EMITTED};
+use sluicegate_abi::limits::{MAX_DETAIL, MAX_DETAILS, MAX_EMITTED, MAX_TOPIC};
 use sluicegate_abi::plugin::EmitResult;
 use sluicegate_abi::record::ProducerRecord;
 use sluicegate_abi::{RawOutcome, RawRecord, outcome_flag};
@@ -96,7 +96,8 @@ impl<'a> CallHost<'a> {
 
 impl CallSink for CallHost<'_> {
     fn emit(&mut self, record: u32, emitted: &ProducerRecord<'_>) -> EmitResult {
-        if record >= self.records || emitted.topic.is_empty() {
+        let is_topic = (1..=MAX_TOPIC).contains(&emitted.topic.len());
+        if record >= self.records || !is_topic {
             return EmitResult::Denied;
         }
         if self.cancel.is_cancelled() {
@@ -190,6 +191,12 @@ mod tests {
             ..RECORD
         };
         assert_eq!(host.emit(0, &without_topic), EmitResult::Denied);
+        let longest = "t".repeat(MAX_TOPIC + 1);
+        let beyond = ProducerRecord {
+            topic: &longest,
+            ..RECORD
+        };
+        assert_eq!(host.emit(0, &beyond), EmitResult::Denied);
         assert_eq!(host.emit(2, &RECORD), EmitResult::Denied);
         let value = vec![0; 1 << 20];
         let large = ProducerRecord {

@@ -35,6 +35,11 @@ pub trait HandlerRuntime: Send + Sync {
     /// The kind's name in specs and listings, such as `native`.
     fn kind(&self) -> &'static str;
 
+    /// Whether code of this kind runs in the service's process, which it can then end.
+    fn runs_in_process(&self) -> bool {
+        true
+    }
+
     /// Whether the file at `path` has the name of an artefact of this kind. The file is not opened.
     fn recognises(&self, path: &Path) -> bool;
 
@@ -88,9 +93,14 @@ pub struct VerifiedArtefact {
 impl VerifiedArtefact {
     /// The file at `path`, whose bytes were accepted with this identity.
     pub fn new(path: &Path, identity: &PluginIdentity) -> Self {
+        Self::of_digest(path, &identity.sha256)
+    }
+
+    /// The file at `path`, whose bytes with this digest were accepted.
+    pub fn of_digest(path: &Path, sha256: &str) -> Self {
         Self {
             path: path.to_owned(),
-            sha256: identity.sha256.clone(),
+            sha256: sha256.to_owned(),
         }
     }
 }
