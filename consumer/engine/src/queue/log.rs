@@ -13,6 +13,40 @@ use crate::source::TopicPartition;
 /// Minimum time between two lines about one reason.
 const INTERVAL_MS: u64 = 10_000;
 
+/// Lines about hanging calls in an interval.
+const MAX_HUNG_LINES: u32 = 20;
+
+/// Calls that hang, of which some in an interval are logged.
+#[derive(Default)]
+pub(super) struct HungLog {
+    since_ms: u64,
+    lines: u32,
+    suppressed: u64,
+}
+
+impl HungLog {
+    /// Counts a call; whether it is to be logged.
+    fn count(&mut self, now_ms: u64) -> bool {
+        if now_ms.saturating_sub(self.since_ms) >= INTERVAL_MS {
+            (self.since_ms, self.lines) = (now_ms, 0);
+        }
+        let is_logged = self.lines < MAX_HUNG_LINES;
+        match is_logged {
+            true => self.lines += 1,
+            false => self.suppressed += 1,
+        }
+        is_logged
+    }
+
+    /// Takes the number of calls that were not logged, once the interval is over or `all` of them.
+    fn suppressed(&mut self, now_ms: u64, all: bool) -> u64 {
+        match all || now_ms.saturating_sub(self.since_ms) >= INTERVAL_MS {
+            true => std::mem::take(&mut self.suppressed),
+            false => 0,
+        }
+    }
+}
+
 /// Per reason: when a dead-lettered record was last logged, and how many were suppressed since.
 #[derive(Default)]
 pub(super) struct DeadLetterLog {
@@ -62,12 +96,15 @@ impl HandlerQueue {
                 "more records dead-lettered"
             );
         }
+        let calls = self.hung_log.suppressed(now_ms, all);
+        if calls > 0 {
+            tracing::warn!(handler = &*self.settings.name, calls, "more calls hung");
+        }
     }
 
-    /// A call hangs on this record. Each such call costs the handler a thread, so the bound on abandoned threads also
-    /// bounds these lines.
+    /// A call hangs on this record. A timeout that is too short makes that of many calls.
     pub(super) fn log_hung<R: Record>(
-        &self,
+        &mut self,
         ctx: &Context<R>,
         key: RecordId,
         attempt: u32,
@@ -76,6 +113,9 @@ impl HandlerQueue {
         let Some((at, offset)) = place_of(ctx, key) else {
             return;
         };
+        if !self.hung_log.count(ctx.now_ms) {
+            return;
+        }
         tracing::warn!(
             topic = &*at.topic,
             partition = at.partition,
@@ -122,6 +162,17 @@ fn place_of<R: Record>(ctx: &Context<R>, key: RecordId) -> Option<(&TopicPartiti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_hanging_calls_of_an_interval_are_logged_and_the_others_counted() {
+        let mut log = HungLog::default();
+        let logged = (0..100).filter(|_| log.count(5));
+        assert_eq!(logged.count(), 20);
+        assert_eq!(log.suppressed(6, false), 0);
+        assert_eq!(log.suppressed(10_005, false), 80);
+        assert!(log.count(10_005));
+        assert_eq!(log.suppressed(10_006, true), 0);
+    }
 
     #[test]
     fn one_line_per_interval_counts_all_records_since_the_last() {

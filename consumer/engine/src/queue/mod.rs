@@ -67,7 +67,7 @@ use context::Context;
 use counts::VersionCounts;
 use deferred::{DeferredShares, Share};
 use errors::HandlerErrors;
-use log::DeadLetterLog;
+use log::{DeadLetterLog, HungLog};
 use refusals::Refusals;
 use targets::OpenBatches;
 
@@ -108,6 +108,7 @@ pub(crate) struct HandlerQueue {
     /// What the producer refused of them.
     refusals: Refusals,
     dead_letter_log: DeadLetterLog,
+    hung_log: HungLog,
     /// The producer has so much of it that nothing is added.
     backed_up: bool,
     /// Records in flight.
@@ -172,6 +173,7 @@ impl HandlerQueue {
             to_advance: Vec::new(),
             refusals: Refusals::default(),
             dead_letter_log: DeadLetterLog::default(),
+            hung_log: HungLog::default(),
             backed_up: false,
             in_flight_records: 0,
             in_flight_bytes: 0,
