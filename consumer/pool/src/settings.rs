@@ -75,6 +75,23 @@ impl HungThreads {
         by_handler.get(handler).copied().unwrap_or_default()
     }
 
+    /// The handlers of which most threads hang, with their numbers, for messages: also those that have been removed.
+    #[must_use]
+    pub fn most(&self) -> String {
+        const SHOWN: usize = 3;
+        let by_handler = relock(&self.by_handler);
+        let mut all: Vec<(usize, &str)> = by_handler
+            .iter()
+            .map(|(name, hung)| (*hung, &**name))
+            .collect();
+        all.sort_by_key(|(hung, _)| std::cmp::Reverse(*hung));
+        let shown = all.iter().take(SHOWN);
+        let shown: Vec<String> = shown
+            .map(|(hung, name)| format!("{hung} of `{name}`"))
+            .collect();
+        shown.join(", ")
+    }
+
     /// A thread of a handler was abandoned.
     pub(crate) fn abandoned(&self, handler: &Arc<str>) {
         *relock(&self.by_handler)

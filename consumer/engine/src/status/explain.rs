@@ -137,7 +137,7 @@ impl WaitsFor {
                     .to_owned()
             }
             Self::FailedHandler => {
-                "operator action or a new generation: the handler has failed".to_owned()
+                "the handler, which has failed: a restart of it, another generation, or, if its threads hang, their return".to_owned()
             }
         }
     }

@@ -147,7 +147,8 @@ impl HandlerReport {
             (HandlerState::Failed, _) => {
                 let what = format!("handler `{name}` has failed and accepts no more records");
                 let remedy = format!(
-                    "`sluicegate handlers restart {name}` once its dependencies are available, or deploy another version or config"
+                    "`sluicegate handlers restart {name}` once its dependencies are available, or deploy another version or config; if its threads hang, it \
+                     also runs again by itself once they return"
                 );
                 Some(problem(ProblemKind::HandlerFailed, what, remedy))
             }

@@ -175,9 +175,14 @@ impl Roster {
             return;
         }
         let in_process = self.settings.hung.count();
+        let most = self.settings.hung.most();
+        let returned = match self.settings.hung.is_full() {
+            true => "all",
+            false => "half",
+        };
         let why = format!(
-            "too many hung threads: {hung} of this handler's and {in_process} in this process are stuck in calls, creations, health checks or \
-             other lifecycle calls of handlers; fix what they wait for: it runs again by itself once half of its threads have returned, or after \
+            "too many hung threads: {hung} of this handler's and {in_process} in this process ({most}) are stuck in calls, creations, health checks \
+             or other lifecycle calls of handlers; fix what they wait for: it runs again by itself once {returned} of its threads have returned, or after \
              `sluicegate handlers restart {}`",
             member.setup.name
         );
@@ -189,17 +194,17 @@ impl Roster {
         (MAX_HUNG_PER_WORKER * self.slots.len()).min(MAX_HUNG_PER_HANDLER)
     }
 
-    /// Members that were tripped by hung threads run again once most of theirs have returned and there is room in the process. Others'
-    /// threads, which may be those of other pools, count too: it is checked at each tick.
+    /// Members that were tripped by hung threads run again once most of those of their handler have returned; while the process has too many,
+    /// once all have. Threads of other pools count too: it is checked at each tick.
     fn untrip_returned(&mut self, effects: &mut Effects) {
-        if self.settings.hung.is_full() {
-            return;
-        }
-        let bound = self.hung_bound();
+        let most = match self.settings.hung.is_full() {
+            true => 0,
+            false => self.hung_bound() / 2,
+        };
         let tripped = self.members.values();
         let tripped = tripped.filter(|state| state.tripped == Some(TrippedBy::Hangs));
         let returned: Vec<_> = tripped
-            .filter(|state| self.settings.hung.of(&state.member.setup.name) <= bound / 2)
+            .filter(|state| self.settings.hung.of(&state.member.setup.name) <= most)
             .map(|state| Arc::clone(&state.member))
             .collect();
         for member in returned {
