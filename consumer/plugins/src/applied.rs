@@ -6,7 +6,7 @@ use sluicegate_config::RejectionEffect;
 use sluicegate_engine::dispatch::HandlerIx;
 
 use super::generation::Generation;
-use super::managed::{ManagedHandler, PendingChange};
+use super::managed::{ManagedHandler, PendingChange, RefusalKind};
 use super::registry::Inner;
 use super::table::{HandlerPlan, HandlerTable};
 
@@ -19,6 +19,8 @@ pub struct Refusal {
     pub reason: String,
     /// What stays in effect.
     pub effect: RejectionEffect,
+    /// Nothing is known to be wrong with the spec or its plugin: it may be served once what it needs is available.
+    pub may_heal: bool,
 }
 
 /// Result of applying a snapshot.
@@ -46,6 +48,7 @@ pub(super) fn refusals(inner: &Inner) -> Vec<Refusal> {
                 Some(_) => RejectionEffect::LastGoodSpec,
                 None => RejectionEffect::NotRunning,
             },
+            may_heal: refused.kind != RefusalKind::Rejected,
         })
     };
     inner.live.iter().filter_map(refusal).collect()

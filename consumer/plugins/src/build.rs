@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -22,10 +23,12 @@ use super::catalogue::Artefact;
 use super::generation::{
     CodeOrigin, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
 };
+use super::managed::RefusalKind;
 use super::outputs;
 use super::redaction::Redacted;
 use super::services::HandlerServices;
 use super::settings::RegistrySettings;
+use super::trial::{Candidate, Trial};
 
 /// Builds generations; shares thread pools by name.
 pub(super) struct GenerationBuilder {
@@ -40,6 +43,7 @@ pub(super) struct GenerationBuilder {
     /// Of all handlers, also of those that are gone.
     secrets: Arc<Redaction>,
     provenance: bool,
+    trial: Option<Trial>,
     watchdog: CallWatchdog,
     numbers: AtomicU64,
     thread_pools: Mutex<ThreadPools>,
@@ -78,6 +82,17 @@ pub(super) enum PrepareError {
     /// The runtime does not load the artefact.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The artefact ended the process that tried it.
+    #[error(
+        "{user}: its code ended the process in which it was tried ({how}), as it was loaded, built an instance or checked the health of that: \
+         `{}` is damaged, or has a fault that would end the service; replace the file",
+        .path.display()
+    )]
+    Crashed {
+        user: Box<PluginUser>,
+        path: PathBuf,
+        how: ExitStatus,
+    },
     /// The plugin's descriptor and its description differ.
     #[error(
         "plugin `{}` {} announces the handler `{}` but does not export it; rebuild it",
@@ -110,6 +125,18 @@ pub(super) enum PrepareError {
         user: Box<PluginUser>,
         source: ProbeError,
     },
+}
+
+impl PrepareError {
+    /// What it means for the next attempt.
+    pub(super) fn kind(&self) -> RefusalKind {
+        match self {
+            Self::TooManyHung { .. } => RefusalKind::NotTried,
+            Self::Load(LoadError::Unreadable { .. }) => RefusalKind::Unavailable,
+            Self::Instance { source, .. } if source.may_heal() => RefusalKind::Unavailable,
+            _ => RefusalKind::Rejected,
+        }
+    }
 }
 
 /// A handler and the plugin that it runs on, for messages.
@@ -156,6 +183,7 @@ impl GenerationBuilder {
             emitter: settings.emitter,
             secrets: settings.secrets,
             provenance: settings.provenance,
+            trial: settings.trial,
             watchdog: CallWatchdog::start()?,
             numbers: AtomicU64::new(1),
             thread_pools: Mutex::default(),
@@ -195,6 +223,7 @@ impl GenerationBuilder {
         // Signatures are not supported yet, so every artefact that the catalogue returns was allowed explicitly.
         status.advance(GenerationState::Verified);
         let verified = VerifiedArtefact::new(&artefact.path, &artefact.identity);
+        self.try_out(job, &verified)?;
         let plugin = artefact.runtime.load(&verified, &self.cache, *number)?;
         status.advance(GenerationState::Loaded);
         let infos = plugin.handlers();
@@ -237,6 +266,27 @@ impl GenerationBuilder {
         status.advance(GenerationState::Created);
         status.advance(GenerationState::Healthy);
         Ok(generation)
+    }
+
+    /// Refuses code that ends the process that runs it.
+    fn try_out(&self, job: &PrepareJob, artefact: &VerifiedArtefact) -> Result<(), PrepareError> {
+        let runtime = job.artefact.runtime.as_ref();
+        let Some(trial) = self.trial.as_ref().filter(|_| runtime.runs_in_process()) else {
+            return Ok(());
+        };
+        let config = job.spec.config.expose().to_string();
+        let candidate = Candidate {
+            runtime,
+            artefact,
+            cache: &self.cache,
+            handler: &job.handler,
+            config: &config,
+        };
+        trial.of(&candidate).map_err(|how| PrepareError::Crashed {
+            user: PluginUser::of(job),
+            path: artefact.path.clone(),
+            how,
+        })
     }
 
     /// Every generation can cost threads before it is tripped or rejected: from the maximum on, none is built of a handler that has

@@ -3,7 +3,7 @@
 //! ```text
 //!  plugins folder ─► catalogue ─┐
 //!  Snapshot ──────► registry ◄──┘     managed: applied spec, rejection, pending change
-//!                      │ build: load, create, health
+//!                      │ build: trial, load, create, health
 //!                      ▼
 //!                 generation ── worker pool (`sluicegate-pool`)
 //!                      │
@@ -35,6 +35,7 @@ mod restarting;
 pub mod services;
 mod settings;
 pub mod table;
+pub mod trial;
 pub mod watch;
 
 #[cfg(test)]

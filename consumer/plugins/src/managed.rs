@@ -51,19 +51,22 @@ pub(super) struct RejectedChange {
     spec: Arc<HandlerSpec>,
     sha256: Option<String>,
     pub(super) reason: String,
+    pub(super) kind: RefusalKind,
     attempts: u32,
     pub(super) again_at: Instant,
     /// The only obstacle is an unhealthy instance of the active generation.
     unhealthy: bool,
 }
 
-/// What it has cost to find out that a spec is rejected.
+/// Why a spec is rejected, as far as that matters for the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RefusalCost {
-    /// Something was tried, and the next attempt is delayed for longer.
-    Attempt,
-    /// Nothing: the delay is the initial one.
-    Nothing,
+pub(super) enum RefusalKind {
+    /// It is the fault of the spec or of its plugin.
+    Rejected,
+    /// What its instances need is away.
+    Unavailable,
+    /// Nothing was tried: the delay of the next attempt is the initial one.
+    NotTried,
 }
 
 impl ManagedHandler {
@@ -88,7 +91,7 @@ impl ManagedHandler {
             ..HandlerSpec::clone(spec)
         }));
         let reason = format!("gate held closed until its instances are healthy: {why}");
-        self.record_refusal(spec, None, reason, RefusalCost::Attempt);
+        self.record_refusal(spec, None, reason, RefusalKind::Rejected);
         if let Some(refused) = &mut self.refused {
             refused.unhealthy = true;
         }
@@ -159,10 +162,10 @@ impl ManagedHandler {
         spec: &Arc<HandlerSpec>,
         sha256: Option<String>,
         reason: String,
-        cost: RefusalCost,
+        kind: RefusalKind,
     ) {
         self.follow_gate(spec);
-        self.record_refusal(spec, sha256, reason, cost);
+        self.record_refusal(spec, sha256, reason, kind);
     }
 
     fn record_refusal(
@@ -170,21 +173,24 @@ impl ManagedHandler {
         spec: &Arc<HandlerSpec>,
         sha256: Option<String>,
         reason: String,
-        cost: RefusalCost,
+        kind: RefusalKind,
     ) {
         let same = self
             .refused
             .as_ref()
             .filter(|old| old.is_of(spec, sha256.as_deref()));
         let before = same.map_or(0, |old| old.attempts);
-        let (attempts, wait) = match cost {
-            RefusalCost::Attempt => (before + 1, INITIAL_RETRY_DELAY * (1 << before.min(6))),
-            RefusalCost::Nothing => (before, INITIAL_RETRY_DELAY),
+        let (attempts, wait) = match kind {
+            RefusalKind::NotTried => (before, INITIAL_RETRY_DELAY),
+            RefusalKind::Rejected | RefusalKind::Unavailable => {
+                (before + 1, INITIAL_RETRY_DELAY * (1 << before.min(6)))
+            }
         };
         self.refused = Some(RejectedChange {
             spec: Arc::clone(spec),
             sha256,
             reason,
+            kind,
             attempts,
             again_at: Instant::now() + wait,
             unhealthy: false,
@@ -250,19 +256,19 @@ mod tests {
         let mut handler = ManagedHandler::default();
         let wanted = Arc::new(spec("one", "*", "a"));
         let mut delays = Vec::new();
-        let costs = [RefusalCost::Attempt; 9]
+        let kinds = [RefusalKind::Rejected; 9]
             .into_iter()
-            .chain([RefusalCost::Nothing; 2])
-            .chain([RefusalCost::Attempt]);
-        for cost in costs {
+            .chain([RefusalKind::NotTried; 2])
+            .chain([RefusalKind::Rejected]);
+        for kind in kinds {
             let before = Instant::now();
-            handler.refuse(&wanted, None, "why".to_owned(), cost);
+            handler.refuse(&wanted, None, "why".to_owned(), kind);
             let refused = handler.refused.as_ref().expect("it was refused");
             delays.push(refused.again_at.duration_since(before).as_secs() / 30);
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 64, 64, 1, 1, 64]);
         let other = Arc::new(spec("one", "*", "b"));
-        handler.refuse(&other, None, "why".to_owned(), RefusalCost::Attempt);
+        handler.refuse(&other, None, "why".to_owned(), RefusalKind::Rejected);
         let refused = handler.refused.as_ref().expect("it was refused");
         assert!(refused.again_at <= Instant::now() + INITIAL_RETRY_DELAY);
     }

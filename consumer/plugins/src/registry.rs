@@ -33,12 +33,12 @@ use sluicegate_pool::HandlerPool;
 use sluicegate_pool::pool::relock;
 
 use super::applied::{Applied, Refusal, plan, refusals};
-use super::build::{GenerationBuilder, PrepareError, PrepareJob};
+use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
 use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
 use super::lookup::Lookup;
-use super::managed::{DesiredSpec, ManagedHandler, PendingChange, RefusalCost, reset_in_place};
+use super::managed::{DesiredSpec, ManagedHandler, PendingChange, RefusalKind, reset_in_place};
 use super::outputs;
 use super::reconcile::{Required, SpecEffect};
 use super::release::Releaser;
@@ -218,7 +218,7 @@ impl Registry {
                     &name,
                     &job,
                     reason,
-                    RefusalCost::Attempt,
+                    RefusalKind::Rejected,
                 );
             }
         }
@@ -236,7 +236,7 @@ impl Registry {
                         name,
                         job,
                         error.to_string(),
-                        RefusalCost::Attempt,
+                        error.kind(),
                     );
                     return;
                 }
@@ -254,11 +254,8 @@ impl Registry {
                 if let Some(leftover) = error.leftover {
                     self.releaser.follow(*leftover);
                 }
-                let cost = match error.error {
-                    PrepareError::TooManyHung { .. } => RefusalCost::Nothing,
-                    _ => RefusalCost::Attempt,
-                };
-                refuse(&mut inner, name, job, error.error.to_string(), cost);
+                let error = error.error;
+                refuse(&mut inner, name, job, error.to_string(), error.kind());
             }
         }
     }
@@ -386,7 +383,7 @@ impl Registry {
             }
             Err(error) => {
                 live.end_restart(Some(&error.to_string()));
-                live.refuse(spec, None, error.to_string(), RefusalCost::Attempt);
+                live.refuse(spec, None, error.to_string(), RefusalKind::Rejected);
                 return PendingChange::Nothing;
             }
         };
@@ -523,13 +520,13 @@ fn runs(serving: Option<&Generation>, spec: &HandlerSpec, found: Option<&str>) -
 }
 
 /// Rejects the spec of `job`, if it is still wanted.
-fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String, cost: RefusalCost) {
+fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String, kind: RefusalKind) {
     let live = inner.live.get_mut(name);
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
         live.next = PendingChange::Nothing;
         live.end_restart(Some(&reason));
         let sha256 = job.artefact.identity.sha256.clone();
-        live.refuse(&job.spec, Some(sha256), reason, cost);
+        live.refuse(&job.spec, Some(sha256), reason, kind);
     }
 }
 
@@ -543,6 +540,6 @@ fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
     let serving = live.generation.as_ref().filter(|_| !same);
     match serving.and_then(|generation| outputs::refusal(&generation.info, spec)) {
         None => live.take_over_if_healthy(spec),
-        Some(reason) => live.refuse(spec, None, reason, RefusalCost::Attempt),
+        Some(reason) => live.refuse(spec, None, reason, RefusalKind::Rejected),
     }
 }

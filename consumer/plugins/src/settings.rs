@@ -9,6 +9,8 @@ use sluicegate_engine::emit::Emitter;
 use sluicegate_pool::HungThreads;
 use sluicegate_runtime::HandlerRuntime;
 
+use crate::trial::Trial;
+
 /// Settings of a registry.
 pub struct RegistrySettings {
     /// The plugins folder.
@@ -29,6 +31,8 @@ pub struct RegistrySettings {
     pub hung: HungThreads,
     /// The supported plugin runtimes.
     pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
+    /// Tries code that runs in this process before it does; `None`: it is loaded at once.
+    pub trial: Option<Trial>,
     /// Where emitted records go.
     pub emitter: Arc<dyn Emitter>,
     /// Gets the secrets of each handler's config before its instances get that config.

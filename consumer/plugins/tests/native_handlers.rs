@@ -74,6 +74,7 @@ impl Service {
             hung: HungThreads::default(),
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,
+            trial: None,
             secrets: Arc::default(),
             provenance: false,
         });

@@ -41,6 +41,26 @@ pub enum ProbeError {
     NoAnswer(Duration),
 }
 
+impl ProbeError {
+    /// Whether the same code and config may work later: nothing is known to be wrong with them.
+    #[must_use]
+    pub fn may_heal(&self) -> bool {
+        match self {
+            Self::Create(CreateError::Unknown { .. } | CreateError::Config(_))
+            | Self::Config(_)
+            | Self::RuntimePanicked => false,
+            Self::Create(CreateError::Failed(_))
+            | Self::Health(_)
+            | Self::Partition(_)
+            | Self::Gone
+            | Self::NoThread(_)
+            | Self::ThreadEnded
+            | Self::Abandoned(_)
+            | Self::NoAnswer(_) => true,
+        }
+    }
+}
+
 /// Why a pool's instances did not take a config.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ConfigNotTaken {

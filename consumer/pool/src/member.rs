@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::emit::Emitter;
-use sluicegate_runtime::{HandlerInfo, HostServices, LoadedPlugin};
+use sluicegate_runtime::{HandlerInfo, HostServices, LoadedPlugin, LogLevel, LogLine};
 
 use crate::clock::now_ms;
 use crate::lock::relock;
@@ -49,6 +49,20 @@ impl HandlerSetup {
     /// Whether its instances handle one record after the other.
     pub(crate) fn runs_one_by_one(&self) -> bool {
         !self.info.takes_batches && self.info.concurrency <= 1
+    }
+
+    /// Logs what has happened to an instance. It can happen for each record, and its text is mostly the plugin's: it is bounded and
+    /// redacted as the plugin's own lines are.
+    pub(crate) fn warn(&self, message: &str) {
+        self.services.log(&LogLine::new(LogLevel::Warn, message));
+    }
+
+    /// As [`Self::warn`], of a worker thread that was abandoned.
+    pub(crate) fn abandoned(&self, slot: usize, why: &str) {
+        self.services.log(&LogLine {
+            fields: &format!("{{\"worker\":{slot}}}"),
+            ..LogLine::new(LogLevel::Error, &format!("{why}; worker thread abandoned"))
+        });
     }
 }
 

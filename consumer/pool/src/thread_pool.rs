@@ -318,14 +318,16 @@ fn record_abandoned(member: &PoolMember, slot: usize, hung_in: HungIn) {
     match hung_in {
         HungIn::Call(timeout) => {
             let why = format!("call timed out after {timeout:?} on one record");
-            tracing::error!(handler = %setup.name, worker = slot, "{why}; worker thread abandoned");
+            setup.abandoned(slot, &why);
             setup.stats.failed(&why);
         }
         HungIn::Creation => {
-            tracing::error!(handler = %setup.name, worker = slot, "instance creation timed out; worker thread abandoned");
+            setup.abandoned(slot, "instance creation timed out");
         }
         HungIn::LifecycleCall => {
-            tracing::error!(handler = %setup.name, worker = slot, "lifecycle call timed out (health, partition or config change, drain or drop); worker thread abandoned");
+            let what =
+                "lifecycle call timed out (health, partition or config change, drain or drop)";
+            setup.abandoned(slot, what);
         }
     }
 }

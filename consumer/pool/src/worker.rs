@@ -271,10 +271,10 @@ impl Worker {
         if let Some((failure, why)) = failed {
             match failure {
                 Failure::Poisoned => {
-                    tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
+                    setup.warn(&format!("instance failed: {why}"));
                 }
                 Failure::Unavailable => {
-                    tracing::warn!(handler = %setup.name, reason = %why, "what the instance needs is away");
+                    setup.warn(&format!("what the instance needs is away: {why}"));
                 }
             }
             self.to_rebuild.insert(member.id);

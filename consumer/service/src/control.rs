@@ -171,8 +171,10 @@ impl Controller {
     pub(super) fn start(&mut self, snapshot: Arc<Snapshot>) -> Result<(), StartError> {
         let applied = self.registry.apply(&snapshot);
         if !applied.refusals.is_empty() {
-            let why = applied.refusals.iter().map(named);
-            return Err(StartError::Handlers(why.collect()));
+            return Err(StartError::Handlers {
+                why: applied.refusals.iter().map(named).collect(),
+                may_heal: applied.refusals.iter().all(|refusal| refusal.may_heal),
+            });
         }
         let index = applied.plan.routes().map_err(StartError::part("routes"))?;
         self.check_topics_at_start(&Wanted::new(index, &applied.plan))?;

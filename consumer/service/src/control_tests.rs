@@ -49,6 +49,7 @@ impl Harness {
             drain_timeout: Duration::from_secs(1),
             runtimes: Vec::new(),
             emitter: Arc::new(NoEmitter),
+            trial: None,
             secrets: Arc::default(),
             provenance: false,
         });
@@ -262,6 +263,7 @@ fn the_line_about_a_plan_counts_the_rejected_specs() {
         handler: "h".to_owned(),
         reason: "its config is invalid".to_owned(),
         effect: sluicegate_config::RejectionEffect::LastGoodSpec,
+        may_heal: false,
     });
     let refused = captured(|| {
         for _ in 0..2 {

@@ -58,8 +58,13 @@ pub enum StartError {
     #[error("{0}")]
     Specs(Problems),
     /// Rejected handlers. The service never starts without a declared handler: its records would be skipped (G1).
-    #[error("{}", .0.join("\n"))]
-    Handlers(Vec<String>),
+    #[error("{}", .why.join("\n"))]
+    Handlers {
+        /// Each with its reason.
+        why: Vec<String>,
+        /// Another start may succeed with the same specs and plugins, once what these need is available.
+        may_heal: bool,
+    },
     /// A part could not be started.
     #[error("{part}: {source}")]
     Part {

@@ -15,6 +15,7 @@ use sluicegate_engine::queue::{GenerationId, HandlerSettings, OnFailure, Order, 
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;
+use sluicegate_plugins::trial::Trial;
 use sluicegate_plugins::{HandlerPlan, HandlerTarget, RegistrySettings};
 use sluicegate_pool::HungThreads;
 
@@ -85,6 +86,7 @@ pub(super) fn registry(
         drain_timeout: config.processing.drain_timeout,
         hung: HungThreads::default(),
         runtimes: vec![Arc::new(NativeRuntime)],
+        trial: Some(Trial::by_this_program()),
         emitter,
         secrets,
         provenance: config.emit.provenance,

@@ -16,6 +16,7 @@ mod run;
 mod schema;
 mod signals;
 pub(crate) mod table;
+mod try_plugin;
 mod validate;
 
 use std::ffi::OsString;
@@ -63,6 +64,9 @@ enum Command {
     Schema(schema::Arguments),
     /// Print shell completions
     Completions(completions::Arguments),
+    /// Try a plugin for a service that is about to load it; started by that service
+    #[command(hide = true)]
+    TryPlugin,
 }
 
 /// Runs the command line `arguments` (the program's name first) and returns the process's exit code: 0 after success or a
@@ -97,5 +101,6 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Handler(command) => handler::run(&command),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
+        Command::TryPlugin => try_plugin::run(),
     }
 }

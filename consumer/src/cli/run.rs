@@ -150,8 +150,10 @@ fn start(
 fn start_failed(error: StartError) -> Failure {
     match error {
         StartError::Specs(problems) => Failure::problems(problems),
-        error @ StartError::Handlers(_) => Failure::bad_input(error),
-        error @ StartError::Part { .. } => Failure::other(error),
+        error @ StartError::Handlers {
+            may_heal: false, ..
+        } => Failure::bad_input(error),
+        error @ (StartError::Handlers { .. } | StartError::Part { .. }) => Failure::other(error),
     }
 }
 

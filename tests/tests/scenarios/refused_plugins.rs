@@ -1,5 +1,5 @@
 //! Situation: files in the plugins folder that are not plugins, or are incompatible: another ABI major, another layout generation,
-//! another panic strategy, a truncated file, a text, a library without a descriptor.
+//! another panic strategy, a truncated file, a text, a library without a descriptor, a damaged one.
 //! Property: each is refused with its reason before any of its code runs; a running service continues to serve the old plugin.
 //! Needs: Kafka.
 //! Mostly waits: for scans.
@@ -18,6 +18,8 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
+/// In the refusal of a plugin that ended the process in which it was tried.
+const TRIED: &str = "in which it was tried";
 const DEADLINE: Duration = Duration::from_secs(60);
 const MAGIC: &[u8] = b"SLUICEGT";
 // Offsets in the descriptor (handler-sdk/abi/src/descriptor.rs), as an attacker or an old compiler would leave them.
@@ -36,6 +38,15 @@ fn patched(bytes: &[u8], at: usize, value: u8) -> Vec<u8> {
         patched[place + at] = value;
     }
     patched
+}
+
+/// Other bytes where the system's loader finds symbols and relocations: it crashes.
+fn damaged(bytes: &[u8]) -> Vec<u8> {
+    let mut damaged = bytes.to_vec();
+    for byte in &mut damaged[0x400..0x800] {
+        *byte ^= 0xff;
+    }
+    damaged
 }
 
 fn library_without_descriptor(folder: &Path) -> Vec<u8> {
@@ -132,6 +143,7 @@ fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "descriptor",
             library_without_descriptor(folder),
         ),
+        ("damage for the system's loader", TRIED, damaged(&relay)),
     ]
 }
 
@@ -156,8 +168,8 @@ fn each_is_refused_with_its_reason_and_the_old_one_continues_to_serve() {
         std::fs::write(&bad, bytes).expect("a file");
         let inspected = run_binary(workdir.path(), &["handler", "inspect", "bad.so"]);
         let reason = String::from_utf8_lossy(&inspected.stderr).to_lowercase();
-        // The type layout is checked only when loading, which an inspection does not do.
-        if word != "layout" {
+        // Some is found only when loading, which an inspection does not do.
+        if !["layout", TRIED].contains(&word) {
             assert!(!inspected.status.success(), "{what} was accepted");
             assert!(reason.contains(word), "{what}: {reason}");
             assert_eq!(

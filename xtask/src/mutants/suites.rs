@@ -92,3 +92,5 @@ pub(super) const COORDINATORS: &[&str] = &[
     "after_the_coordinator_has_moved",
 ];
 pub(super) const ZOOKEEPER: &[&str] = &["-p", "e2e", "--test", "scenarios", "connection_is_lost"];
+/// The handler that writes to databases; those that are not in the environment are left out.
+pub(super) const AUDITOR: &[&str] = &["-p", "sluicegate-handler-auditor", "--test", "kit"];

@@ -28,6 +28,10 @@ const WRITERS: &[(&str, &str)] = &[
         "checks for a terminal before showing a progress bar",
     ),
     ("consumer/src/demo/display.rs", "the demo's display"),
+    (
+        "consumer/plugins/src/trial.rs",
+        "the answer of a process that tries a plugin",
+    ),
 ];
 
 /// Conformance checks called by tests; they print their durations.

@@ -146,6 +146,7 @@ impl RegistryHarness {
             hung: HungThreads::new(MAX_HUNG),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),
+            trial: None,
             secrets: Arc::default(),
             provenance: false,
         });

@@ -1,7 +1,7 @@
 //! Mutants of the plugins folder and of loading.
 
-use super::super::suites::NATIVE;
-use super::{GENERATIONS, Mutant, PLUGINS};
+use super::super::suites::{AUDITOR, NATIVE};
+use super::{GENERATIONS, Mutant, PLUGINS, POOL};
 
 /// Of the plugins folder and of loading.
 pub(super) const FOLDER: &[Mutant] = &[
@@ -74,5 +74,25 @@ pub(super) const FOLDER: &[Mutant] = &[
         name: "hung-handler-is-built",
         what: "generations of a handler whose threads hang are built although as many hang in the process as may",
         suite: PLUGINS,
+    },
+    Mutant {
+        name: "untried-code-runs",
+        what: "code that ended the process in which it was tried is loaded by the service",
+        suite: PLUGINS,
+    },
+    Mutant {
+        name: "full-process-keeps-handlers-tripped",
+        what: "a handler whose threads have returned waits for the hung ones of others",
+        suite: POOL,
+    },
+    Mutant {
+        name: "bound-of-hung-threads-per-generation",
+        what: "each generation of a handler may abandon as many threads again",
+        suite: POOL,
+    },
+    Mutant {
+        name: "refused-rows-of-a-read-only-server",
+        what: "auditor makes attempts while its database is in no state to take any row",
+        suite: AUDITOR,
     },
 ];
