@@ -24,6 +24,8 @@ pub(super) struct ManagedHandler {
     /// Why the last requested restart was refused.
     pub(super) restart_refused: Option<String>,
     pub(super) next: PendingChange,
+    /// The plugin that its generation runs is missing from the folder, which was logged.
+    pub(super) is_without_file: bool,
 }
 
 /// The pending change of a handler.

@@ -369,9 +369,19 @@ impl Registry {
         }
         let serving = live.generation.as_ref();
         let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
-            Ok(found) => found,
+            Ok(found) => {
+                live.is_without_file = false;
+                found
+            }
             // The file may have been removed from the folder while its code stays active.
-            Err(_) if runs(serving, spec, None) => {
+            Err(error) if runs(serving, spec, None) => {
+                if !std::mem::replace(&mut live.is_without_file, true) {
+                    tracing::warn!(
+                        handler = %spec.name,
+                        reason = %error,
+                        "the code of this handler runs on, but its plugin is missing: a start of the service would fail"
+                    );
+                }
                 reset_in_place(live, spec);
                 take_over(live, spec);
                 return PendingChange::Nothing;

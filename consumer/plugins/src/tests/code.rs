@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::{HandlerSpec, Snapshot};
 use sluicegate_engine::dispatch::PumpMessage;
+use sluicegate_kit::log_capture::captured;
 use sluicegate_kit::plugin_doubles::{Replies, Step, batch, until};
 use sluicegate_pool::pool::relock;
 
@@ -130,4 +131,23 @@ fn a_plugin_that_is_slow_to_load_delays_no_other() {
         assert!(quick.join().unwrap() && preparing.join().unwrap());
     });
     assert_eq!(registry.current().plan.handlers.len(), 2);
+}
+
+#[test]
+fn a_plugin_that_is_missing_while_its_code_runs_is_reported_once() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    drop(harness.apply(&[spec("one", "*", "a")]));
+    let path = harness.folder.path().join("liba.so");
+    for _ in 0..2 {
+        std::fs::remove_file(&path).unwrap();
+        let lines = captured(|| {
+            for _ in 0..3 {
+                drop(harness.rescan());
+            }
+        });
+        let told = lines.matches("its plugin is missing").count();
+        assert_eq!(told, 1, "{lines}");
+        put(harness.folder.path(), "liba.so", "copy 1.0.0 copy");
+        drop(harness.rescan());
+    }
 }
